@@ -1,0 +1,41 @@
+# Two commands for a fresh machine with Python 3.11 or newer: make demo, make test.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-slow style quality smoke clean
+
+demo: $(VENV)/installed-demo
+	$(BIN)/python app.py
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m slow
+
+style: $(VENV)/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+quality: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Trains four steps, saves, loads and predicts.
+smoke: $(VENV)/installed-dev
+	$(BIN)/python -m pytest tests/test_training.py
+
+$(VENV)/installed-demo: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("ddad needs Python 3.11 or newer; set PYTHON=...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed-demo
+	$(BIN)/python -m pip install --quiet --editable '.[train,dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
