@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+import torch
+
+from ddad import DDADNormalityModel
+
+
+@pytest.fixture
+def features():
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(10, 10, generator=generator)
+    values = torch.randn(60, 8, 8, 10, generator=generator) @ mixing + torch.randn(8, 8, 10, generator=generator)
+    return values.permute(0, 3, 1, 2)
+
+
+def fitted(features, **settings):
+    model = DDADNormalityModel(feature_channels=10, num_channels=6, grid_size=4, num_gaussians=2, **settings)
+    model.fit(1, [features[:25], features[25:]])
+    return model
+
+
+def test_distance_equals_numpy_with_the_inverse_covariance(features):
+    model = fitted(features)
+    channels = model.channels.numpy()
+    pooled = features.double().reshape(60, 10, 4, 2, 4, 2).mean(dim=(3, 5)).numpy()[:, channels]
+    new = torch.randn(3, 10, 8, 8)
+    new_pooled = new.double().reshape(3, 10, 4, 2, 4, 2).mean(dim=(3, 5)).numpy()[:, channels]
+    found = model(new, 1)
+    for y, x in ((0, 0), (2, 3)):
+        mean = pooled[:, :, y, x].mean(axis=0)
+        inverse = np.linalg.inv(np.cov(pooled[:, :, y, x], rowvar=False) + 0.01 * np.eye(6))
+        for n in range(3):
+            difference = new_pooled[n, :, y, x] - mean
+            assert float(found[n, 0, y, x]) == pytest.approx(np.sqrt(difference @ inverse @ difference), rel=1e-4)
+
+
+def test_batches_do_not_matter(features):
+    whole = DDADNormalityModel(feature_channels=10, num_channels=6, grid_size=4, num_gaussians=2)
+    whole.fit(1, [features])
+    parts = fitted(features)
+    torch.testing.assert_close(whole.whitening[1], parts.whitening[1], atol=1e-5, rtol=1e-5)
+    assert whole.mean[0].abs().sum() == 0  # the other model is untouched
+
+
+def test_normal_features_lie_at_the_root_of_the_dimension(features):
+    distance = fitted(features)(features, 1)
+    assert float(distance.square().mean()) == pytest.approx(6, rel=0.05)
+    assert fitted(features)(features + 20, 1).min() > 3 * distance.max()
+
+
+def test_gradient_is_that_of_finite_differences(features):
+    model = fitted(features).double()
+    x = features[:1].clone().requires_grad_(True)
+    model(x, 1).sum().backward()
+    channel = int(model.channels[0])
+    step = torch.zeros_like(x)
+    step[0, channel, 3, 5] = 1e-2
+    with torch.no_grad():
+        slope = (model(x + step, 1).sum() - model(x - step, 1).sum()) / 2e-2
+    assert float(x.grad[0, channel, 3, 5]) == pytest.approx(float(slope), rel=0.02, abs=1e-3)
+
+
+def test_float16_weights_still_compute_in_float32(features):
+    model = fitted(features)
+    distance = model(features[:4], 1)
+    half = model.to(torch.float16)(features[:4], 1)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, distance, rtol=0.02, atol=0.02)
+
+
+def test_only_the_triangle_is_stored(features, tmp_path):
+    model = fitted(features)
+    assert model.whitening[1].shape == (16, 21)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(DDADNormalityModel.from_pretrained(tmp_path)(features, 1), model(features, 1))
+
+
+def test_too_few_images_and_too_many_channels_are_refused(features):
+    model = DDADNormalityModel(feature_channels=10, num_channels=6, grid_size=4)
+    with pytest.raises(ValueError, match="at least 2 normal images, found 1"):
+        model.fit(0, [features[:1]])
+    with pytest.raises(ValueError, match="at most 10"):
+        DDADNormalityModel(feature_channels=10, num_channels=11)
