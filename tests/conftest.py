@@ -1,0 +1,92 @@
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ddad import DDADFeatureExtractor, DDADNormalityModel, DDADPipeline, DDADScheduler, DDADUNet2DModel
+
+ROOT = Path(__file__).parent.parent
+CHECKPOINT = ROOT / "checkpoints" / "solar_cell_mono"
+
+
+@pytest.fixture(scope="session")
+def solar_pipe():
+    pipe = DDADPipeline.from_pretrained(CHECKPOINT)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def solar_cells():
+    from ddad.datasets.elpv import load_solar_cells
+
+    return load_solar_cells("mono")
+
+
+@pytest.fixture(scope="session")
+def defective_cell(solar_cells):
+    """A cell with cracks and dark corners."""
+    return solar_cells.test_defective[78]
+
+
+@pytest.fixture
+def tiny_pipe():
+    """An untrained pipeline of a few thousand weights, with random but fixed statistics."""
+    return create_tiny_pipeline()
+
+
+def create_tiny_pipeline(seed: int = 0, **settings) -> DDADPipeline:
+    torch.manual_seed(seed)
+    features = DDADFeatureExtractor(backbone="test_efficientnet", strides=(4, 8), grid_size=16)
+    unet = DDADUNet2DModel(
+        sample_size=64,
+        patch_size=4,
+        block_out_channels=(16, 32),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=8,
+        norm_num_groups=8,
+        feature_channels=features.feature_channels,
+        feature_block=1,
+    ).eval()
+    unet.requires_grad_(False)
+    normality = DDADNormalityModel(
+        feature_channels=features.feature_channels,
+        num_channels=12,
+        grid_size=8,
+        num_gaussians=3,
+        num_calibration_images=6,
+        num_calibration_maps=8,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    for index in range(3):
+        normality.fit(index, [torch.randn(40, features.feature_channels, 16, 16, generator=generator)])
+    normality.calibration_maps.copy_(torch.randn(normality.calibration_maps.shape, generator=generator))
+    statistics = {
+        f"{name}_{statistic}": values
+        for name in ("kl", "rgb", "mahalanobis", "mse")
+        for statistic, values in (("mean", [0.1, 0.2]), ("std", [0.5, 0.6]))
+    }
+    arguments = {"category": "tiny", "timesteps": (20, 201), "statistics": statistics} | settings
+    pipe = DDADPipeline(
+        unet=unet,
+        scheduler=DDADScheduler(prediction_type="sample", detail_std=0.03),
+        feature_extractor=features,
+        normality=normality,
+        **arguments,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def picture():
+    """A smooth grey picture, `[90, 70, 3]` uint8."""
+    y, x = np.mgrid[0:90, 0:70]
+    grey = 127 + 60 * np.sin(x / 9) * np.cos(y / 13)
+    return np.repeat(grey[..., None], 3, axis=2).astype(np.uint8)

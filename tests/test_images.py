@@ -1,0 +1,154 @@
+"""Whatever a user brings becomes the same float image, or a clear error."""
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from ddad import DDADPipeline
+
+read = DDADPipeline.read_image
+
+
+def test_path_picture_array_and_tensor_agree(picture, tmp_path):
+    path = tmp_path / "part.png"
+    PIL.Image.fromarray(picture).save(path)
+    expected = torch.from_numpy(picture).permute(2, 0, 1).float() / 255
+    for source in (
+        path,
+        str(path),
+        PIL.Image.open(path),
+        picture,
+        picture[..., 0],
+        picture[..., :1],
+        picture.astype(np.float32) / 255,
+        picture.astype(np.float64) / 255,
+        picture.astype(np.uint16) * 257,
+        torch.from_numpy(picture).permute(2, 0, 1),
+        expected,
+        expected[:1].double(),
+    ):
+        found = read(source)
+        assert found.dtype == torch.float32 and found.shape == (3, 90, 70)
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "CMYK", "YCbCr", "I", "F"])
+def test_every_mode_reads_as_the_same_picture(picture, mode, tmp_path):
+    source = PIL.Image.fromarray(picture)
+    if mode == "I":
+        converted = PIL.Image.fromarray(picture[..., 0].astype(np.int32) * 257)
+    elif mode == "F":
+        converted = PIL.Image.fromarray(picture[..., 0].astype(np.float32) / 255)
+    elif mode == "P":
+        converted = source.quantize(256)
+    else:
+        converted = source.convert(mode)
+    expected = torch.from_numpy(picture).permute(2, 0, 1).float() / 255
+    assert (read(converted) - expected).abs().max() < 0.02
+    if mode in ("L", "LA", "P", "RGBA"):
+        converted.save(tmp_path / "part.png")
+        assert (read(tmp_path / "part.png") - expected).abs().max() < 0.02
+
+
+def test_sixteen_bits_keep_their_precision(tmp_path):
+    values = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    for suffix in ("png", "tiff"):
+        path = tmp_path / f"deep.{suffix}"
+        PIL.Image.fromarray(values).save(path)
+        torch.testing.assert_close(read(path)[0], torch.from_numpy(values / 65535).float(), atol=1e-6, rtol=0)
+
+
+def test_transparent_pixels_are_white_and_exif_rotation_is_applied(tmp_path):
+    clear = np.zeros((32, 32, 4), np.uint8)
+    clear[:16, :, 3] = 255
+    image = read(PIL.Image.fromarray(clear))
+    assert image[:, :16].max() == 0 and image[:, 16:].min() == 1
+    tensor = torch.from_numpy(clear).permute(2, 0, 1)
+    assert torch.equal(read(tensor), image)
+    path = tmp_path / "rotated.jpg"
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: width and height change places
+    PIL.Image.new("RGB", (40, 20)).save(path, exif=exif)
+    assert read(path).shape == (3, 40, 20)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (np.full((32, 32, 3), np.nan, np.float32), "not finite"),
+        (torch.full((3, 32, 32), float("inf")), "not finite"),
+        (np.full((32, 32, 3), 200.0), r"must lie in \[0, 1\].*200"),
+        (-torch.ones(3, 32, 32), r"must lie in \[0, 1\]"),
+        (np.zeros((32, 32, 3), np.int64), "uint8, uint16 or floating point"),
+        (np.zeros((32, 32, 2), np.uint8), "1, 3 or 4 channels"),
+        (torch.zeros(32, 32, 3), "1, 3 or 4 channels"),
+        (np.zeros((32,), np.uint8), r"\[H, W\]"),
+        (np.zeros((0, 0, 3), np.uint8), "0x0 pixels"),
+        (np.zeros((4, 400, 3), np.uint8), "400x4 pixels"),
+        (np.zeros((10_000, 10_000), np.uint8), "100 megapixels"),
+        (PIL.Image.new("L", (8, 8)), "8x8 pixels"),
+    ],
+)
+def test_bad_images_are_refused(source, message):
+    with pytest.raises(ValueError, match=message):
+        read(source)
+
+
+def test_objects_that_are_no_images_are_refused():
+    with pytest.raises(TypeError, match="found int"):
+        read(7)
+    with pytest.raises(TypeError, match="found NoneType"):
+        read(None)
+
+
+def test_bad_files_are_refused_by_name(picture, tmp_path):
+    missing = tmp_path / "missing.png"
+    with pytest.raises(ValueError, match=r"missing\.png does not exist"):
+        read(missing)
+    with pytest.raises(ValueError, match="is a folder"):
+        read(tmp_path)
+    text = tmp_path / "text.png"
+    text.write_text("no image")
+    with pytest.raises(ValueError, match=r"text\.png is not an image"):
+        read(text)
+    empty = tmp_path / "empty.png"
+    empty.touch()
+    with pytest.raises(ValueError, match=r"empty\.png is not an image"):
+        read(empty)
+    for suffix in ("png", "jpg"):
+        whole = tmp_path / f"whole.{suffix}"
+        noise = np.random.default_rng(0).integers(0, 255, (200, 200, 3), dtype=np.uint8)
+        PIL.Image.fromarray(noise).save(whole)
+        cut = tmp_path / f"cut.{suffix}"
+        cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+        with pytest.raises(ValueError, match=rf"cut\.{suffix} is damaged or cut off"):
+            read(cut)
+
+
+def test_huge_files_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
+    path = tmp_path / "huge.png"
+    PIL.Image.new("1", (10_000, 10_000)).save(path)
+
+    def load(self):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(PIL.Image.Image, "load", load)
+    with pytest.raises(ValueError, match=r"huge\.png has 100 megapixels"):
+        read(path)
+
+
+def test_lists_name_the_image_that_is_bad(picture):
+    with pytest.raises(ValueError, match="Image 1 of the list: .*not finite"):
+        DDADPipeline.read_images([picture, np.full((32, 32), np.nan)])
+    with pytest.raises(ValueError, match="no image"):
+        DDADPipeline.read_images([])
+    assert len(DDADPipeline.read_images(np.stack([picture] * 3))) == 3
+    assert len(DDADPipeline.read_images(torch.zeros(2, 3, 32, 32))) == 2
+
+
+def test_resizing_averages_instead_of_skipping():
+    stripes = torch.zeros(3, 512, 512)
+    stripes[:, :, ::2] = 1
+    small = DDADPipeline.preprocess(stripes, 64)
+    assert small.shape == (1, 3, 64, 64) and small.abs().max() < 0.1  # grey, not moiré
