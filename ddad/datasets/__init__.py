@@ -1,0 +1,1 @@
+"""Data sets in the layout that training and evaluation read."""

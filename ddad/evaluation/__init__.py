@@ -1,0 +1,1 @@
+"""Measuring how well scores separate defective from good images."""

@@ -1,0 +1,64 @@
+"""Good images from a folder, split into those that train and those that calibrate."""
+
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import Dataset
+
+from ddad.pipeline import DDADPipeline
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+
+
+def find_images(folder: str | Path) -> list[Path]:
+    """All image files below a folder, sorted.
+
+    Raises:
+        ValueError: if the folder does not exist or holds no image.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder. Give one that holds images of good parts.")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
+        raise ValueError(f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+    return paths
+
+
+def split_images(paths: list[Path], calibration_fraction: float, seed: int) -> tuple[list[Path], list[Path]]:
+    """Splits at random into images that train and images held out for calibration.
+
+    Raises:
+        ValueError: if fewer than two images would be on one side.
+    """
+    count = max(2, round(len(paths) * calibration_fraction))
+    if len(paths) - count < 2:
+        raise ValueError(f"{len(paths)} good images are too few: at least 4 are needed, and 50 to be of use.")
+    order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [paths[i] for i in sorted(order[count:])], [paths[i] for i in sorted(order[:count])]
+
+
+def rotate(image: torch.Tensor, degrees: float) -> torch.Tensor:
+    """Rotates `[3, H, W]` about its centre; what comes in from outside is the image mirrored at its border."""
+    angle = math.radians(degrees)
+    _, height, width = image.shape
+    cos, sin = math.cos(angle), math.sin(angle)
+    matrix = torch.tensor([[cos, -sin * height / width, 0.0], [sin * width / height, cos, 0.0]])
+    grid = F.affine_grid(matrix[None], [1, 3, height, width], align_corners=False)
+    return F.grid_sample(image[None], grid, padding_mode="reflection", align_corners=False)[0]
+
+
+class ImageFolder(Dataset[torch.Tensor]):
+    """Images as the model sees them: `[3, size, size]` in [-1, 1]."""
+
+    def __init__(self, paths: list[Path], size: int):
+        self.paths = paths
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return DDADPipeline.preprocess(DDADPipeline.read_image(self.paths[index]), self.size)[0]

@@ -1,0 +1,168 @@
+"""The training loop."""
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from ddad.features_ddad import DDADFeatureExtractor
+from ddad.scheduling_ddad import DDADScheduler
+from ddad.training.config import PRESETS, TrainConfig
+from ddad.training.corruption import corrupt
+from ddad.training.data import ImageFolder, rotate
+from ddad.training.losses import compute_losses
+from ddad.training.state import load_state, read_record, save_state
+from ddad.unet_ddad import DDADUNet2DModel
+
+logger = logging.getLogger(__name__)
+
+
+def create_unet(config: TrainConfig, feature_channels: int) -> DDADUNet2DModel:
+    """The untrained U-Net of a run."""
+    torch.manual_seed(config.seed)
+    return DDADUNet2DModel(sample_size=config.image_size, feature_channels=feature_channels, **PRESETS[config.preset])
+
+
+def create_scheduler(config: TrainConfig) -> DDADScheduler:
+    """The diffusion process of a run."""
+    detail_std = config.detail_std if config.prediction_type == "sample" else 0.0
+    return DDADScheduler(prediction_type=config.prediction_type, detail_std=detail_std)
+
+
+def learning_rate_factor(step: int, warmup_steps: int, steps: int) -> float:
+    """Linear warm-up, then a cosine to zero at the last step."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+class AugmentedImages(Dataset[torch.Tensor]):
+    """Image number `n` of an endless stream and a damaged copy of it, `[2, 3, S, S]`.
+
+    Every epoch comes in another order, each image is rotated at random, and so many of the copies are damaged as
+    `corruption_probability` says. What number n is depends on the seed and on n alone, so that a resumed run sees what
+    an uninterrupted one does.
+    """
+
+    def __init__(self, images: ImageFolder, config: TrainConfig):
+        self.images = images
+        self.rotation_degrees = config.rotation_degrees
+        self.corruption_probability = config.corruption_probability
+        self.seed = config.seed
+
+    def __getitem__(self, number: int) -> torch.Tensor:
+        epoch, position = divmod(number, len(self.images))
+        order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(self.seed + epoch))
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+        degrees = (2 * torch.rand((), generator=generator).item() - 1) * self.rotation_degrees
+        image = rotate(self.images[int(order[position])], degrees)
+        damaged = torch.rand((), generator=generator).item() < self.corruption_probability
+        return torch.stack([image, corrupt(image, generator) if damaged else image])
+
+
+def batch_numbers(first_step: int, steps: int, batch_size: int, rank: int, processes: int) -> Iterator[list[int]]:
+    """The numbers of the images of each step of one process."""
+    for step in range(first_step, steps):
+        start = (step * processes + rank) * batch_size
+        yield list(range(start, start + batch_size))
+
+
+def train_unet(
+    config: TrainConfig, images: ImageFolder, features: DDADFeatureExtractor
+) -> tuple[DDADUNet2DModel, dict]:
+    """Trains the U-Net on normal images, resuming an interrupted run with the same settings.
+
+    Args:
+        config: the settings.
+        images: the normal images that train.
+        features: the feature extractor with fitted statistics.
+
+    Returns:
+        The U-Net with averaged weights, and the record of the run: losses, seconds and images seen.
+
+    Raises:
+        ValueError: if the output folder holds an unfinished run with other settings.
+    """
+    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    device = accelerator.device
+    features = features.to(device, memory_format=torch.channels_last)
+    scheduler = create_scheduler(config)
+    unet = create_unet(config, features.feature_channels).to(device, memory_format=torch.channels_last)
+    ema = EMAModel(unet.parameters(), decay=config.ema_decay)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=config.learning_rate, weight_decay=0.01)
+
+    record = {"config": dataclasses.asdict(config), "seconds": 0.0, "losses": []}
+    step = 0
+    saved = read_record(config.output)
+    if saved is not None:
+        settings = {**record["config"], "timesteps": list(config.timesteps)}
+        changed = sorted(key for key in settings if saved["config"].get(key) != settings[key])
+        if changed:
+            raise ValueError(
+                f"{Path(config.output)} holds an unfinished run with other settings ({', '.join(changed)}). Repeat its"
+                " command to finish it, or choose another output folder."
+            )
+        load_state(config.output, unet, ema, optimizer)
+        step = saved.pop("step")
+        ema.optimization_step = step
+        record = saved
+        logger.info("Resuming after step %d of %d.", step, config.steps)
+
+    model, optimizer = accelerator.prepare(unet, optimizer)
+    loader = DataLoader(
+        AugmentedImages(images, config),
+        batch_sampler=list(
+            batch_numbers(step, config.steps, config.batch_size, accelerator.process_index, accelerator.num_processes)
+        ),
+        num_workers=0 if device.type == "cpu" else 4,
+    )
+    unet.train()
+    started = time.monotonic() - record["seconds"]
+    progress = tqdm(
+        total=config.steps, initial=step, desc="Training", disable=not accelerator.is_main_process, mininterval=1
+    )
+    for batch in loader:
+        clean, damaged = batch.to(device).unbind(dim=1)  # [N, 3, S, S] each
+        generator = torch.Generator().manual_seed(
+            config.seed * 7_919 + step * accelerator.num_processes + accelerator.process_index
+        )
+        noise = torch.randn(clean.shape, generator=generator).to(device)
+        # One t from each of N equal parts of the range: as uniform as independent draws, with less variance.
+        offsets = torch.arange(len(batch)) + torch.rand(len(batch), generator=generator)
+        timesteps = (offsets / len(batch) * config.max_timestep).long().to(device)
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * learning_rate_factor(step, config.warmup_steps, config.steps)
+        with accelerator.autocast():
+            losses = compute_losses(model, features, scheduler, clean, damaged, noise, timesteps, config.max_snr)
+            loss = config.pixel_weight * losses.pixel + losses.variance + losses.feature
+        if not torch.isfinite(loss):
+            raise RuntimeError(f"The loss is no longer finite at step {step}: lower `learning_rate` and train again.")
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        ema.step(unet.parameters())
+        step += 1
+        values = {name: round(value.item(), 5) for name, value in vars(losses).items()}
+        progress.update()
+        progress.set_postfix(values)
+        if step % 10 == 0 or step == config.steps:
+            record["losses"].append({"step": step, **values})
+        record["seconds"] = round(time.monotonic() - started, 1)
+        if accelerator.is_main_process and (step % config.save_every == 0 or step == config.steps):
+            save_state(config.output, step, unet, ema, optimizer, record)
+    progress.close()
+    accelerator.wait_for_everyone()
+    ema.copy_to(unet.parameters())
+    unet = unet.eval().requires_grad_(False)
+    record["images_seen"] = config.steps * config.batch_size * accelerator.num_processes
+    return unet, record

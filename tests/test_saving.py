@@ -1,0 +1,214 @@
+"""Saving and loading: nothing changes, with this package or without it, and damage is found."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+import ddad
+from ddad import DDADPipeline
+from tests.conftest import create_tiny_pipeline
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "tiny"
+    create_tiny_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "copy")
+
+
+def score(pipe, picture):
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(picture, denoise=False)
+
+
+def test_save_and_load_change_nothing(saved, picture):
+    original, loaded = create_tiny_pipeline(), DDADPipeline.from_pretrained(saved)
+    assert loaded.config.timesteps == [20, 201] and loaded.config.statistics == original.config.statistics
+    for name in ("unet", "feature_extractor", "normality"):
+        weights = getattr(loaded, name).state_dict()
+        assert all(torch.equal(value, weights[key]) for key, value in getattr(original, name).state_dict().items())
+    assert score(loaded, picture).image_score[0] == pytest.approx(score(original, picture).image_score[0], rel=1e-5)
+
+
+def test_the_folder_holds_the_code_byte_for_byte_and_no_path(saved):
+    package = Path(ddad.__file__).parent
+    assert (saved / "pipeline.py").read_bytes() == (package / "pipeline.py").read_bytes()
+    for name, (module, _) in DDADPipeline.component_classes.items():
+        assert (saved / name / f"{module}.py").read_bytes() == (package / f"{module}.py").read_bytes()
+    index = json.loads((saved / "model_index.json").read_text())
+    assert index["_class_name"] == ["pipeline", "DDADPipeline"]
+    assert index["unet"] == ["unet_ddad", "DDADUNet2DModel"]
+    assert not list(saved.rglob("*.bin")) and not list(saved.rglob("*.pt"))
+    for path in saved.rglob("*.json"):
+        assert "_name_or_path" not in path.read_text() and str(saved.parent) not in path.read_text()
+
+
+WITHOUT_PACKAGE = """
+    import sys
+    sys.modules["ddad"] = None  # importing it fails
+    import json
+    import numpy as np
+    from diffusers import DiffusionPipeline
+
+    results = []
+    for folder in sys.argv[2:]:
+        pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+        pipe.set_progress_bar_config(disable=True)
+        output = pipe(np.load(sys.argv[1]), threshold=0.0)
+        total = float(np.abs(output.anomaly_map[0]).sum())
+        results.append([output.image_score[0], total, output.denoised_image[0].size])
+        pipe.save_pretrained(folder + "_again")
+    assert type(pipe).__module__.startswith("diffusers_modules.")
+    print(json.dumps(results))
+"""
+
+
+def run_without_package(*arguments, home):
+    import numpy as np
+
+    picture, *folders = arguments
+    np.save(home / "picture.npy", picture)
+    process = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(WITHOUT_PACKAGE), str(home / "picture.npy"), *map(str, folders)],
+        capture_output=True,
+        text=True,
+        cwd=home,
+        env=os.environ | {"HF_HOME": str(home / "hf"), "PYTHONPATH": ""},
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def test_loads_and_runs_where_the_package_is_not_installed(copy, tmp_path, picture):
+    other = tmp_path / "other"
+    create_tiny_pipeline(seed=1).save_pretrained(other)
+    results = run_without_package(picture, copy, other, home=tmp_path)
+    for folder, (image_score, total, size) in zip((copy, other), results, strict=True):
+        expected = score(DDADPipeline.from_pretrained(folder), picture)
+        assert image_score == pytest.approx(expected.image_score[0], rel=1e-4)
+        assert total == pytest.approx(float(abs(expected.anomaly_map[0]).sum()), rel=1e-3)
+        assert size == [70, 90]
+        # What a remote pipeline saves is whole again: the code went along.
+        again = Path(f"{folder}_again")
+        assert (again / "pipeline.py").read_bytes() == (folder / "pipeline.py").read_bytes()
+        assert (again / "unet" / "unet_ddad.py").read_bytes() == (folder / "unet" / "unet_ddad.py").read_bytes()
+        reloaded = score(DDADPipeline.from_pretrained(again), picture)
+        assert reloaded.image_score[0] == pytest.approx(expected.image_score[0], rel=1e-5)
+
+
+def test_no_code_runs_without_trust(copy):
+    (copy / "pipeline.py").write_text("raise SystemExit('code of the repository was run')")
+    with pytest.raises(ValueError, match="custom code"):
+        DiffusionPipeline.from_pretrained(copy, trust_remote_code=False)
+    assert DDADPipeline.from_pretrained(copy).config.category == "tiny"  # its own classes, not the folder's
+
+
+def test_types_variants_and_replacements(saved, tmp_path, picture):
+    half = DDADPipeline.from_pretrained(saved, torch_dtype={"unet": torch.bfloat16, "default": torch.float32})
+    assert half.unet.dtype == torch.bfloat16 and half.normality.dtype == torch.float32
+    full = DDADPipeline.from_pretrained(saved)
+    assert score(half, picture).image_score[0] == pytest.approx(score(full, picture).image_score[0], rel=0.1)
+    assert DDADPipeline.from_pretrained(saved, alpha=0.1).config.alpha == 0.1
+    assert DDADPipeline.from_pretrained(saved, unet=full.unet).unet is full.unet
+    full.save_pretrained(tmp_path, variant="fp16")
+    assert DDADPipeline.from_pretrained(tmp_path, variant="fp16").config.category == "tiny"
+
+
+def test_files_are_split_and_put_together_again(saved, tmp_path, picture):
+    pipe = DDADPipeline.from_pretrained(saved)
+    pipe.save_pretrained(tmp_path, max_shard_size="40KB")
+    assert len(list((tmp_path / "unet").glob("*.safetensors"))) > 2
+    again = DDADPipeline.from_pretrained(tmp_path)
+    assert score(again, picture).image_score[0] == pytest.approx(score(pipe, picture).image_score[0], rel=1e-5)
+
+
+def rewrite(path, change):
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def weights(folder, component):
+    return folder / component / "diffusion_pytorch_model.safetensors"
+
+
+def test_missing_files_are_named(copy):
+    weights(copy, "unet").unlink()
+    with pytest.raises(OSError, match="unet cannot be loaded.*diffusion_pytorch_model"):
+        DDADPipeline.from_pretrained(copy)
+    shutil.rmtree(copy / "normality")
+    shutil.copy(weights(copy, "feature_extractor"), weights(copy, "unet"))
+    with pytest.raises(OSError, match="unet"):
+        DDADPipeline.from_pretrained(copy)
+    (copy / "model_index.json").unlink()
+    with pytest.raises(OSError, match=r"holds no checkpoint: model_index\.json is missing"):
+        DDADPipeline.from_pretrained(copy)
+
+
+def test_missing_folders_are_named(copy):
+    shutil.rmtree(copy / "normality")
+    with pytest.raises(OSError, match="incomplete: the folder normality is missing"):
+        DDADPipeline.from_pretrained(copy)
+    with pytest.raises(OSError, match="neither a folder nor the id"):
+        DDADPipeline.from_pretrained("no/such/folder")
+
+
+@pytest.mark.parametrize("component", ["unet", "feature_extractor", "normality"])
+def test_missing_and_wrong_weights_are_found(copy, component):
+    path = weights(copy, component)
+    name = sorted(load_file(path))[-1]
+    rewrite(path, lambda tensors: tensors.pop(name))
+    with pytest.raises((OSError, ValueError), match="missing key|lacks the weight"):
+        DDADPipeline.from_pretrained(copy)
+
+
+def test_a_missing_buffer_is_found(copy):
+    path = weights(copy, "feature_extractor")
+    name = next(key for key in load_file(path) if key.endswith("running_var"))
+    rewrite(path, lambda tensors: tensors.pop(name))
+    with pytest.raises(OSError, match="missing keys"):
+        DDADPipeline.from_pretrained(copy)
+
+
+def test_truncated_wrongly_shaped_and_infinite_weights_are_found(copy):
+    path = weights(copy, "unet")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(OSError, match="unet cannot be loaded"):
+        DDADPipeline.from_pretrained(copy)
+    path.write_bytes(whole)
+    rewrite(path, lambda tensors: tensors.update({"unet.conv_in.bias": torch.zeros(3)}))
+    with pytest.raises(OSError, match="unet cannot be loaded"):
+        DDADPipeline.from_pretrained(copy)
+    path.write_bytes(whole)
+    rewrite(path, lambda tensors: tensors["unet.conv_in.bias"].fill_(float("nan")))
+    with pytest.raises(ValueError, match=r"'unet.conv_in.bias' of `unet` is not finite"):
+        DDADPipeline.from_pretrained(copy)
+
+
+def test_a_damaged_or_foreign_index_is_named(copy):
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text("{")
+    with pytest.raises(OSError, match=r"model_index\.json is damaged"):
+        DDADPipeline.from_pretrained(copy)
+    (copy / "model_index.json").write_text(json.dumps(index | {"_class_name": "StableDiffusionPipeline"}))
+    with pytest.raises(ValueError, match="StableDiffusionPipeline"):
+        DDADPipeline.from_pretrained(copy)
+    (copy / "model_index.json").write_text(json.dumps(index | {"unet": ["os", "system"]}))
+    with pytest.raises(ValueError, match=r"`unet` must be \['unet_ddad', 'DDADUNet2DModel'\]"):
+        DDADPipeline.from_pretrained(copy)

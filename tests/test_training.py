@@ -1,0 +1,224 @@
+"""Training: what it sees, that it resumes to the same weights, and that its result loads and predicts."""
+
+import json
+import shutil
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ddad import DDADPipeline
+from ddad.cli import main
+from ddad.training import loop
+from ddad.training.config import TrainConfig
+from ddad.training.corruption import corrupt, fill
+from ddad.training.data import ImageFolder, find_images, rotate, split_images
+from ddad.training.losses import snr_weight
+from ddad.training.state import state_folder
+
+
+@pytest.fixture(scope="module")
+def good_images(tmp_path_factory):
+    """Twelve striped pictures, in two folders."""
+    folder = tmp_path_factory.mktemp("good")
+    generator = np.random.default_rng(0)
+    y, x = np.mgrid[0:80, 0:80]
+    for index in range(12):
+        grey = 127 + 60 * np.sin(x / 5 + generator.normal(0, 0.1)) + generator.normal(0, 4, x.shape)
+        target = folder / ("a" if index < 7 else "b")
+        target.mkdir(exist_ok=True)
+        PIL.Image.fromarray(grey.clip(0, 255).astype(np.uint8)).save(target / f"{index:02d}.png")
+    return folder
+
+
+def tiny_config(data, output, **settings):
+    defaults = {"image_size": 64, "steps": 4, "batch_size": 2, "save_every": 2, "warmup_steps": 2}
+    return TrainConfig(data=str(data), output=str(output), **(defaults | settings))
+
+
+def tiny_flags(data, output):
+    flags = "--image-size 64 --steps 4 --batch-size 2 --save-every 2 --warmup-steps 2 --calibration-fraction 0.4"
+    return ["train", "--data", str(data), "--output", str(output), *flags.split()]
+
+
+@pytest.fixture
+def striped(good_images):
+    return ImageFolder(find_images(good_images), 64)
+
+
+def test_images_are_found_in_all_subfolders_and_split_without_overlap(good_images):
+    paths = find_images(good_images)
+    assert len(paths) == 12
+    train, calibration = split_images(paths, 0.25, seed=0)
+    assert len(calibration) == 3 and sorted(train + calibration) == paths
+    assert split_images(paths, 0.25, seed=0) == (train, calibration) != split_images(paths, 0.25, seed=1)
+
+
+def test_folders_that_cannot_be_trained_on_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="not a folder"):
+        find_images(tmp_path / "missing")
+    with pytest.raises(ValueError, match="holds no images"):
+        find_images(tmp_path)
+    with pytest.raises(ValueError, match="3 good images are too few"):
+        split_images([tmp_path] * 3, 0.2, seed=0)
+
+
+def test_rotation_turns_the_image_about_its_centre():
+    image = torch.zeros(3, 64, 64)
+    image[:, 30:34, 50:54] = 1  # right of the centre
+    quarter = rotate(image, 90.0)
+    y, x = (quarter[0] > 0.5).nonzero().float().mean(dim=0).tolist()
+    assert abs(x - 31.5) < 1 and abs(abs(y - 31.5) - 20) < 1  # now above or below it
+    torch.testing.assert_close(rotate(image, 0.0), image, atol=1e-4, rtol=0)
+    slight = rotate(image, 5.0)
+    assert (slight - image).abs().max() > 0.5
+    back = rotate(slight, -5.0)
+    assert (back - image).abs().mean() < 0.01
+
+
+def test_the_stream_really_rotates_and_damages(striped):
+    def stream(**settings):
+        return loop.AugmentedImages(striped, tiny_config("data", "output", **settings))
+
+    still = stream(rotation_degrees=0.0, corruption_probability=0.0)[3]
+    torch.testing.assert_close(still[0], still[1])
+    rotated = stream(rotation_degrees=20.0, corruption_probability=0.0)[3]
+    torch.testing.assert_close(rotated[0], rotated[1])
+    assert (rotated[0] - still[0]).abs().mean() > 0.05
+    damaged = stream(rotation_degrees=0.0, corruption_probability=1.0)
+    torch.testing.assert_close(damaged[3][0], still[0])  # the target stays clean
+    assert sum(float((damaged[n][1] - damaged[n][0]).abs().max()) > 0.05 for n in range(10)) >= 8
+    assert torch.equal(damaged[3], damaged[3])
+    epoch = [stream(rotation_degrees=0.0)[n][0] for n in range(len(striped))]
+    assert all(any(torch.allclose(image, one, atol=1e-4) for one in epoch) for image in striped)
+
+
+def test_damage_is_local_and_within_range(striped):
+    generator = torch.Generator().manual_seed(0)
+    changed = [(corrupt(striped[0], generator) - striped[0]).abs().amax(dim=0) > 1e-3 for _ in range(30)]
+    parts = [float(part.float().mean()) for part in changed]
+    assert 0.02 < np.mean(parts) < 0.7 and max(parts) < 1
+    assert corrupt(striped[0], generator).abs().max() <= 1
+
+
+def test_fill_takes_from_outside_the_mask_alone(striped):
+    image = striped[0][None]
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[..., 20:40, 24:44] = 1
+    defective = image.clone()
+    defective[..., 20:40, 24:44] = -1
+    filled = fill(defective, mask)
+    assert torch.equal(filled, fill(image, mask))
+    assert torch.equal(filled[..., :20, :], image[..., :20, :])
+    assert torch.isfinite(fill(image, torch.ones_like(mask))).all()
+
+
+def test_pixel_weight_is_the_bounded_signal_to_noise_ratio():
+    scheduler = loop.create_scheduler(tiny_config("data", "output"))
+    weight = snr_weight(scheduler, torch.tensor([0, 400]), max_snr=10.0).flatten()
+    alpha_bar = float(scheduler.alphas_cumprod[400])
+    assert weight.tolist() == pytest.approx([10.0, alpha_bar / (1 - alpha_bar)], rel=1e-3)
+
+
+def test_a_run_that_was_interrupted_ends_with_the_same_weights(striped, tmp_path, monkeypatch):
+    from ddad.training.backbone import create_feature_extractor
+
+    features = create_feature_extractor("tf_efficientnet_lite0")
+    whole, record = loop.train_unet(tiny_config("data", tmp_path / "whole"), striped, features)
+
+    compute_losses, calls = loop.compute_losses, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return compute_losses(*arguments)
+
+    config = tiny_config("data", tmp_path / "parts")
+    monkeypatch.setattr(loop, "compute_losses", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train_unet(config, striped, features)
+    resumed, resumed_record = loop.train_unet(config, striped, features)
+    assert len(calls) == 6  # steps 0, 1, 2, the one cut off, and after the state of step 2: steps 2 and 3
+    assert record["losses"] == resumed_record["losses"]
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], value, atol=1e-6, rtol=1e-5)
+    moved = [
+        float((a - b).abs().max())
+        for a, b in zip(
+            whole.parameters(), loop.create_unet(config, features.feature_channels).parameters(), strict=True
+        )
+    ]
+    assert max(moved) > 1e-5
+    with pytest.raises(ValueError, match=r"other settings \(learning_rate\)"):
+        loop.train_unet(tiny_config("data", tmp_path / "parts", learning_rate=1.0), striped, features)
+
+
+def test_the_command_trains_saves_and_evaluates(good_images, tmp_path, capsys):
+    output = tmp_path / "stripes"
+    assert main(tiny_flags(good_images, output)) == 0
+    assert not state_folder(output).exists()
+    assert sorted(path.name for path in output.iterdir()) == [
+        "README.md",
+        "feature_extractor",
+        "model_index.json",
+        "normality",
+        "pipeline.py",
+        "scheduler",
+        "training.json",
+        "unet",
+    ]
+    record = json.loads((output / "training.json").read_text())
+    assert record["training_images"] == 7 and record["calibration_images"] == 5 and record["images_seen"] == 8
+    assert str(tmp_path) not in json.dumps(record) and str(good_images.parent) not in json.dumps(record)
+    weights = [tensor for path in (output / "unet").glob("*.safetensors") for tensor in load_file(path).values()]
+    assert {tensor.dtype for tensor in weights} == {torch.float16}
+    assert all(path.stat().st_size < 10_000_000 for path in output.rglob("*"))
+    pipe = DDADPipeline.from_pretrained(output)
+    assert pipe.config.category == "stripes"
+    # The held-out images are scored as they were when the threshold was measured.
+    _, calibration = split_images(find_images(good_images), 0.4, seed=0)
+    scores = pipe(calibration, denoise=False).image_score
+    assert pipe.threshold == pytest.approx(record["threshold"])
+    assert float(np.quantile(scores, 0.95)) == pytest.approx(pipe.threshold, rel=0.01)
+    assert np.mean(pipe(calibration, denoise=False).anomaly_map) == pytest.approx(0, abs=0.01)
+
+    defective = tmp_path / "defective"
+    defective.mkdir()
+    for path in calibration:
+        image = np.array(PIL.Image.open(path))
+        image[20:50, 20:50] = 255
+        PIL.Image.fromarray(image).save(defective / path.name)
+    capsys.readouterr()
+    command = ["evaluate", "--checkpoint", str(output), "--good", str(good_images), "--defective", str(defective)]
+    assert main(command) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results["image_auroc"]["combined"] > 90 and results["detected"] == 5
+    assert "| combined |" in (output / "README.md").read_text()
+
+    assert main(tiny_flags(good_images, output)) == 2
+    assert "already holds a finished checkpoint" in capsys.readouterr().err
+
+
+def test_settings_that_cannot_be_trained_with_are_refused(capsys):
+    for flag, value, message in (
+        ("--steps", "0", "`steps` must be positive, found 0"),
+        ("--timesteps", "700", "below `max_timestep`"),
+        ("--calibration-fraction", "1", "between 0 and 1"),
+        ("--ema-decay", "1", "between 0 and 1"),
+    ):
+        assert main(["train", "--data", "x", "--output", "y", flag, value]) == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["train", "--data", "x", "--output", "y", "--no-such-flag", "1"])
+
+
+def test_a_damaged_training_image_is_named_before_training_starts(good_images, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(good_images, data)
+    broken = data / "a" / "00.png"
+    broken.write_bytes(broken.read_bytes()[:400])
+    assert main(tiny_flags(data, tmp_path / "output")) == 2
+    assert "00.png is damaged or cut off" in capsys.readouterr().err
