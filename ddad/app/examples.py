@@ -1,0 +1,37 @@
+"""Example images, read from installed packages and written as files that the page can offer."""
+
+import logging
+import tempfile
+from pathlib import Path
+
+import PIL.Image
+
+from ddad.datasets.elpv import load_solar_cells
+
+logger = logging.getLogger(__name__)
+
+# Positions in the test split: cells with cracks, dark regions and broken fingers, then two without defects.
+DEFECTIVE = (78, 39, 117, 195)
+GOOD = (3, 40)
+
+
+def write_examples(category: str) -> list[Path]:
+    """Test images of a category, defective ones first; an empty list where no package carries any."""
+    cell_type = category.removeprefix("solar_cell_")
+    if cell_type not in ("mono", "poly"):
+        return []
+    try:
+        cells = load_solar_cells(cell_type)
+    except ImportError as error:
+        logger.warning("No example images: %s", error)
+        return []
+    folder = Path(tempfile.mkdtemp(prefix="ddad-examples-"))
+    paths = []
+    for name, images, positions in (
+        ("defective", cells.test_defective, DEFECTIVE),
+        ("good", cells.test_good, GOOD),
+    ):
+        for number, position in enumerate(positions, start=1):
+            paths.append(folder / f"{cell_type}_{name}_{number}.png")
+            PIL.Image.fromarray(images[position]).save(paths[-1])
+    return paths
