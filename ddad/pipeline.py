@@ -384,7 +384,7 @@ class DDADPipeline(DiffusionPipeline):
     ) -> tuple[float | None, float | None]:
         """Threshold and mask level, from the stored maps of held-out normal images; None without such maps.
 
-        The threshold is the quantile `threshold_quantile` of their image scores. The mask level is the 99.5 % quantile
+        The threshold is the quantile `threshold_quantile` of their image scores. The mask level is the 99 % quantile
         of their cells: how far a defect region grows from the cells above the threshold.
         """
         if not self.normality.config.num_calibration_images:
@@ -397,7 +397,7 @@ class DDADPipeline(DiffusionPipeline):
         threshold = torch.quantile(fused.amax(dim=1), self.config.threshold_quantile)
         # torch.quantile refuses more than 16 M values.
         cells = fused.flatten().sort().values
-        return float(threshold), float(cells[int(0.995 * (len(cells) - 1))])
+        return float(threshold), float(cells[int(0.99 * (len(cells) - 1))])
 
     @property
     def threshold(self) -> float | None:

@@ -36,7 +36,10 @@ def save_checkpoint(pipe: DDADPipeline, record: dict, output: str | Path) -> Non
     output = Path(output)
     fresh = output / "checkpoint.new"
     shutil.rmtree(fresh, ignore_errors=True)
-    pipe.to(torch.float16).save_pretrained(fresh, max_shard_size=MAX_SHARD_SIZE)
+    for name in ("unet", "feature_extractor", "normality"):
+        # diffusers' own `to` warns of modules to keep in float32 where there are none.
+        torch.nn.Module.to(getattr(pipe, name), torch.float16)
+    pipe.save_pretrained(fresh, max_shard_size=MAX_SHARD_SIZE)
     (fresh / RECORD_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     write_card(fresh)
     # The index goes last: a folder without it is no checkpoint.
