@@ -134,8 +134,8 @@ def create_page(checkpoints: str | Path) -> gr.Blocks:
                 answer = gr.Markdown("Choose an image, or click an example below your image.", label="Verdict")
                 with gr.Row():
                     shown = {"format": "png", "interactive": False, "buttons": ["download", "fullscreen"]}
-                    heatmap = gr.Image(label="Anomaly heatmap: what is not normal", **shown)
-                    denoised = gr.Image(label="Normal version: the defect removed", **shown)
+                    heatmap = gr.Image(label="Anomaly heatmap", **shown)
+                    denoised = gr.Image(label="Normal version", **shown)
                 with gr.Accordion("How the defect was removed, step by step", open=False):
                     steps = gr.Gallery(label="Denoising steps", columns=6, format="png", interactive=False)
         inputs, outputs = [image, category], [answer, heatmap, denoised, steps]
