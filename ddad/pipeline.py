@@ -105,7 +105,7 @@ class DDADPipeline(DiffusionPipeline):
         feature_extractor,
         normality,
         category: str = "",
-        timesteps: Sequence[int] = (20, 201, 401),
+        timesteps: list[int] | tuple[int, ...] = (20, 201, 401),
         num_inference_steps: int = 250,
         alpha: float = 0.5,
         statistics: dict[str, list[float]] | None = None,
