@@ -39,7 +39,7 @@ def write_card(folder: str | Path) -> None:
         evaluation = json.loads(evaluation_path.read_text(encoding="utf-8"))
         results = (
             f"{evaluation['good_images']} good images, none of which trained or calibrated the model, against"
-            f" {evaluation['defective_images']} defective ones; nothing was tuned on them.\n\n"
+            f" {evaluation['defective_images']} defective ones; no score was tuned on them.\n\n"
             f"{results_table(evaluation)}\n\n"
             f"At the stored threshold {evaluation['false_alarms']} of the good images are called defective and"
             f" {evaluation['detected']} of the defective ones are found."
