@@ -483,31 +483,38 @@ class DDADPipeline(DiffusionPipeline):
             lowest = torch.minimum(cost, lowest)
         return (repaired + mask * detail).clamp(-1, 1)
 
+    @property
+    def denoising_timestep(self) -> int:
+        """The small noise level at which gradient denoising denoises: step 8 of the respaced process."""
+        return int(self.scheduler.timesteps.flip(0)[8])
+
     def denoising_step(self, images: torch.Tensor) -> torch.Tensor:
-        """The mean of p(x_{t-1} | x_t = image) at step 8 of the respaced process (the paper's gradient denoising)."""
-        step = int(self.scheduler.timesteps.flip(0)[8])
-        levels = torch.full((len(images),), step, device=images.device)
+        """The mean of p(x_{t-1} | x_t = image) at `denoising_timestep` (the paper's gradient denoising)."""
+        levels = torch.full((len(images),), self.denoising_timestep, device=images.device)
         output = self.unet(images.to(self.unet.dtype), levels).sample.float()
         return self.scheduler.predict(output, images, levels).mean.clamp(-1, 1)
 
-    def normality_loss(
+    def normality_distance(
         self, images: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, index: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The distance that gradient denoising lowers, and its gradient.
+    ) -> torch.Tensor:
+        """The distance that gradient denoising lowers: the weighted mean Mahalanobis distance of each image, `[N]`.
 
         Args:
             images: x, `[N, 3, S, S]`.
             target: features that are taken off F(x) first, `[N, C, h, w]`.
             weight: weight of each position, `[N, 1, g, g]`.
             index: the Gaussian of `normality` to measure by.
-
-        Returns:
-            The weighted mean Mahalanobis distance of each image, `[N]`, and its gradient, `[N, 3, S, S]`.
         """
+        distance = self.normality(self.extract_features(images) - target, index)  # [N, 1, g, g]
+        return (distance * weight).sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3))
+
+    def normality_loss(
+        self, images: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, index: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`normality_distance`, `[N]`, and its gradient in the images, `[N, 3, S, S]`."""
         with torch.enable_grad():
             images = images.detach().requires_grad_(True)
-            distance = self.normality(self.extract_features(images) - target, index)  # [N, 1, g, g]
-            loss = (distance * weight).sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3))
+            loss = self.normality_distance(images, target, weight, index)
             (gradient,) = torch.autograd.grad(loss.sum(), images)
         return loss.detach(), gradient
 
@@ -546,7 +553,7 @@ class DDADPipeline(DiffusionPipeline):
         target = F.interpolate(target, size=features_size, mode="bilinear", align_corners=False)
         normal = self.config.statistics["mahalanobis_mean"][index]
 
-        before, _ = self.normality_loss(images, target, weight, index)
+        before = self.normality_distance(images, target, weight, index)
         loss, gradient = self.normality_loss(start, target, weight, index)
         yield level, images, before
         detailed_loss, detailed_gradient = self.normality_loss(detailed, target, weight, index)
@@ -570,7 +577,7 @@ class DDADPipeline(DiffusionPipeline):
             candidate = current[chosen] + step_size[chosen].view(-1, 1, 1, 1) * momentum
             timestep = 0
             if i % 5 == 0:
-                timestep = int(self.scheduler.timesteps.flip(0)[8])
+                timestep = self.denoising_timestep
                 candidate = candidate + part_mask * (self.denoising_step(candidate) - candidate)
             candidate = candidate.clamp(-1, 1)
             new_loss, new_gradient = self.normality_loss(candidate, target[chosen], weight[chosen], index)
@@ -612,7 +619,7 @@ class DDADPipeline(DiffusionPipeline):
             images = (1 - scale**2) ** 0.5 * images + scale * direction
             timestep = 0
             if i % 5 == 0:
-                timestep = int(self.scheduler.timesteps.flip(0)[8])
+                timestep = self.denoising_timestep
                 images = self.denoising_step(images)
             loss, gradient = self.normality_loss(images, target, weight, index)
             yield timestep, images, loss
