@@ -2,7 +2,7 @@
 
 from ddad.features_ddad import DDADFeatureExtractor
 from ddad.normality_ddad import DDADNormalityModel
-from ddad.pipeline import DDADPipeline, DDADPipelineOutput
+from ddad.pipeline import DDADPipeline, DDADPipelineOutput, DDADScores
 from ddad.scheduling_ddad import DDADScheduler
 from ddad.unet_ddad import DDADUNet2DModel
 
@@ -14,5 +14,6 @@ __all__ = [
     "DDADPipeline",
     "DDADPipelineOutput",
     "DDADScheduler",
+    "DDADScores",
     "DDADUNet2DModel",
 ]

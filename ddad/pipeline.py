@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,6 +58,51 @@ class DDADPipelineOutput(BaseOutput):
     denoised_image: list[Any] | None
     intermediates: list[list[Any]] | None
     normality_distance: list[tuple[float, float] | None] | None
+
+
+@dataclass
+class DDADScores:
+    """Images and their calibrated score maps: all that the U-Net has to say of them before anything is repaired.
+
+    Given to the pipeline in place of the images, they are fused and judged anew with another `alpha`, `threshold` or
+    fewer `timesteps`, and no network is evaluated for it.
+
+    Attributes:
+        images: the images, `[3, H, W]` in [0, 1] each, of their own sizes.
+        pixel_maps: `[N, K, S, S]` float32, in standard deviations of normal images.
+        feature_maps: likewise.
+        timesteps: the K noise levels.
+        pixel_score: the pixel score's name.
+        feature_score: the feature score's name.
+    """
+
+    images: list[torch.Tensor]
+    pixel_maps: torch.Tensor
+    feature_maps: torch.Tensor
+    timesteps: list[int]
+    pixel_score: str
+    feature_score: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def select(self, images: slice, timesteps: Sequence[int]) -> "DDADScores":
+        """Some of the images, at some of the noise levels.
+
+        Raises:
+            ValueError: for a noise level that was not scored.
+        """
+        unknown = [timestep for timestep in timesteps if timestep not in self.timesteps]
+        if unknown:
+            raise ValueError(f"`timesteps` {unknown} were not scored; choose from {self.timesteps}.")
+        index = [self.timesteps.index(timestep) for timestep in timesteps]
+        return replace(
+            self,
+            images=self.images[images],
+            pixel_maps=self.pixel_maps[images][:, index],
+            feature_maps=self.feature_maps[images][:, index],
+            timesteps=list(timesteps),
+        )
 
 
 class DDADPipeline(DiffusionPipeline):
@@ -379,6 +424,21 @@ class DDADPipeline(DiffusionPipeline):
         """A = 1/K sum over noise levels of alpha pixel + (1 - alpha) feature (the paper's map), `[N, S, S]`."""
         return (alpha * pixel_maps + (1 - alpha) * feature_maps).mean(dim=1)
 
+    def normal_maps(
+        self, alpha: float, timesteps: Sequence[int], pixel_score: str = "kl", feature_score: str = "mahalanobis"
+    ) -> torch.Tensor | None:
+        """The anomaly maps of the held-out normal images in cells, `[M, cells]`; None if none are stored.
+
+        The largest of each row is that image's score.
+        """
+        if not self.normality.config.num_calibration_images:
+            return None
+        index = [self.config.timesteps.index(timestep) for timestep in timesteps]
+        names = self.pixel_scores + self.feature_scores
+        maps = self.normality.calibration_maps.float().unflatten(1, (len(names), -1))  # [M, 4, K, 32, 32]
+        pixel, feature = (maps[:, names.index(name)][:, index] for name in (pixel_score, feature_score))
+        return self.fuse(pixel, feature, alpha).flatten(1)
+
     def normal_levels(
         self, alpha: float, timesteps: Sequence[int], pixel_score: str, feature_score: str
     ) -> tuple[float | None, float | None]:
@@ -387,13 +447,9 @@ class DDADPipeline(DiffusionPipeline):
         The threshold is the quantile `threshold_quantile` of their image scores. The mask level is the 99 % quantile
         of their cells: how far a defect region grows from the cells above the threshold.
         """
-        if not self.normality.config.num_calibration_images:
+        fused = self.normal_maps(alpha, timesteps, pixel_score, feature_score)  # [M, cells]
+        if fused is None:
             return None, None
-        index = [self.config.timesteps.index(timestep) for timestep in timesteps]
-        names = self.pixel_scores + self.feature_scores
-        maps = self.normality.calibration_maps.float().unflatten(1, (len(names), -1))  # [M, 4, K, 32, 32]
-        pixel, feature = (maps[:, names.index(name)][:, index] for name in (pixel_score, feature_score))
-        fused = self.fuse(pixel, feature, alpha).flatten(1)  # [M, cells]
         threshold = torch.quantile(fused.amax(dim=1), self.config.threshold_quantile)
         # torch.quantile refuses more than 16 M values.
         cells = fused.flatten().sort().values
@@ -689,7 +745,7 @@ class DDADPipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        image: ImageInput | Sequence[ImageInput],
+        image: ImageInput | Sequence[ImageInput] | DDADScores,
         alpha: float | None = None,
         timesteps: Sequence[int] | None = None,
         threshold: float | None = None,
@@ -707,7 +763,8 @@ class DDADPipeline(DiffusionPipeline):
         """Finds and removes the defects of one or many images.
 
         Args:
-            image: a path, PIL image, array or tensor, or a list of them; see `read_image`. Any size.
+            image: a path, PIL image, array or tensor, or a list of them; see `read_image`. Any size. Or what `score`
+                gave for them, whose noise and kind of scores then hold.
             alpha: weight of the pixel score in [0, 1]; None takes the pipeline's.
             timesteps: which of the pipeline's noise levels score; None takes all.
             threshold: score above which an image is anomalous; None takes the pipeline's, for the given alpha,
@@ -728,8 +785,13 @@ class DDADPipeline(DiffusionPipeline):
             TypeError, ValueError: for images that cannot be read and arguments that make no sense, before any work.
         """
         # 1. Check inputs
+        given = image if isinstance(image, DDADScores) else None
+        if given is not None:
+            pixel_score, feature_score = given.pixel_score, given.feature_score
         alpha = self.config.alpha if alpha is None else alpha
-        timesteps = self.config.timesteps if timesteps is None else list(timesteps)
+        if timesteps is None:
+            timesteps = self.config.timesteps if given is None else given.timesteps
+        timesteps = list(timesteps)
         self.check_inputs(
             alpha,
             timesteps,
@@ -750,36 +812,34 @@ class DDADPipeline(DiffusionPipeline):
         if threshold is None:
             raise ValueError("This pipeline stores no normal images to measure a threshold on: give a `threshold`.")
         mask_level = threshold / 2 if mask_level is None else mask_level
-
-        # 2. Preprocess
-        originals = self.read_images(image)
-        size = self.unet.config.sample_size
-        device = self._execution_device
-        noise = self.get_noise(timesteps, generator, device)  # [K, 3, S, S]
+        originals = self.read_images(image) if given is None else given.images
 
         output = DDADPipelineOutput([], threshold, [], [], [], [], [], None, None, None)
         if denoise:
             output.denoised_image, output.intermediates, output.normality_distance = [], [], []
         for first in range(0, len(originals), batch_size):
-            batch = originals[first : first + batch_size]
-            images = torch.cat([self.preprocess(one, size) for one in batch]).to(device)  # [N, 3, S, S]
+            chosen = slice(first, first + batch_size)
+            batch = originals[chosen]
 
-            # 3. Score: one evaluation of the U-Net for all noise levels, pixels and features
-            maps = self.score_maps(images, timesteps, noise, (pixel_score, feature_score))
-            pixel = self.calibrate(pixel_score, maps[pixel_score], timesteps)  # [N, K, S, S]
-            feature = self.calibrate(feature_score, maps[feature_score], timesteps)
+            # 2. Score: one evaluation of the U-Net for all noise levels, pixels and features
+            if given is None:
+                scores = self.score(batch, timesteps, pixel_score, feature_score, batch_size, generator)
+            else:
+                scores = given.select(chosen, timesteps)
 
-            # 4. Fuse
+            # 3. Fuse
+            pixel, feature = scores.pixel_maps, scores.feature_maps  # [N, K, S, S]
             anomaly = self.fuse(pixel, feature, alpha)  # [N, S, S]
-            scores = self.pool(anomaly).flatten(1).amax(dim=1)  # [N]
-            output.image_score += scores.tolist()
-            output.is_anomalous += (scores > threshold).tolist()
+            image_scores = self.pool(anomaly).flatten(1).amax(dim=1)  # [N]
+            output.image_score += image_scores.tolist()
+            output.is_anomalous += (image_scores > threshold).tolist()
 
-            # 5. Denoise
+            # 4. Denoise
             if denoise:
-                mask = self.defect_mask(anomaly, threshold, mask_level)  # [N, 1, S, S]
+                device = self._execution_device
+                mask = self.defect_mask(anomaly.to(device), threshold, mask_level)  # [N, 1, S, S]
                 frames, distances, mask = self.denoise(
-                    images, mask, denoise, num_denoising_steps, generator, callback_on_step_end
+                    self.prepare(batch), mask, denoise, num_denoising_steps, generator, callback_on_step_end
                 )
                 output.normality_distance += distances
                 output.intermediates += [[self.to_image(one, output_type) for one in each] for each in frames]
@@ -787,7 +847,7 @@ class DDADPipeline(DiffusionPipeline):
                     self.to_image(self.merge(one, frames[i][-1], mask[i]), output_type) for i, one in enumerate(batch)
                 ]
 
-            # 6. Postprocess and visualise, at each image's own size
+            # 5. Postprocess and visualise, at each image's own size
             for i, one in enumerate(batch):
                 own = [
                     F.interpolate(value[i][None, None], size=one.shape[1:], mode="bilinear", align_corners=False)[0, 0]
@@ -799,6 +859,41 @@ class DDADPipeline(DiffusionPipeline):
                     field.append(value.cpu() if output_type == "pt" else value.cpu().numpy())
         self.maybe_free_model_hooks()
         return output if return_dict else output.to_tuple()
+
+    def prepare(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Images `[3, H, W]` in [0, 1] of any size -> what the model sees, `[N, 3, S, S]` in [-1, 1]."""
+        size = self.unet.config.sample_size
+        return torch.cat([self.preprocess(one, size) for one in images]).to(self._execution_device)
+
+    @torch.no_grad()
+    def score(
+        self,
+        image: ImageInput | Sequence[ImageInput],
+        timesteps: Sequence[int] | None = None,
+        pixel_score: Literal["kl", "rgb"] = "kl",
+        feature_score: Literal["mahalanobis", "mse"] = "mahalanobis",
+        batch_size: int = 4,
+        generator: torch.Generator | None = None,
+    ) -> DDADScores:
+        """The calibrated score maps of one or many images: the first half of a call, to be judged more than once.
+
+        Args: as for a call.
+
+        Raises:
+            TypeError, ValueError: as a call.
+        """
+        timesteps = self.config.timesteps if timesteps is None else list(timesteps)
+        self.check_inputs(0.5, timesteps, None, False, 1, batch_size, pixel_score, feature_score, "pt")
+        originals = self.read_images(image)
+        noise = self.get_noise(timesteps, generator, self._execution_device)
+        pixel, feature = [], []
+        for first in range(0, len(originals), batch_size):
+            images = self.prepare(originals[first : first + batch_size])  # [N, 3, S, S]
+            maps = self.score_maps(images, timesteps, noise, (pixel_score, feature_score))
+            pixel.append(self.calibrate(pixel_score, maps[pixel_score], timesteps).cpu())  # [N, K, S, S]
+            feature.append(self.calibrate(feature_score, maps[feature_score], timesteps).cpu())
+        self.maybe_free_model_hooks()
+        return DDADScores(originals, torch.cat(pixel), torch.cat(feature), list(timesteps), pixel_score, feature_score)
 
     def denoise(
         self,
@@ -864,8 +959,10 @@ class DDADPipeline(DiffusionPipeline):
         return torch.where(mask > 0, original + mask * (denoised.clamp(0, 1) - original), original)
 
     @staticmethod
-    def overlay(original: torch.Tensor, anomaly_map: torch.Tensor, threshold: float) -> torch.Tensor:
-        """The image under the heatmap, `[3, H, W]` in [0, 1].
+    def overlay(
+        original: torch.Tensor, anomaly_map: torch.Tensor, threshold: float, opacity: float = 0.7
+    ) -> torch.Tensor:
+        """The image under the heatmap, `[3, H, W]` in [0, 1]; `opacity` in [0, 1] is the heatmap's where it is full.
 
         The scale is fixed: no colour up to half the threshold, full colour from twice the threshold. A scale that is
         stretched over each image would set a normal part alight.
@@ -876,9 +973,9 @@ class DDADPipeline(DiffusionPipeline):
         low = position.floor().clamp(max=len(anchors) - 2)
         fraction = (position - low)[..., None]
         colour = anchors[low.long()] * (1 - fraction) + anchors[low.long() + 1] * fraction  # [H, W, 3]
-        opacity = ((strength - 0.25) * 2).clamp(0, 0.7)
+        covered = ((strength - 0.25) * 2).clamp(0, opacity)
         grey = original.mean(dim=0, keepdim=True)
-        return original + (opacity > 0) * (grey + opacity * (colour.permute(2, 0, 1) - grey) - original)
+        return original + (covered > 0) * (grey + covered * (colour.permute(2, 0, 1) - grey) - original)
 
     @staticmethod
     def to_image(image: torch.Tensor, output_type: str) -> PIL.Image.Image | np.ndarray | torch.Tensor:
