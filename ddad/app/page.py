@@ -1,157 +1,108 @@
-"""The page: an image in; verdict, heatmap and the part without its defect out."""
+"""The page in the browser. It calls the pipeline and computes nothing itself."""
 
-import logging
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
-import PIL.Image
 import torch
-from gradio.components.image import ImageData
 
-from ddad.app.examples import write_examples
-from ddad.pipeline import DDADPipeline
-
-logger = logging.getLogger(__name__)
+from ddad.app.api import add_api
+from ddad.app.categories import Categories, CategoryError, readable
+from ddad.app.many import add_many_images
+from ddad.app.single import KEEP_SECONDS, add_single_image, new_session
+from ddad.app.uploads import refusal
 
 TITLE = "ddad: find the defect, see the part without it"
-PAPER = (
-    "https://openaccess.thecvf.com/content/ICCV2023/html/"
-    "Lu_Removing_Anomalies_as_Noises_for_Industrial_Defect_Localization_ICCV_2023_paper.html"
-)
 INTRODUCTION = f"""# {TITLE}
 A diffusion model that has seen **good parts only** marks what is not normal on your image, and shows the same part as
-it would look without the defect. Method: [Lu et al., ICCV 2023]({PAPER})."""
-DELETE_AFTER_SECONDS = 3600
+it would look without the defect. Images are deleted after an hour, and nobody else sees them."""
+QUEUE_SIZE = 64
+ABOUT = Path(__file__).parent / "about.md"
+PICTURES = Path(__file__).parent / "pictures"
+# What `launch` must be given, wherever the page is launched.
+LAUNCH = {
+    "theme": gr.themes.Soft(primary_hue="indigo", neutral_hue="slate"),
+    "max_file_size": "50mb",
+    "footer_links": ["api", "settings"],
+    "run_history": False,
+    "state_session_capacity": 100,
+    "show_error": False,
+    "mcp_server": True,
+    "allowed_paths": [str(PICTURES)],
+}
 
 
-def create_image_input() -> gr.Image:
-    """An image input that passes files on as they are, and says so when one is no image."""
-    component = gr.Image(
-        type="filepath", image_mode=None, label="Your image", sources=["upload", "clipboard", "webcam"]
-    )
-    preprocess = component.preprocess
+def label_choices(names: list[str]) -> list[tuple[str, str]]:
+    """Categories as a dropdown shows them."""
+    return [(readable(name), name) for name in names]
 
-    def preprocess_or_refuse(payload: ImageData | None) -> Any:
+
+def add_hub(page: gr.Blocks, categories: Categories, category: gr.Dropdown) -> None:
+    """The place where a visitor opens a repository that is not in the list: first what it is, then the question."""
+
+    def look_up(repository: str):
         try:
-            return preprocess(payload)
-        except (OSError, PIL.Image.DecompressionBombError):
-            raise refusal("This file is not an image that can be read: give a PNG, JPEG, TIFF or BMP.") from None
+            _, description = categories.look_up(repository)
+        except CategoryError as error:
+            raise refusal(str(error), "This repository cannot be opened") from None
+        return description, gr.Button(visible=True)
 
-    # A subclass would need a front end of its own.
-    component.preprocess = preprocess_or_refuse  # type: ignore[method-assign]
-    return component
+    def open_repository(repository: str, known: list[str]):
+        name = repository.strip()
+        try:
+            categories.get(name)
+        except CategoryError as error:
+            raise refusal(str(error), "This repository cannot be opened") from None
+        names = [*known, *([] if name in known else [name])]
+        return gr.Dropdown(choices=label_choices(names), value=name), names, f"**{name}** is open."
 
+    with gr.Accordion("Another category from the Hugging Face Hub", open=False):
+        with gr.Row():
+            repository = gr.Textbox(label="Repository", placeholder="user/name", scale=3, max_lines=1)
+            check = gr.Button("What is it?", scale=1)
+        description = gr.Markdown()
+        agree = gr.Button("Open it", variant="primary", visible=False)
+    known = gr.State(categories.bundled)
+    hidden = {"api_visibility": "private"}
+    gr.on([check.click, repository.submit], look_up, repository, [description, agree], **hidden)
+    repository.input(lambda: (None, gr.Button(visible=False)), None, [description, agree], queue=False, **hidden)
+    agree.click(open_repository, [repository, known], [category, known, description], **hidden)
 
-def refusal(message: str) -> gr.Error:
-    """What a visitor is told of an image that cannot be inspected."""
-    return gr.Error(message, title="This image cannot be inspected", print_exception=False)
+    def welcome(request: gr.Request):
+        """A link with ?category=NAME opens that category; what carries our tag on the Hub joins the list."""
+        names = [*categories.bundled, *(name for name in categories.search() if name not in categories.bundled)]
+        asked = request.query_params.get("category")
+        chosen = gr.Dropdown(choices=label_choices(names), value=asked if asked in names else names[0])
+        return chosen, names, asked if asked and asked not in names else None
 
-
-def find_checkpoints(folder: str | Path) -> list[Path]:
-    """The checkpoints in a folder.
-
-    Raises:
-        FileNotFoundError: if there is none.
-    """
-    checkpoints = sorted(path.parent for path in Path(folder).glob(f"*/{DDADPipeline.config_name}"))
-    if not checkpoints:
-        raise FileNotFoundError(f"{folder} holds no checkpoint. Train one with `ddad train --output {folder}/NAME`.")
-    return checkpoints
-
-
-def verdict(score: float, threshold: float, is_anomalous: bool) -> str:
-    """The result in words."""
-    found = "## Defect found" if is_anomalous else "## No defect found"
-    relation = "above" if is_anomalous else "not above"
-    return (
-        f"{found}\nScore **{score:.1f}**, {relation} the threshold of {threshold:.1f}. The score is the distance from"
-        " good parts, in their standard deviations, at the most unusual place."
-    )
+    page.load(welcome, None, [category, known, repository], show_progress="hidden", **hidden)
 
 
 def create_page(checkpoints: str | Path) -> gr.Blocks:
-    """Loads the checkpoints in a folder, on the GPU where there is one, and builds the page.
+    """Loads the bundled checkpoints, onto the GPU where there is one, and builds the page; launch it with `**LAUNCH`.
 
     Raises:
         FileNotFoundError: if the folder holds no checkpoint.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipelines = {}
-    for path in find_checkpoints(checkpoints):
-        pipelines[path.name] = DDADPipeline.from_pretrained(path).to(device)
-        pipelines[path.name].set_progress_bar_config(disable=True)
-    categories = list(pipelines)
-
-    def inspect(image: str | None, category: str, progress: gr.Progress = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008
-        """Finds the defects of a product image and makes the image without them.
-
-        Args:
-            image: the image of the part.
-            category: the kind of product.
-            progress: filled in by the page.
-
-        Returns:
-            The verdict in words, the image under the heatmap, the image without defects, the denoising steps.
-        """
-        if image is None:
-            raise refusal("Choose an image first, or click an example.")
-        progress(0, desc="Looking for defects")
-
-        def show_progress(_: DDADPipeline, step: int, __: int, ___: dict[str, Any]) -> None:
-            progress((step + 1, None), desc=f"Removing the defect, step {step + 1}", unit="steps")
-
-        try:
-            result = pipelines[category](image, callback_on_step_end=show_progress)
-        except (TypeError, ValueError) as error:
-            raise refusal(str(error).replace(image, Path(image).name)) from None
-        return (
-            verdict(result.image_score[0], result.threshold, result.is_anomalous[0]),
-            result.overlay[0],
-            result.denoised_image[0],
-            result.intermediates[0],
-        )
-
-    def inspect_example(image: str, progress: gr.Progress = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008
-        return inspect(image, categories[0], progress)
-
+    categories = Categories(checkpoints, "cuda" if torch.cuda.is_available() else "cpu")
+    for name in categories.bundled:
+        categories.get(name)
     with gr.Blocks(
-        title=TITLE,
-        fill_width=True,
-        analytics_enabled=False,
-        delete_cache=(DELETE_AFTER_SECONDS, DELETE_AFTER_SECONDS),
+        title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=(KEEP_SECONDS // 4, KEEP_SECONDS)
     ) as page:
         gr.Markdown(INTRODUCTION)
+        session = gr.State(new_session)
         with gr.Row():
-            with gr.Column(scale=1):
-                category = gr.Dropdown(
-                    categories, value=categories[0], label="Product", visible=len(categories) > 1, interactive=True
-                )
-                image = create_image_input()
-                button = gr.Button("Find defects", variant="primary")
-                examples_place = gr.Column()
-            with gr.Column(scale=2):
-                answer = gr.Markdown("Choose an image, or click an example below your image.", label="Verdict")
-                with gr.Row():
-                    shown = {"format": "png", "interactive": False, "buttons": ["download", "fullscreen"]}
-                    heatmap = gr.Image(label="Anomaly heatmap", **shown)
-                    denoised = gr.Image(label="Normal version", **shown)
-                with gr.Accordion("How the defect was removed, step by step", open=False):
-                    steps = gr.Gallery(label="Denoising steps", columns=6, format="png", interactive=False)
-        inputs, outputs = [image, category], [answer, heatmap, denoised, steps]
-        options = {"show_progress_on": [heatmap, denoised]}
-        button.click(inspect, inputs, outputs, api_name="inspect", **options)
-        image.upload(inspect, inputs, outputs, api_visibility="private", **options)
-        examples = write_examples(categories[0])
-        if examples:
-            with examples_place:
-                gr.Examples(
-                    [str(path) for path in examples],
-                    image,
-                    outputs,
-                    fn=inspect_example,
-                    run_on_click=True,
-                    cache_examples=False,
-                    label=f"Examples: {categories[0]} (elpv-dataset, CC BY-NC-SA 4.0)",
-                )
-    return page
+            category = gr.Dropdown(
+                label_choices(categories.bundled), value=categories.bundled[0], interactive=True, min_width=280,
+                label="Category: what kind of part is it?",
+            )  # fmt: skip
+            with gr.Column(scale=2, min_width=300):
+                add_hub(page, categories, category)
+        with gr.Tab("One image"):
+            add_single_image(categories, category, session)
+        with gr.Tab("Many images"):
+            add_many_images(categories, category)
+        with gr.Tab("About"):
+            gr.Markdown(ABOUT.read_text(encoding="utf-8"))
+        add_api(categories)
+    return page.queue(max_size=QUEUE_SIZE)

@@ -30,14 +30,19 @@ def draw_outline(picture: PIL.Image.Image, mask: np.ndarray, colour: tuple[int, 
 def draw_regions(
     picture: PIL.Image.Image, anomaly_map: np.ndarray, threshold: float, regions: list[Region]
 ) -> PIL.Image.Image:
-    """The picture with a line around all that is above the threshold and a number at each region of the table."""
+    """The picture with a line around all that is above the threshold and a number at each region of the table.
+
+    The picture may be an enlarged one: the map is stretched over it.
+    """
     if not regions:
         return picture
-    picture = draw_outline(picture, anomaly_map > threshold, FOUND_COLOUR)
+    scale = picture.width / anomaly_map.shape[1]
+    stretched = PIL.Image.fromarray(anomaly_map).resize(picture.size, PIL.Image.Resampling.BILINEAR)
+    picture = draw_outline(picture, np.array(stretched) > threshold, FOUND_COLOUR)
     size = max(11, round(min(picture.size) / 22))
     font, draw = PIL.ImageFont.load_default(size), PIL.ImageDraw.Draw(picture)
     for number, region in enumerate(regions, start=1):
-        place = (region.left, max(0, region.top - size - 4))
+        place = (round(region.left * scale), max(0, round(region.top * scale) - size - 4))
         box = draw.textbbox(place, str(number), font=font)
         draw.rectangle((box[0] - 2, box[1] - 2, box[2] + 2, box[3] + 2), fill=(0, 0, 0))
         draw.text(place, str(number), fill=FOUND_COLOUR, font=font)

@@ -34,9 +34,13 @@ class Record:
     regions: tuple[Region, ...] = ()
     error: str | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """The record in plain types; numbers with four digits after the point."""
+        return _rounded(asdict(self))
+
     def to_json(self) -> str:
-        """One line of JSON; numbers with four digits after the point."""
-        return json.dumps(_rounded(asdict(self)))
+        """One line of JSON."""
+        return json.dumps(self.to_dict())
 
 
 def _rounded(value: Any) -> Any:

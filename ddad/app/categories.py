@@ -1,0 +1,208 @@
+"""The categories that the page offers: bundled checkpoints, and repositories on the Hub."""
+
+import copy
+import logging
+import math
+import os
+import re
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+
+from ddad.pipeline import DDADPipeline
+
+logger = logging.getLogger(__name__)
+
+HUB_TAG = "ddad"
+SEARCH_AGAIN_SECONDS = 600
+MOST_FOUND = 100
+SEARCH_SECONDS = 5.0
+MEMORY_LIMIT = 4 * 2**30
+DOWNLOAD_LIMIT = 3 * 2**30
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", flags=re.ASCII)
+
+
+class CategoryError(ValueError):
+    """A category that cannot be offered; its message is for the visitor and names no path of this machine."""
+
+
+@dataclass(frozen=True)
+class Category:
+    """One category in memory.
+
+    Attributes:
+        pipe: the pipeline, on the device.
+        judge: the same pipeline with its statistics on the CPU: it judges scores where no GPU is at hand.
+        size: bytes of its weights.
+    """
+
+    pipe: DDADPipeline
+    judge: DDADPipeline
+    size: int
+
+
+def readable(name: str) -> str:
+    """How a category is called on the page."""
+    return name if "/" in name else name.replace("_", " ").capitalize()
+
+
+def megabytes(size: int) -> str:
+    """A number of bytes for people."""
+    return f"{size / 2**20:.0f} MB"
+
+
+class Categories:
+    """Loads categories when they are asked for, one copy for all visitors, and forgets the least recently used.
+
+    No code of a repository is ever run: its numbers fill this package's own classes.
+
+    Args:
+        folder: holds the bundled checkpoints.
+        device: where the networks run.
+        memory_limit: bytes of weights kept; one category is kept whatever it takes.
+
+    Raises:
+        FileNotFoundError: if the folder holds no checkpoint.
+    """
+
+    def __init__(self, folder: str | Path, device: str, memory_limit: int = MEMORY_LIMIT):
+        self.folder = Path(folder)
+        self.device = device
+        self.memory_limit = memory_limit
+        self.bundled = sorted(path.parent.name for path in self.folder.glob(f"*/{DDADPipeline.config_name}"))
+        if not self.bundled:
+            raise FileNotFoundError(
+                f"{folder} holds no checkpoint. Train one with `ddad train --output {folder}/NAME`."
+            )
+        self._loaded: OrderedDict[str, Category] = OrderedDict()
+        self._lock = threading.Lock()
+        self._found: list[str] = []
+        self._searched = -math.inf
+        # A public Space must not hand its owner's private repositories to visitors.
+        self._token = False if os.environ.get("SPACE_ID") else None
+
+    @property
+    def loaded(self) -> list[str]:
+        """The categories in memory, the least recently used first."""
+        return list(self._loaded)
+
+    def get(self, name: str) -> Category:
+        """The category, loaded if it is not in memory.
+
+        Raises:
+            CategoryError: if there is no such category or it cannot be loaded.
+        """
+        # One at a time: two visitors who ask for the same category wait for one copy.
+        with self._lock:
+            if name not in self._loaded:
+                self._loaded[name] = self._load(name)
+            self._loaded.move_to_end(name)
+            while len(self._loaded) > 1 and sum(one.size for one in self._loaded.values()) > self.memory_limit:
+                forgotten, _ = self._loaded.popitem(last=False)
+                logger.info("Forgetting the category %s.", forgotten)
+            return self._loaded[name]
+
+    def _load(self, name: str) -> Category:
+        if name in self.bundled:
+            source, options = str(self.folder / name), {}
+        else:
+            size = self.look_up(name)[0]
+            if size > DOWNLOAD_LIMIT:
+                raise CategoryError(
+                    f"{name} has {megabytes(size)}; this page loads at most {megabytes(DOWNLOAD_LIMIT)}."
+                )
+            source, options = name, {"token": self._token}
+        try:
+            pipe = DDADPipeline.from_pretrained(source, **options)
+        except Exception as error:
+            # The message would name folders of this machine.
+            logger.warning("The category %s cannot be loaded: %s", name, error)
+            raise CategoryError(
+                f"{name} cannot be loaded: it is no ddad checkpoint of this version, or a file of it is damaged."
+            ) from None
+        pipe.set_progress_bar_config(disable=True)
+        networks = [one for one in pipe.components.values() if isinstance(one, torch.nn.Module)]
+        size = sum(value.nbytes for one in networks for value in one.state_dict().values())
+        judge = pipe
+        if self.device != "cpu":
+            judge = DDADPipeline(
+                **{**pipe.components, "normality": copy.deepcopy(pipe.normality)}, **self._settings(pipe)
+            )
+            pipe.to(self.device)
+        return Category(pipe, judge, size)
+
+    @staticmethod
+    def _settings(pipe: DDADPipeline) -> dict:
+        return {
+            key: value for key, value in pipe.config.items() if not key.startswith("_") and key not in pipe.components
+        }
+
+    def search(self) -> list[str]:
+        """Repositories on the Hub that carry the tag `ddad`, the most downloaded first; none where no Hub answers.
+
+        The Hub is asked every ten minutes, and waited for no longer than `SEARCH_SECONDS`.
+        """
+
+        def ask() -> None:
+            try:
+                models = HfApi().list_models(filter=HUB_TAG, sort="downloads", limit=MOST_FOUND, token=self._token)
+                self._found = [model.id for model in models if REPOSITORY.fullmatch(model.id)]
+            except Exception as error:
+                logger.info("The Hub was not searched: %s", error)
+
+        if time.monotonic() - self._searched > SEARCH_AGAIN_SECONDS:
+            self._searched = time.monotonic()
+            # The library has no time limit of its own for a search, and a visitor waits for the page.
+            asking = threading.Thread(target=ask, daemon=True)
+            asking.start()
+            asking.join(SEARCH_SECONDS)
+        return list(self._found)
+
+    def look_up(self, repository: str) -> tuple[int, str]:
+        """What a repository is, before anything of it is loaded.
+
+        Returns:
+            The bytes to be loaded, and a description in Markdown.
+
+        Raises:
+            CategoryError: if it cannot be had.
+        """
+        repository = repository.strip()
+        if not REPOSITORY.fullmatch(repository):
+            raise CategoryError(
+                f"{repository!r} is no category of this page and no repository (user/name) on the Hub."
+            )
+        try:
+            info = HfApi().model_info(repository, files_metadata=True, token=self._token, timeout=10)
+        except (RepositoryNotFoundError, GatedRepoError):
+            raise CategoryError(f"{repository} does not exist on the Hub, or is private.") from None
+        except (OfflineModeIsEnabled, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+            logger.info("The Hub does not answer for %s: %s", repository, error)
+            raise CategoryError("The Hub cannot be reached now: try again later.") from None
+        files = {one.rfilename: one.size or 0 for one in info.siblings or []}
+        if DDADPipeline.config_name not in files:
+            raise CategoryError(f"{repository} holds no ddad checkpoint: it has no {DDADPipeline.config_name}.")
+        size = sum(value for name, value in files.items() if name.endswith((".json", ".safetensors")))
+        card = info.card_data.to_dict() if info.card_data else {}
+        code = sum(name.endswith(".py") for name in files)
+        description = (
+            f"**{repository}**: {megabytes(size)} of weights and settings, licence:"
+            f" {card.get('license_name') or card.get('license') or 'not stated'}."
+            f" It also holds {code} program files. **They are not run here and not even downloaded**: this page reads"
+            " the repository's numbers into its own, installed networks, which can do no harm. So a repository that"
+            " needs its own program cannot be opened here. In Python, `trust_remote_code=True` would run that program"
+            " with all the rights that you have: do so for authors that you trust."
+        )
+        return size, description

@@ -1,0 +1,215 @@
+"""The tab that inspects many images: files, a folder or a zip in; a table that fills and a zip of results out."""
+
+import base64
+import html
+import io
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import gradio as gr
+import PIL.Image
+
+from ddad.app.categories import Categories, CategoryError
+from ddad.app.gpu import gpu
+from ddad.app.inspection import regions_of
+from ddad.app.uploads import output_path, refusal
+from ddad.pipeline import DDADPipeline, DDADPipelineOutput
+from ddad.report.export import Record, ResultsArchive
+
+MOST_IMAGES = 200
+LARGEST_FILE = 50 * 2**20
+THUMBNAIL = 72
+REFRESH_SECONDS = 0.7
+HEADERS = ["Picture", "File", "Verdict", "Score", "Regions", "Note"]
+DATATYPES = ["html", "str", "str", "number", "number", "str"]
+IGNORED = ("__MACOSX", ".")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One image to inspect: its name for the table, and where it is, or why it cannot be had."""
+
+    name: str
+    path: Path | None = None
+    error: str | None = None
+
+
+def is_ignored(name: str) -> bool:
+    """Whether a file is what operating systems add to folders and zips."""
+    return any(part.startswith(IGNORED) for part in PurePosixPath(name).parts) or name.endswith("Thumbs.db")
+
+
+def open_zip(path: Path, scratch: Path) -> Iterator[Source]:
+    """The files of a zip, each written to `scratch` only when its turn comes.
+
+    The names inside decide nothing about where something is written, and no file is unpacked past `LARGEST_FILE`.
+    """
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError):
+        yield Source(path.name, error="This zip is damaged or none.")
+        return
+    with archive:
+        for member in archive.infolist():
+            if member.is_dir() or is_ignored(member.filename):
+                continue
+            target = scratch / f"image{PurePosixPath(member.filename).suffix[:10]}"
+            try:
+                with archive.open(member) as stream:
+                    data = stream.read(LARGEST_FILE + 1)
+            except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError) as error:
+                reason = "is locked with a password" if isinstance(error, RuntimeError) else "is damaged in the zip"
+                yield Source(member.filename, error=f"This file {reason}.")
+                continue
+            if len(data) > LARGEST_FILE:
+                yield Source(member.filename, error=f"This file has more than {LARGEST_FILE // 2**20} MB.")
+                continue
+            target.write_bytes(data)
+            yield Source(member.filename, target)
+            target.unlink()
+
+
+def open_all(paths: list[str], scratch: Path) -> Iterator[Source]:
+    """The images among uploaded files, those inside zips included."""
+    for path in map(Path, paths):
+        if is_ignored(path.name):
+            continue
+        if path.suffix.lower() == ".zip":
+            yield from open_zip(path, scratch)
+        else:
+            yield Source(path.name, path)
+
+
+def inspect_source(pipe: DDADPipeline, source: Source, denoise: bool) -> tuple[Record, DDADPipelineOutput | None]:
+    """One image's record and result; an image that cannot be inspected gives a record with the reason."""
+    if source.path is None:
+        return Record(source.name, error=source.error), None
+    try:
+        result = pipe(source.path, denoise=denoise)
+    except (TypeError, ValueError) as error:
+        return Record(source.name, error=str(error).replace(str(source.path), "This file")), None
+    regions = tuple(regions_of(result))
+    record = Record(source.name, result.is_anomalous[0], result.image_score[0], result.threshold, regions)
+    return record, result
+
+
+def table_row(record: Record, overlay: PIL.Image.Image | None) -> list[Any]:
+    """One row of the table."""
+    picture = ""
+    if overlay is not None:
+        small = overlay.copy()
+        small.thumbnail((THUMBNAIL, THUMBNAIL))
+        data = io.BytesIO()
+        small.save(data, format="JPEG", quality=80)
+        code = base64.b64encode(data.getvalue()).decode()
+        picture = f'<img alt="Heatmap of {html.escape(record.image)}" src="data:image/jpeg;base64,{code}">'
+    verdict = {True: "⚠️ defect", False: "✅ good", None: "❌ not inspected"}[record.is_anomalous]
+    score = None if record.image_score is None else round(record.image_score, 2)
+    regions = None if record.is_anomalous is None else len(record.regions)
+    return [picture, record.image, verdict, score, regions, record.error or ""]
+
+
+def summary(records: list[Record], done: bool) -> str:
+    """The state of a batch in words."""
+    counts = {verdict: sum(one.is_anomalous is verdict for one in records) for verdict in (True, False, None)}
+    text = (
+        f"**{len(records)} inspected**: {counts[True]} with defects, {counts[False]} good, {counts[None]} that"
+        " cannot be read."
+    )
+    return text if done else f"{text} More are coming ..."
+
+
+class ManyImages:
+    """What the tab does.
+
+    Args:
+        categories: the categories.
+    """
+
+    def __init__(self, categories: Categories):
+        self.categories = categories
+        self.inspect_all = gpu(self._inspect_all)
+
+    def _inspect_all(
+        self, files: list[str] | None, category: str, denoise: bool
+    ) -> Iterator[tuple[str, list[list[Any]], str | None]]:
+        """Inspects the images one after the other.
+
+        Yields:
+            The summary, the table so far, and in the end the zip of results.
+        """
+        if not files:
+            raise refusal("Choose images, a folder or a zip first.", "No images yet")
+        try:
+            pipe = self.categories.get(category).pipe
+        except CategoryError as error:
+            raise refusal(str(error), "This category cannot be opened") from None
+        rows: list[list[Any]] = []
+        archive = ResultsArchive(output_path("ddad_results.zip"))
+        shown = 0.0
+        yield "Starting ...", rows, None
+        with tempfile.TemporaryDirectory(prefix="ddad-") as scratch:
+            for source in open_all(files, Path(scratch)):
+                if len(rows) == MOST_IMAGES:
+                    note = (
+                        f"At most {MOST_IMAGES} images at a time: the rest was left out. `ddad predict` has no limit."
+                    )
+                    rows.append(table_row(Record("...", error=note), None))
+                    break
+                record, result = inspect_source(pipe, source, denoise)
+                if result is None:
+                    archive.add(record)
+                    rows.append(table_row(record, None))
+                else:
+                    denoised = None if result.denoised_image is None else result.denoised_image[0]
+                    archive.add(record, result.anomaly_map[0], result.overlay[0], denoised)
+                    rows.append(table_row(record, result.overlay[0]))
+                if time.monotonic() - shown > REFRESH_SECONDS:
+                    shown = time.monotonic()
+                    yield summary(archive.records, done=False), rows, None
+        if not rows:
+            raise refusal("There is no image in what you gave.", "No images found")
+        yield summary(archive.records, done=True), rows, str(archive.close())
+
+
+def add_many_images(categories: Categories, category: gr.Dropdown) -> None:
+    """Builds the tab."""
+    work = ManyImages(categories)
+    gr.Markdown(
+        f"Give up to {MOST_IMAGES} images, or a zip of them. A file that cannot be read becomes a row that says why,"
+        " and the others go on. Click a column to sort."
+    )
+    with gr.Row():
+        files = gr.File(
+            file_count="multiple", label="Images or zips: drop them here", height=160, scale=3, min_width=280
+        )
+        with gr.Column(scale=1, min_width=220):
+            folder = gr.UploadButton("Choose a whole folder", file_count="directory")
+            denoise = gr.Checkbox(label="Make normal versions too (ten times slower)")
+            with gr.Row():
+                start = gr.Button("Inspect all", variant="primary", min_width=100)
+                stop = gr.Button("Stop", variant="stop", min_width=80)
+    progress = gr.Markdown("Nothing inspected yet.", container=True)
+    table = gr.Dataframe(
+        headers=HEADERS, datatype=DATATYPES, interactive=False, label="Results", max_height=700,
+        column_widths=["100px", "240px", "140px", "90px", "90px", "340px"], show_search="search",
+    )  # fmt: skip
+    download = gr.File(
+        label="Results: heatmaps, maps, normal versions, CSV and JSON lines in one zip", interactive=False
+    )
+
+    options = {
+        "concurrency_id": "batch", "concurrency_limit": 1, "api_visibility": "private", "show_progress": "minimal",
+        "show_progress_on": progress,
+    }  # fmt: skip
+    outputs = [progress, table, download]
+    running = [
+        start.click(work.inspect_all, [files, category, denoise], outputs, **options),
+        folder.upload(work.inspect_all, [folder, category, denoise], outputs, **options),
+    ]
+    stop.click(None, None, None, cancels=running)
