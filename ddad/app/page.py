@@ -5,6 +5,7 @@ from pathlib import Path
 import gradio as gr
 import torch
 
+from ddad.app.about import add_about
 from ddad.app.api import add_api
 from ddad.app.categories import Categories, CategoryError, readable
 from ddad.app.many import add_many_images
@@ -16,8 +17,8 @@ INTRODUCTION = f"""# {TITLE}
 A diffusion model that has seen **good parts only** marks what is not normal on your image, and shows the same part as
 it would look without the defect. Images are deleted after an hour, and nobody else sees them."""
 QUEUE_SIZE = 64
-ABOUT = Path(__file__).parent / "about.md"
-PICTURES = Path(__file__).parent / "pictures"
+# Looked at every ten minutes, deleted when older than fifty: gone after an hour.
+DELETE_CACHE = (600, KEEP_SECONDS - 600)
 # What `launch` must be given, wherever the page is launched.
 LAUNCH = {
     "theme": gr.themes.Soft(primary_hue="indigo", neutral_hue="slate"),
@@ -27,7 +28,6 @@ LAUNCH = {
     "state_session_capacity": 100,
     "show_error": False,
     "mcp_server": True,
-    "allowed_paths": [str(PICTURES)],
 }
 
 
@@ -86,9 +86,7 @@ def create_page(checkpoints: str | Path) -> gr.Blocks:
     categories = Categories(checkpoints, "cuda" if torch.cuda.is_available() else "cpu")
     for name in categories.bundled:
         categories.get(name)
-    with gr.Blocks(
-        title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=(KEEP_SECONDS // 4, KEEP_SECONDS)
-    ) as page:
+    with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=DELETE_CACHE) as page:
         gr.Markdown(INTRODUCTION)
         session = gr.State(new_session)
         with gr.Row():
@@ -103,6 +101,6 @@ def create_page(checkpoints: str | Path) -> gr.Blocks:
         with gr.Tab("Many images"):
             add_many_images(categories, category)
         with gr.Tab("About"):
-            gr.Markdown(ABOUT.read_text(encoding="utf-8"))
+            add_about()
         add_api(categories)
     return page.queue(max_size=QUEUE_SIZE)

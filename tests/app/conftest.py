@@ -1,0 +1,101 @@
+"""The page as its visitors meet it: served by its own program, in a real browser."""
+
+import re
+import shutil
+
+import PIL.Image
+import pytest
+
+from tests.conftest import CHECKPOINT, create_tiny_pipeline
+from tests.hub_server import running_hub
+from tools.serve import ROOT, running_page
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+PROGRAM = """
+import sys
+sys.path.insert(0, {root!r})
+from ddad.app import LAUNCH, create_page
+create_page({checkpoints!r}).launch(**LAUNCH)
+"""
+
+
+@pytest.fixture(scope="session")
+def hub(tmp_path_factory):
+    """A Hub that carries one small category, one repository of another kind, and one of the wrong shape."""
+    with running_hub() as hub:
+        folder = tmp_path_factory.mktemp("repositories")
+        create_tiny_pipeline().save_pretrained(folder / "tiny")
+        hub.add("factory/tiny", folder / "tiny", ["ddad", "diffusers"])
+        (folder / "other").mkdir()
+        (folder / "other" / "config.json").write_text("{}")
+        hub.add("somebody/other", folder / "other", [])
+        shutil.copytree(folder / "tiny", folder / "broken")
+        weights = next((folder / "broken" / "unet").glob("*.safetensors"))
+        weights.write_bytes(weights.read_bytes()[:2000])
+        hub.add("factory/broken", folder / "broken", ["ddad"])
+        yield hub
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory, hub):
+    """A page with two categories, whose Hub is the one of the tests."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    (folder / "solar_cell_mono").symlink_to(CHECKPOINT)
+    create_tiny_pipeline().save_pretrained(folder / "tiny_part")
+    program = folder / "program.py"
+    program.write_text(PROGRAM.format(root=str(ROOT), checkpoints=str(folder)))
+    home = str(tmp_path_factory.mktemp("home"))
+    with running_page(program, HF_HUB_OFFLINE="0", HF_ENDPOINT=hub.url, HF_HOME=home, HF_HUB_DISABLE_XET="1") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def browser():
+    if BROWSER is None:
+        pytest.skip("no Chromium on this machine")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser, server):
+    """Opens the page; in the end no script of it may have failed."""
+    pages, errors = [], []
+
+    def open_at(address: str = "", width: int = 1440, height: int = 1000):
+        page = browser.new_page(viewport={"width": width, "height": height})
+        page.set_default_timeout(15_000)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        pages.append(page)
+        page.goto(server + address)
+        page.get_by_role("heading", name=re.compile("find the defect")).wait_for()
+        page.get_by_role("button", name="Find defects").wait_for()
+        page.wait_for_timeout(700)  # the page's load event answers with the categories of the Hub
+        return page
+
+    yield open_at
+    for page in pages:
+        page.close()
+    assert not errors
+
+
+def save_cell(solar_cells, folder, split: str, position: int):
+    path = folder / f"{split}_{position}.png"
+    PIL.Image.fromarray(getattr(solar_cells, f"test_{split}")[position]).save(path)
+    return path
+
+
+@pytest.fixture
+def defective(solar_cells, tmp_path):
+    """A file with cracks and dark corners."""
+    return save_cell(solar_cells, tmp_path, "defective", 78)
+
+
+@pytest.fixture
+def good(solar_cells, tmp_path):
+    return save_cell(solar_cells, tmp_path, "good", 3)

@@ -1,0 +1,127 @@
+"""Many images: files, folders and zips."""
+
+import io
+import json
+import re
+import zipfile
+
+import pytest
+from playwright.sync_api import expect
+
+from ddad.app import many
+from ddad.app.many import ManyImages, open_all
+
+
+@pytest.fixture
+def batch(tmp_path, defective, good):
+    """A zip with a good, a defective and a damaged file, two that are ignored, and one with a bad name."""
+    path = tmp_path / "parts.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(defective, "line 1/part.png")
+        archive.write(good, "line 2/part.png")
+        archive.writestr("../../escaped.png", defective.read_bytes()[:2000])
+        archive.writestr("__MACOSX/part.png", b"")
+        archive.writestr("line 1/.DS_Store", b"")
+    return path
+
+
+def test_a_batch_fills_the_table_and_can_be_downloaded(open_page, batch, good, tmp_path):
+    page = open_page()
+    page.get_by_role("tab", name="Many images").click()
+    page.get_by_role("button", name="Inspect all").click()
+    expect(page.get_by_text("Choose images, a folder or a zip first.")).to_be_visible()
+    text = tmp_path / "notes.txt"
+    text.write_text("not an image")
+    page.get_by_role("tabpanel").locator("visible=true").locator("input[type=file]").first.set_input_files(
+        [batch, good, text]
+    )
+    page.get_by_label(re.compile("Make normal versions")).check()
+    page.get_by_role("button", name="Inspect all").click()
+    expect(page.get_by_text(re.compile("5 inspected: 1 with defects, 2 good, 2 that cannot be read"))).to_be_visible(
+        timeout=60_000
+    )
+    expect(page.get_by_text("line 1/part.png").first).to_be_visible()
+    expect(page.get_by_text(re.compile("This file is damaged or cut off")).first).to_be_visible()
+    expect(page.get_by_alt_text("Heatmap of line 1/part.png").first).to_be_visible()
+    with page.expect_download() as download:
+        page.get_by_role("link", name=re.compile("ddad_results.zip|KB|MB")).first.click()
+    with zipfile.ZipFile(download.value.path()) as archive:
+        names = archive.namelist()
+        lines = [json.loads(line) for line in archive.read("results.jsonl").splitlines()]
+    assert len(lines) == 5 and {"part_map.tiff", "part_overlay.png", "part_denoised.png", "part_2_map.tiff"} <= set(
+        names
+    )
+    assert not any(".." in name for name in names)
+    assert sum(line["is_anomalous"] is True for line in lines) == 1
+
+
+def test_a_batch_can_be_stopped(open_page, tmp_path, defective):
+    path = tmp_path / "long.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(40):
+            archive.write(defective, f"part_{number}.png")
+    page = open_page()
+    page.get_by_role("tab", name="Many images").click()
+    page.get_by_role("tabpanel").locator("visible=true").locator("input[type=file]").first.set_input_files(path)
+    page.get_by_role("button", name="Inspect all").click()
+    running = page.get_by_text(re.compile(r"\d+ inspected: .* More are coming"))
+    expect(running).to_be_visible()
+    page.get_by_role("button", name="Stop").locator("visible=true").click()
+    page.wait_for_timeout(1500)
+    stopped = running.inner_text()
+    page.wait_for_timeout(2000)
+    assert running.inner_text() == stopped and int(stopped.split()[0]) < 40
+
+
+class OneCategory:
+    """The tiny pipeline as the only category."""
+
+    def __init__(self, pipe):
+        self.pipe = pipe
+
+    def get(self, _):
+        return self
+
+
+def run(tiny_pipe, files):
+    states = list(ManyImages(OneCategory(tiny_pipe)).inspect_all([str(path) for path in files], "tiny", False))
+    return states, states[-1][1]
+
+
+def test_hostile_zips_cost_nothing(tiny_pipe, tmp_path, monkeypatch, defective):
+    monkeypatch.setattr(many, "LARGEST_FILE", 1_000_000)
+    bomb, locked, none = (tmp_path / name for name in ("bomb.zip", "locked.zip", "none.zip"))
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb.png", b"\0" * 3_000_000)
+    data = bytearray(io.BytesIO(bomb.read_bytes()).getvalue())
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # the flag of encryption
+        data[data.index(signature) + offset] |= 1
+    locked.write_bytes(data)
+    none.write_bytes(b"no zip")
+    _, rows = run(tiny_pipe, [bomb, locked, none, defective])
+    notes = [row[-1] for row in rows]
+    assert "more than 0 MB" in notes[0] and "password" in notes[1] and "damaged or none" in notes[2]
+    assert rows[3][2] in ("⚠️ defect", "✅ good") and notes[3] == ""
+
+
+def test_the_number_of_images_is_limited(tiny_pipe, monkeypatch, defective):
+    monkeypatch.setattr(many, "MOST_IMAGES", 2)
+    states, rows = run(tiny_pipe, [defective] * 4)
+    assert len(rows) == 3 and "At most 2 images" in rows[2][-1]
+    assert "2 inspected" in states[-1][0] and states[-1][2].endswith("ddad_results.zip")
+
+
+def test_names_cannot_break_the_table(tiny_pipe, tmp_path, defective):
+    path = tmp_path / "names.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(defective, '"><img src=x onerror=alert(1)>.png')
+    _, rows = run(tiny_pipe, [path])
+    assert "<img src=x" not in rows[0][0].replace("&lt;", "")
+
+
+def test_files_come_one_at_a_time(tmp_path, batch):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    for source in open_all([str(batch)], scratch):
+        assert source.path.parent == scratch and len(list(scratch.iterdir())) == 1
+    assert not list(scratch.iterdir())

@@ -1,0 +1,247 @@
+"""One image on the page: give it, see it, ask what if."""
+
+import io
+import re
+
+import numpy as np
+import PIL.Image
+import pytest
+from playwright.sync_api import Page, expect
+
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+FOUND = re.compile("⚠️ Defect found")
+NOT_FOUND = re.compile("No defect found")
+
+
+def give(page: Page, path) -> None:
+    page.get_by_label("One image").or_(page.locator("body")).first.locator("input[type=file]").first.set_input_files(
+        path
+    )
+
+
+def slider_images(page: Page) -> list[PIL.Image.Image]:
+    """The two pictures of the slider, once they are there."""
+    pictures = page.locator(".slider-wrap img, [data-testid=image-slider] img")
+    expect(pictures).to_have_count(2, timeout=60_000)
+    sources = pictures.evaluate_all("images => images.map(image => image.src)")
+    assert all(source.split("?")[0].endswith(".png") for source in sources)
+    return [PIL.Image.open(io.BytesIO(page.request.get(source).body())) for source in sources]
+
+
+def score(page: Page) -> tuple[float, float]:
+    """Score and threshold as the verdict says them."""
+    text = page.get_by_text(re.compile("^Score ")).inner_text()
+    return tuple(float(value) for value in re.search(r"Score ([\d.-]+), .*?threshold of ([\d.-]+)", text).groups())
+
+
+def test_a_defect_is_found_shown_and_removed(open_page, defective, solar_pipe):
+    page = open_page()
+    give(page, defective)
+    expect(page.get_by_role("heading", name=FOUND)).to_be_visible()
+    result = solar_pipe(defective)
+    assert score(page) == (round(result.image_score[0], 1), round(result.threshold, 1))
+    original, denoised = slider_images(page)
+    assert original.size == denoised.size == (300, 300)
+    with PIL.Image.open(defective) as picture:
+        np.testing.assert_array_equal(np.array(original), np.array(picture.convert("RGB")))
+    np.testing.assert_array_equal(np.array(denoised), np.array(result.denoised_image[0]))
+    heatmap = page.get_by_alt_text(re.compile("under its heatmap"))
+    expect(heatmap).to_be_visible()
+    expect(
+        page.get_by_role("gridcell", name="0, 0, 300, 247").or_(page.get_by_text("0, 0, 300, 247")).first
+    ).to_be_visible()
+    page.get_by_role("button", name=re.compile("How the defect was removed")).click()
+    expect(page.get_by_text("As it came")).to_be_visible()
+    animation = page.get_by_alt_text(re.compile("denoising steps, one after"))
+    expect(animation).to_be_visible()
+    frames = PIL.Image.open(io.BytesIO(page.request.get(animation.get_attribute("src")).body()))
+    assert frames.format == "GIF" and frames.n_frames == len(result.intermediates[0])
+    page.get_by_role("button", name=re.compile("Why: the maps")).click()
+    for caption in ("Pixel score (KL)", "Feature score", "Combined"):
+        expect(page.get_by_text(caption, exact=True).first).to_be_visible()
+
+
+def test_a_good_example_stays_dark_and_as_it_was(open_page):
+    page = open_page()
+    page.get_by_role("button", name=re.compile("Example")).or_(page.locator(".gallery-item")).nth(4).click()
+    expect(page.get_by_role("heading", name=NOT_FOUND)).to_be_visible()
+    original, denoised = slider_images(page)
+    np.testing.assert_array_equal(np.array(original), np.array(denoised))
+    heatmap = page.get_by_alt_text(re.compile("under its heatmap")).get_attribute("src")
+    colours = np.array(PIL.Image.open(io.BytesIO(page.request.get(heatmap).body())).convert("RGB")).astype(int)
+    coloured = (np.ptp(colours, axis=2) > 40).mean()
+    assert coloured < 0.02
+
+
+def test_what_if(open_page, defective):
+    page = open_page()
+    give(page, defective)
+    slider_images(page)
+    page.get_by_role("button", name=re.compile("What if")).click()
+    measured = score(page)
+    limit = page.get_by_label(re.compile("number input for Threshold"))
+    limit.fill("60")
+    limit.press("Enter")
+    limit.blur()
+    expect(page.get_by_role("heading", name=NOT_FOUND)).to_be_visible()
+    assert score(page)[1] == 60.0
+    page.get_by_role("button", name="Make the normal version with these settings").click()
+    page.wait_for_timeout(500)
+    expect(page.locator(".slider-wrap img, [data-testid=image-slider] img")).to_have_count(2)
+    alpha = page.get_by_label(re.compile("number input for Alpha"))
+    alpha.fill("0")
+    alpha.press("Enter")
+    alpha.blur()
+    expect(page.get_by_role("heading", name=FOUND)).to_be_visible()
+    assert score(page)[0] != measured[0] and score(page)[1] < 10  # measured anew
+    page.get_by_role("button", name=re.compile("Back to the pipeline")).click()
+    expect(page.get_by_text(re.compile(f"^Score {measured[0]}, above the threshold of {measured[1]}"))).to_be_visible()
+    for level in ("20", "201", "401"):
+        page.get_by_label(level, exact=True).uncheck()
+    expect(page.get_by_text("Choose at least one noise level.")).to_be_visible()
+
+
+def test_ground_truth_is_drawn_or_refused(open_page, defective, tmp_path):
+    page = open_page()
+    give(page, defective)
+    slider_images(page)
+    heatmap = page.get_by_alt_text(re.compile("under its heatmap"))
+    before = heatmap.get_attribute("src")
+    page.get_by_role("button", name=re.compile("Compare with a ground truth")).click()
+    mask = np.zeros((300, 300), dtype=np.uint8)
+    mask[100:200, 50:150] = 1
+    PIL.Image.fromarray(mask).save(tmp_path / "mask.png")
+    masks = page.locator("input[type=file]").nth(0)  # the first input is gone: it holds the image
+    masks.set_input_files(tmp_path / "mask.png")
+    expect(heatmap).not_to_have_attribute("src", before)
+    drawn = np.array(PIL.Image.open(io.BytesIO(page.request.get(heatmap.get_attribute("src")).body())))
+    assert (drawn[298, 160:440] == 255).all()  # the picture is three times as large; the line lies outside the mask
+    page.get_by_label("Remove Image").or_(page.get_by_label("Clear")).last.click()
+    PIL.Image.fromarray(mask[:100]).save(tmp_path / "wrong.png")
+    page.locator("input[type=file]").nth(0).set_input_files(tmp_path / "wrong.png")
+    expect(page.get_by_text(re.compile("belongs to another image"))).to_be_visible()
+
+
+def test_stop_ends_the_work(open_page, defective):
+    page = open_page()
+    give(page, defective)
+    expect(page.get_by_role("heading", name=FOUND)).to_be_visible()
+    expect(page.get_by_text(re.compile(r"Removing the defect: step \d+ of at most 38"))).to_be_visible()
+    page.get_by_role("button", name="Stop").first.click()
+    page.wait_for_timeout(5000)  # longer than the whole of it takes
+    assert page.locator(".slider-wrap img, [data-testid=image-slider] img").count() == 0
+    page.get_by_role("button", name="Find defects").click()
+    slider_images(page)
+
+
+def test_files_that_are_no_images_are_refused_kindly(open_page, defective, tmp_path):
+    broken, text, small = (tmp_path / name for name in ("broken.png", "text.png", "small.png"))
+    broken.write_bytes(defective.read_bytes()[:3000])
+    text.write_text("no image")
+    PIL.Image.new("L", (8, 8)).save(small)
+    for path, message in (
+        (broken, "broken.png is damaged or cut off"),
+        (text, "not an image that can be read"),
+        (small, "small.png is 8x8 pixels; each side needs at least 16"),
+    ):
+        page = open_page()
+        give(page, path)
+        expect(page.get_by_text(re.compile(re.escape(message)))).to_be_visible()
+        assert str(tmp_path) not in page.content() and "Traceback" not in page.content()
+
+
+def test_a_link_opens_a_category_and_the_list_has_the_hub(open_page, defective):
+    page = open_page("/?category=tiny_part")
+    category = page.get_by_label(re.compile("what kind of part"))
+    expect(category).to_have_value("Tiny part")
+    give(page, defective)
+    expect(page.get_by_text(re.compile("^Score "))).to_be_visible()
+    tiny = score(page)
+    category.click()
+    expect(page.get_by_role("option", name="factory/tiny")).to_be_visible()
+    page.get_by_role("option", name="Solar cell mono").click()
+    page.get_by_role("button", name="Find defects").click()
+    expect(page.get_by_text(re.compile("^Score 56.0"))).to_be_visible()
+    assert score(page) != tiny
+
+
+def test_a_repository_is_described_before_it_is_opened(open_page, defective, hub):
+    page = open_page()
+    page.get_by_role("button", name=re.compile("Another category")).click()
+    name = page.get_by_label("Repository")
+    for repository, message in (
+        ("../../etc", "is no category of this page and no repository"),
+        ("nobody/nothing", "does not exist on the Hub, or is private"),
+        ("somebody/other", "holds no ddad checkpoint"),
+    ):
+        name.fill(repository)
+        page.get_by_role("button", name="What is it?").click()
+        expect(page.get_by_text(re.compile(message))).to_be_visible()
+        expect(page.get_by_role("button", name="Open it")).to_be_hidden()
+    name.fill("factory/tiny")
+    name.press("Enter")
+    expect(page.get_by_text(re.compile("not run here and not even downloaded"))).to_be_visible()
+    assert not any("/factory/tiny/resolve/" in path for path in hub.requests)
+    page.get_by_role("button", name="Open it").click()
+    expect(page.get_by_label(re.compile("what kind of part"))).to_have_value("factory/tiny")
+    fetched = [path for path in hub.requests if "/factory/tiny/resolve/" in path]
+    assert fetched and not any(path.endswith(".py") for path in fetched)
+    give(page, defective)
+    expect(page.get_by_text(re.compile("^Score "))).to_be_visible()
+    name.fill("factory/broken")
+    page.get_by_role("button", name="What is it?").click()
+    page.get_by_role("button", name="Open it").click()
+    expect(page.get_by_text(re.compile("factory/broken cannot be loaded"))).to_be_visible()
+
+
+def test_dark_and_narrow(open_page, defective):
+    page = open_page("/?__theme=dark", width=390, height=844)
+    assert "dark" in (page.locator("body").get_attribute("class") or "")
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert max(map(int, re.findall(r"\d+", dark)[:3])) < 60
+    give(page, defective)
+    slider_images(page)
+    for name in ("What if", "How the defect", "Why: the maps"):
+        page.get_by_role("button", name=re.compile(name)).click()
+    for tab in ("Many images", "About", "One image"):
+        page.get_by_role("tab", name=tab).click()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_everything_has_a_name_and_the_keyboard_is_enough(open_page, defective):
+    page = open_page()
+    give(page, defective)
+    slider_images(page)
+    nameless = page.evaluate(
+        """() => [...document.querySelectorAll('button, input, textarea, [role=slider], [role=tab]')].filter(one => {
+            const shown = one.offsetParent !== null && one.type !== 'file';
+            const name = one.innerText || one.ariaLabel || one.title || one.placeholder || one.alt
+                || [...(one.labels || [])].map(label => label.innerText).join('')
+                || [...one.querySelectorAll('img')].map(image => image.alt).join('');
+            return shown && !name.trim();
+        }).map(one => one.outerHTML.slice(0, 200))"""
+    )
+    assert not nameless
+    # Only what Gradio draws itself (the slider's two halves, the examples' thumbnails) has no text of ours.
+    assert page.locator("img:not([alt])").count() == 0
+    find = page.get_by_role("button", name="Find defects")
+    page.get_by_role("tab", name="One image").focus()
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        if find.evaluate("one => one === document.activeElement"):
+            break
+    else:
+        pytest.fail("The button cannot be reached with the keyboard.")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text(re.compile("Removing the defect"))).to_be_visible()
+
+
+def test_about_explains_with_pictures(open_page):
+    page = open_page()
+    page.get_by_role("tab", name="About").click()
+    for title in ("The pixel score", "The feature score", "Gradient denoising", "Sources and licences"):
+        expect(page.get_by_role("heading", name=re.compile(title))).to_be_visible()
+    pictures = page.get_by_alt_text(re.compile("^(From left to right|Six steps)"))
+    expect(pictures).to_have_count(3)
+    assert all(width > 1000 for width in pictures.evaluate_all("images => images.map(one => one.naturalWidth)"))

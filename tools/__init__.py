@@ -1,0 +1,1 @@
+"""Programs for those who develop ddad; no part of the package."""

@@ -1,0 +1,90 @@
+"""Makes the pictures of the About tab and the README's screenshots: `python -m tools.pictures`.
+
+Needs Chromium. The pictures follow from the bundled checkpoint; make them again when it or the page changes.
+"""
+
+import io
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import torch
+from playwright.sync_api import Page, sync_playwright
+
+from ddad import DDADPipeline
+from ddad.app.examples import write_examples
+from ddad.app.inspection import draw_heatmap, draw_maps
+from tools.serve import ROOT, running_page
+
+CATEGORY = "solar_cell_mono"
+ABOUT = ROOT / "ddad" / "app" / "pictures"
+SCREENSHOTS = ROOT / "docs"
+SIDE, GAP = 300, 12
+LEVEL = 201
+
+
+def strip(pictures: list[PIL.Image.Image]) -> PIL.Image.Image:
+    """Pictures in a row, on transparent ground so that they suit light and dark pages."""
+    row = PIL.Image.new("RGBA", (len(pictures) * (SIDE + GAP) - GAP, SIDE))
+    for number, picture in enumerate(pictures):
+        row.paste(picture.convert("RGB").resize((SIDE, SIDE)), (number * (SIDE + GAP), 0))
+    return row
+
+
+@torch.no_grad()
+def make_about_pictures(image: Path) -> None:
+    """What the About tab shows, from a real run."""
+    pipe = DDADPipeline.from_pretrained(ROOT / "checkpoints" / CATEGORY)
+    original = pipe.read_image(image)
+    inputs = pipe.prepare([original])
+    _, noisy, levels, output, _ = pipe.predict_at(inputs, [LEVEL], pipe.get_noise([LEVEL], None, inputs.device))
+    clean = pipe.scheduler.predict_original_sample(output, noisy, levels)
+    shown = [pipe.to_image(original, "pil"), *(pipe.to_image((one[0] + 1) / 2, "pil") for one in (noisy, clean))]
+    result = pipe(original)
+    pixel, feature, combined = (picture for picture, _ in draw_maps(result))
+    strip([*shown, pixel]).save(ABOUT / "pixel_score.webp", quality=88)
+    strip([pixel, feature, combined, draw_heatmap(original, result, 0.7)]).save(ABOUT / "combined.webp", quality=88)
+    frames = result.intermediates[0]
+    chosen = [frames[round(index)] for index in np.linspace(0, len(frames) - 1, 6)]
+    strip(chosen).save(ABOUT / "denoising.webp", quality=88)
+
+
+def open_page(page: Page, url: str, image: Path) -> None:
+    """Gives an image and waits for its normal version."""
+    page.goto(url)
+    page.locator("input[type=file]").first.set_input_files(image)
+    page.get_by_text(re.compile("(D|No d)efect found")).wait_for(timeout=60_000)
+    page.get_by_test_id("image-slider").or_(page.locator(".slider-wrap img")).first.wait_for(timeout=60_000)
+    page.wait_for_timeout(1500)
+
+
+def make_screenshots(image: Path) -> None:
+    """The page on a desk and on a phone, light and dark."""
+    browser_path = shutil.which("chromium") or shutil.which("google-chrome")
+    with running_page() as url, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox", "--disable-gpu"])
+        for name, width, height, theme in (
+            ("page", 1440, 1080, "light"),
+            ("page_dark", 1440, 1080, "dark"),
+            ("page_phone", 390, 844, "light"),
+        ):
+            page = browser.new_page(viewport={"width": width, "height": height})
+            open_page(page, f"{url}?__theme={theme}", image)
+            if width < 500:
+                page.get_by_text(re.compile("efect found")).scroll_into_view_if_needed()
+                page.mouse.wheel(0, 500)
+                page.wait_for_timeout(500)
+            screenshot = PIL.Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+            screenshot.save(SCREENSHOTS / f"{name}.webp", quality=85, method=6)
+            page.close()
+        browser.close()
+
+
+if __name__ == "__main__":
+    ABOUT.mkdir(exist_ok=True)
+    SCREENSHOTS.mkdir(exist_ok=True)
+    example = write_examples(CATEGORY)[0]
+    make_about_pictures(example)
+    make_screenshots(example)
