@@ -15,8 +15,8 @@ DEFECTIVE = (78, 39, 117, 195)
 GOOD = (3, 40)
 
 
-def write_examples(category: str) -> list[Path]:
-    """Test images of a category, defective ones first; an empty list where no package carries any."""
+def write_examples(category: str) -> list[tuple[Path, str]]:
+    """Test images of a category with captions, defective ones first; none where no package carries any."""
     cell_type = category.removeprefix("solar_cell_")
     if cell_type not in ("mono", "poly"):
         return []
@@ -26,12 +26,13 @@ def write_examples(category: str) -> list[Path]:
         logger.warning("No example images: %s", error)
         return []
     folder = Path(tempfile.mkdtemp(prefix="ddad-examples-"))
-    paths = []
+    examples = []
     for name, images, positions in (
         ("defective", cells.test_defective, DEFECTIVE),
         ("good", cells.test_good, GOOD),
     ):
         for number, position in enumerate(positions, start=1):
-            paths.append(folder / f"{cell_type}_{name}_{number}.png")
-            PIL.Image.fromarray(images[position]).save(paths[-1])
-    return paths
+            path = folder / f"{cell_type}_{name}_{number}.png"
+            PIL.Image.fromarray(images[position]).save(path)
+            examples.append((path, f"{name.capitalize()} {number}"))
+    return examples

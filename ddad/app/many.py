@@ -27,7 +27,6 @@ THUMBNAIL = 72
 REFRESH_SECONDS = 0.7
 HEADERS = ["Picture", "File", "Verdict", "Score", "Regions", "Note"]
 DATATYPES = ["html", "str", "str", "number", "number", "str"]
-IGNORED = ("__MACOSX", ".")
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,9 @@ class Source:
 
 def is_ignored(name: str) -> bool:
     """Whether a file is what operating systems add to folders and zips."""
-    return any(part.startswith(IGNORED) for part in PurePosixPath(name).parts) or name.endswith("Thumbs.db")
+    parts = PurePosixPath(name).parts
+    hidden = any(part.startswith(".") and part != ".." for part in parts)
+    return hidden or "__MACOSX" in parts or parts[-1:] == ("Thumbs.db",)
 
 
 def open_zip(path: Path, scratch: Path) -> Iterator[Source]:

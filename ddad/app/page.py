@@ -1,5 +1,6 @@
 """The page in the browser. It calls the pipeline and computes nothing itself."""
 
+import secrets
 from pathlib import Path
 
 import gradio as gr
@@ -9,7 +10,7 @@ from ddad.app.about import add_about
 from ddad.app.api import add_api
 from ddad.app.categories import Categories, CategoryError, readable
 from ddad.app.many import add_many_images
-from ddad.app.single import KEEP_SECONDS, add_single_image, new_session
+from ddad.app.single import KEEP_SECONDS, add_single_image
 from ddad.app.uploads import refusal
 
 TITLE = "ddad: find the defect, see the part without it"
@@ -36,7 +37,7 @@ def label_choices(names: list[str]) -> list[tuple[str, str]]:
     return [(readable(name), name) for name in names]
 
 
-def add_hub(page: gr.Blocks, categories: Categories, category: gr.Dropdown) -> None:
+def add_hub(page: gr.Blocks, categories: Categories, category: gr.Dropdown, session: gr.State) -> None:
     """The place where a visitor opens a repository that is not in the list: first what it is, then the question."""
 
     def look_up(repository: str):
@@ -68,13 +69,16 @@ def add_hub(page: gr.Blocks, categories: Categories, category: gr.Dropdown) -> N
     agree.click(open_repository, [repository, known], [category, known, description], **hidden)
 
     def welcome(request: gr.Request):
-        """A link with ?category=NAME opens that category; what carries our tag on the Hub joins the list."""
+        """A link with ?category=NAME opens that category; what carries our tag on the Hub joins the list.
+
+        The session gets a name that nobody can guess: with it Stop finds the visitor's own run.
+        """
         names = [*categories.bundled, *(name for name in categories.search() if name not in categories.bundled)]
         asked = request.query_params.get("category")
         chosen = gr.Dropdown(choices=label_choices(names), value=asked if asked in names else names[0])
-        return chosen, names, asked if asked and asked not in names else None
+        return chosen, names, asked if asked and asked not in names else None, secrets.token_hex(16)
 
-    page.load(welcome, None, [category, known, repository], show_progress="hidden", **hidden)
+    page.load(welcome, None, [category, known, repository, session], show_progress="hidden", **hidden)
 
 
 def create_page(checkpoints: str | Path) -> gr.Blocks:
@@ -88,14 +92,14 @@ def create_page(checkpoints: str | Path) -> gr.Blocks:
         categories.get(name)
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=DELETE_CACHE) as page:
         gr.Markdown(INTRODUCTION)
-        session = gr.State(new_session)
+        session = gr.State("")
         with gr.Row():
             category = gr.Dropdown(
                 label_choices(categories.bundled), value=categories.bundled[0], interactive=True, min_width=280,
                 label="Category: what kind of part is it?",
             )  # fmt: skip
             with gr.Column(scale=2, min_width=300):
-                add_hub(page, categories, category)
+                add_hub(page, categories, category, session)
         with gr.Tab("One image"):
             add_single_image(categories, category, session)
         with gr.Tab("Many images"):

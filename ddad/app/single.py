@@ -1,6 +1,5 @@
 """The tab that inspects one image: look, see, ask what if."""
 
-import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from ddad.app.examples import write_examples
 from ddad.app.gpu import gpu
 from ddad.app.inspection import Inspection
 from ddad.app.uploads import create_image_input, output_path, read_mask, refusal
-from ddad.pipeline import DDADPipeline
+from ddad.pipeline import DDADPipeline, DDADPipelineOutput
 from ddad.report.drawing import save_animation
 
 KEEP_SECONDS = 3600
@@ -144,21 +143,27 @@ class SingleImage:
             raise refusal("Give an image first: there is nothing to judge yet.", "No image yet")
         return found
 
-    def judge(
-        self,
-        found: Inspection | None,
-        alpha: float,
-        timesteps: list[int],
-        threshold: float | None,
-        opacity: float,
-        truth: str | None,
-    ) -> tuple[Any, ...]:
-        """Everything on the page that follows from the maps, which are not computed again."""
+    def recombine(
+        self, found: Inspection | None, alpha: float, timesteps: list[int], threshold: float | None
+    ) -> DDADPipelineOutput:
+        """The verdict that follows from the maps, which are not computed again."""
         found = self.require(found)
         if not timesteps:
             raise refusal("Choose at least one noise level.", "Nothing to combine")
         pipe = self.open(found.category).judge
-        result = pipe(found.scores, alpha=alpha, timesteps=timesteps, threshold=threshold, denoise=False)
+        return pipe(found.scores, alpha=alpha, timesteps=timesteps, threshold=threshold, denoise=False)
+
+    def show(
+        self,
+        found: Inspection,
+        result: DDADPipelineOutput,
+        alpha: float,
+        timesteps: list[int],
+        opacity: float,
+        truth: str | None,
+    ) -> tuple[Any, ...]:
+        """Verdict, heatmap, histogram, regions and maps."""
+        pipe = self.open(found.category).judge
         score, limit = result.image_score[0], result.threshold
         try:
             mask = None if truth is None else read_mask(truth)
@@ -175,20 +180,47 @@ class SingleImage:
             ),
             views.region_rows(views.regions_of(result)),
             views.draw_maps(result),
-            gr.Slider(value=round(limit, 2), maximum=round(max(3 * limit, 1.2 * score, 1.0), 1)),
         )
 
-    def judge_by_default(self, found: Inspection | None, opacity: float, truth: str | None) -> tuple[Any, ...]:
-        """The pipeline's own choice of alpha, noise levels and threshold (None), and what follows from it."""
-        config = self.open(self.require(found).category).judge.config
-        levels = gr.CheckboxGroup(choices=config.timesteps, value=config.timesteps)
-        return config.alpha, levels, None, *self.judge(found, config.alpha, config.timesteps, None, opacity, truth)
+    def judge(
+        self,
+        found: Inspection | None,
+        alpha: float,
+        timesteps: list[int],
+        threshold: float | None,
+        opacity: float,
+        truth: str | None,
+    ) -> tuple[Any, ...]:
+        """Shows the image anew, with the settings as they are."""
+        result = self.recombine(found, alpha, timesteps, threshold)
+        return self.show(found, result, alpha, timesteps, opacity, truth)
 
     def judge_measured(
         self, found: Inspection | None, alpha: float, timesteps: list[int], opacity: float, truth: str | None
     ) -> tuple[Any, ...]:
         """Another alpha or other noise levels, with the threshold (None) that they have on good parts."""
-        return None, *self.judge(found, alpha, timesteps, None, opacity, truth)
+        result = self.recombine(found, alpha, timesteps, None)
+        highest = max(3 * result.threshold, 1.2 * result.image_score[0], 1.0)
+        slider = gr.Slider(value=round(result.threshold, 2), maximum=round(highest, 1))
+        return None, slider, *self.show(found, result, alpha, timesteps, opacity, truth)
+
+    def judge_by_default(self, found: Inspection | None, opacity: float, truth: str | None) -> tuple[Any, ...]:
+        """The pipeline's own choice of alpha, noise levels and threshold, and what follows from it."""
+        config = self.open(self.require(found).category).judge.config
+        levels = gr.CheckboxGroup(choices=config.timesteps, value=config.timesteps)
+        return config.alpha, levels, *self.judge_measured(found, config.alpha, config.timesteps, opacity, truth)
+
+    def judge_chosen(
+        self,
+        found: Inspection | None,
+        alpha: float,
+        timesteps: list[int],
+        threshold: float,
+        opacity: float,
+        truth: str | None,
+    ) -> tuple[Any, ...]:
+        """A threshold that the visitor chose."""
+        return threshold, *self.judge(found, alpha, timesteps, threshold, opacity, truth)
 
     @staticmethod
     def animate(found: Inspection) -> str | None:
@@ -203,26 +235,35 @@ def add_single_image(categories: Categories, category: gr.Dropdown, session: gr.
     work = SingleImage(categories)
     config = categories.get(categories.bundled[0]).judge.config
     found = gr.State(time_to_live=KEEP_SECONDS)
-    examples = {name: [str(path) for path in write_examples(name)] for name in categories.bundled}
+    examples = {name: write_examples(name) for name in categories.bundled}
+
+    def choose_example(category: str, event: gr.SelectData) -> tuple[str, None]:
+        return str(examples[category][event.index][0]), None
+
+    def show_examples(category: str) -> gr.Gallery:
+        return gr.Gallery(examples.get(category, []), visible=bool(examples.get(category)))
 
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
             image = create_image_input(
-                "Your image", sources=["upload", "clipboard", "webcam"], height=300, alt_text="The image to inspect"
+                "Your image",
+                sources=["upload", "clipboard", "webcam"],
+                height=300,
+                alt_text="The image to inspect",
+                elem_id="image",
             )
             with gr.Row():
                 find = gr.Button("Find defects", variant="primary")
                 stop = gr.Button("Stop", variant="stop")
-            samples = gr.Dataset(
-                components=[gr.Image(render=False, label="Example")],
-                samples=[[path] for path in examples[categories.bundled[0]]],
-                visible=bool(examples[categories.bundled[0]]),
-                label="Examples: the last two are good (elpv-dataset, CC BY-NC-SA 4.0)",
-            )
+            samples = gr.Gallery(
+                examples[categories.bundled[0]], visible=bool(examples[categories.bundled[0]]), columns=3,
+                height="auto", allow_preview=False, interactive=False, buttons=[], elem_id="examples",
+                label="Examples (elpv-dataset, CC BY-NC-SA 4.0)",
+            )  # fmt: skip
             with gr.Accordion("Compare with a ground truth", open=False):
                 truth = create_image_input(
                     "Mask of the true defects: every pixel above zero", sources=["upload", "clipboard"], height=200,
-                    alt_text="The mask of the true defects",
+                    alt_text="The mask of the true defects", elem_id="truth",
                 )  # fmt: skip
         with gr.Column(scale=3, min_width=320):
             answer = gr.Markdown("Drop an image, or click an example. The heatmap takes a second.", container=True)
@@ -288,7 +329,7 @@ def add_single_image(categories: Categories, category: gr.Dropdown, session: gr.
 
     # The slider shows a threshold; this is what a visitor chose, or None for the one measured on good parts.
     limit = gr.State(None)
-    judged = [answer, heatmap, scores, regions, maps, threshold]
+    judged = [answer, heatmap, scores, regions, maps]
     settings = [alpha, levels, limit]
     views_inputs = [opacity, truth]
     hidden = {"api_visibility": "private"}
@@ -296,14 +337,16 @@ def add_single_image(categories: Categories, category: gr.Dropdown, session: gr.
     slow = {**hidden, "concurrency_id": "denoise", "concurrency_limit": 1, "show_progress_on": slider}
 
     image.input(lambda: None, None, truth, show_progress="hidden", **hidden)
-    chosen = samples.click(lambda sample: (sample[0], None), samples, [image, truth], show_progress="hidden", **hidden)
+    chosen = samples.select(choose_example, category, [image, truth], show_progress="hidden", **hidden)
     running = []
     for start in (find.click, image.input, chosen.then):
         looked = start(
             work.look, [image, category], [found, limit, slider, film, animation],
             concurrency_id="look", concurrency_limit=2, show_progress_on=heatmap, **hidden,
         )  # fmt: skip
-        seen = looked.success(work.judge_by_default, [found, *views_inputs], [alpha, levels, limit, *judged], **fast)
+        seen = looked.success(
+            work.judge_by_default, [found, *views_inputs], [alpha, levels, limit, threshold, *judged], **fast
+        )
         denoised = seen.success(work.denoise, [found, *settings, session], [found, slider, film], **slow)
         running += [looked, seen, denoised, denoised.success(work.animate, found, animation, **fast)]
     repeated = again.click(work.denoise, [found, *settings, session], [found, slider, film], **slow)
@@ -311,20 +354,12 @@ def add_single_image(categories: Categories, category: gr.Dropdown, session: gr.
     stop.click(work.runs.stop, session, None, queue=False, **hidden)
     stop.click(None, None, None, cancels=running)
 
-    chosen_limit = threshold.release(lambda value: value, threshold, limit, show_progress="hidden", **hidden)
-    for redraw in (chosen_limit.then, opacity.release, truth.input, truth.clear):
-        redraw(work.judge, [found, *settings, *views_inputs], judged, **fast)
-    for combine in (alpha.release, levels.input):
-        combine(work.judge_measured, [found, alpha, levels, *views_inputs], [limit, *judged], **fast)
-    reset.click(work.judge_by_default, [found, *views_inputs], [alpha, levels, limit, *judged], **fast)
-    category.change(
-        lambda name: gr.Dataset(
-            samples=[[path] for path in examples.get(name, [])], visible=bool(examples.get(name))
-        ),
-        category, samples, show_progress="hidden", **hidden,
-    )  # fmt: skip
-
-
-def new_session() -> str:
-    """The name of one visitor's session."""
-    return secrets.token_hex(16)
+    # While a slider moves, the last of its values counts.
+    live = {**fast, "trigger_mode": "always_last"}
+    threshold.input(work.judge_chosen, [found, alpha, levels, threshold, *views_inputs], [limit, *judged], **live)
+    for redraw in (opacity.input, truth.input, truth.clear):
+        redraw(work.judge, [found, *settings, *views_inputs], judged, **live)
+    for combine in (alpha.input, levels.input):
+        combine(work.judge_measured, [found, alpha, levels, *views_inputs], [limit, threshold, *judged], **live)
+    reset.click(work.judge_by_default, [found, *views_inputs], [alpha, levels, limit, threshold, *judged], **fast)
+    category.change(show_examples, category, samples, show_progress="hidden", **hidden)

@@ -62,6 +62,11 @@ def browser():
         browser.close()
 
 
+def give(page, path, element: str = "image") -> None:
+    """Uploads a file into one of the page's image inputs."""
+    page.locator(f"#{element} input[type=file]").set_input_files(path)
+
+
 @pytest.fixture
 def open_page(browser, server):
     """Opens the page; in the end no script of it may have failed."""

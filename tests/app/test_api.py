@@ -3,6 +3,7 @@
 import asyncio
 import json
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import PIL.Image
@@ -77,7 +78,9 @@ def test_mcp_tools_are_described_and_answer(server):
             answer = await mcp.call_tool(next(name for name in tools if name.endswith("categories")), {})
             return tools, answer
 
-    tools, answer = asyncio.run(talk())
+    # Another thread: the browser of the other tests has a loop of its own in this one.
+    with ThreadPoolExecutor(1) as thread:
+        tools, answer = thread.submit(asyncio.run, talk()).result()
     assert len(tools) == 2
     inspect = next(tool for name, tool in tools.items() if name.endswith("inspect"))
     assert "Finds the defects" in inspect.description
