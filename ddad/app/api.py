@@ -6,7 +6,7 @@ import gradio as gr
 import PIL.Image
 
 from ddad.app.categories import Categories, CategoryError
-from ddad.app.gpu import gpu
+from ddad.app.compute import evaluates_networks, give_way, needs_gpu
 from ddad.app.inspection import regions_of
 from ddad.app.uploads import create_image_input, output_path, refusal
 from ddad.report.export import Record
@@ -47,7 +47,13 @@ def add_api(categories: Categories) -> None:
         except CategoryError as error:
             raise refusal(str(error), "This category cannot be opened") from None
         try:
-            result = pipe(image, threshold=threshold, alpha=alpha, denoise=bool(normal_version))
+            result = pipe(
+                image,
+                threshold=threshold,
+                alpha=alpha,
+                denoise=bool(normal_version),
+                callback_on_step_end=lambda *_: give_way(),
+            )
         except (TypeError, ValueError) as error:
             raise refusal(str(error).replace(image, "The file")) from None
         record = Record(
@@ -75,5 +81,10 @@ def add_api(categories: Categories) -> None:
             gr.File(label="Anomaly map, float32 TIFF"),
         ]
         gr.Button("Inspect").click(
-            gpu(inspect), inputs, outputs, api_name="inspect", concurrency_id="denoise", concurrency_limit=1
+            needs_gpu(evaluates_networks(inspect)),
+            inputs,
+            outputs,
+            api_name="inspect",
+            concurrency_id="denoise",
+            concurrency_limit=1,
         )

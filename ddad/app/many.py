@@ -15,7 +15,7 @@ import gradio as gr
 import PIL.Image
 
 from ddad.app.categories import Categories, CategoryError
-from ddad.app.gpu import gpu
+from ddad.app.compute import evaluates_networks, give_way, needs_gpu
 from ddad.app.inspection import regions_of
 from ddad.app.uploads import output_path, refusal
 from ddad.pipeline import DDADPipeline, DDADPipelineOutput
@@ -91,7 +91,7 @@ def inspect_source(pipe: DDADPipeline, source: Source, denoise: bool) -> tuple[R
     if source.path is None:
         return Record(source.name, error=source.error), None
     try:
-        result = pipe(source.path, denoise=denoise)
+        result = pipe(source.path, denoise=denoise, callback_on_step_end=lambda *_: give_way())
     except (TypeError, ValueError) as error:
         return Record(source.name, error=str(error).replace(str(source.path), "This file")), None
     regions = tuple(regions_of(result))
@@ -134,7 +134,7 @@ class ManyImages:
 
     def __init__(self, categories: Categories):
         self.categories = categories
-        self.inspect_all = gpu(self._inspect_all)
+        self.inspect_all = needs_gpu(self._inspect_all)
 
     def _inspect_all(
         self, files: list[str] | None, category: str, denoise: bool
@@ -150,6 +150,7 @@ class ManyImages:
             pipe = self.categories.get(category).pipe
         except CategoryError as error:
             raise refusal(str(error), "This category cannot be opened") from None
+        inspect = evaluates_networks(inspect_source)
         rows: list[list[Any]] = []
         archive = ResultsArchive(output_path("ddad_results.zip"))
         shown = 0.0
@@ -162,7 +163,7 @@ class ManyImages:
                     )
                     rows.append(table_row(Record("...", error=note), None))
                     break
-                record, result = inspect_source(pipe, source, denoise)
+                record, result = inspect(pipe, source, denoise)
                 if result is None:
                     archive.add(record)
                     rows.append(table_row(record, None))

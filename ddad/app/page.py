@@ -9,6 +9,7 @@ import torch
 from ddad.app.about import add_about
 from ddad.app.api import add_api
 from ddad.app.categories import Categories, CategoryError, readable
+from ddad.app.compute import evaluates_networks
 from ddad.app.many import add_many_images
 from ddad.app.single import KEEP_SECONDS, add_single_image
 from ddad.app.uploads import refusal
@@ -88,8 +89,9 @@ def create_page(checkpoints: str | Path) -> gr.Blocks:
         FileNotFoundError: if the folder holds no checkpoint.
     """
     categories = Categories(checkpoints, "cuda" if torch.cuda.is_available() else "cpu")
+    load = evaluates_networks(categories.get)
     for name in categories.bundled:
-        categories.get(name)
+        load(name)
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=DELETE_CACHE) as page:
         gr.Markdown(INTRODUCTION)
         session = gr.State("")

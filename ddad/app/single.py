@@ -11,8 +11,8 @@ import gradio as gr
 
 from ddad.app import inspection as views
 from ddad.app.categories import Categories, Category, CategoryError, readable
+from ddad.app.compute import QUICK, evaluates_networks, give_way, needs_gpu
 from ddad.app.examples import write_examples
-from ddad.app.gpu import gpu
 from ddad.app.inspection import Inspection
 from ddad.app.uploads import create_image_input, output_path, read_mask, refusal
 from ddad.pipeline import DDADPipeline, DDADPipelineOutput
@@ -66,8 +66,8 @@ class SingleImage:
     def __init__(self, categories: Categories):
         self.categories = categories
         self.runs = Runs()
-        self.look = gpu(self._look)
-        self.denoise = gpu(self._denoise)
+        self.look = needs_gpu(evaluates_networks(self._look, QUICK))
+        self.denoise = needs_gpu(evaluates_networks(self._denoise))
 
     def _look(
         self,
@@ -109,6 +109,7 @@ class SingleImage:
             def after_step(_: DDADPipeline, step: int, __: int, ___: dict[str, Any]) -> None:
                 if stopped.is_set():
                     raise Stopped
+                give_way()
                 progress(
                     (step + 1, most), desc=f"Removing the defect: step {step + 1} of at most {most}", unit="steps"
                 )

@@ -1,8 +1,6 @@
 """Which pipelines are in memory, and what visitors are told of those that cannot be."""
 
-import sys
 import threading
-import types
 
 import pytest
 
@@ -73,14 +71,3 @@ def test_a_judge_without_the_device_gives_the_same_answer(folder, picture):
 
 def test_names_for_people():
     assert readable("solar_cell_mono") == "Solar cell mono" and readable("user/solar_cell") == "user/solar_cell"
-
-
-def test_zero_gpu_functions_say_so(monkeypatch):
-    marked = []
-    fake = types.ModuleType("spaces")
-    fake.GPU = lambda duration: lambda function: marked.append((function.__name__, duration)) or function
-    monkeypatch.setitem(sys.modules, "spaces", fake)
-    monkeypatch.delitem(sys.modules, "ddad.app.gpu")
-    from ddad.app.gpu import gpu
-
-    assert gpu(readable) is readable and marked == [("readable", 60)]
