@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow style quality smoke clean
+.PHONY: demo test test-slow style quality pictures smoke clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/python app.py
@@ -22,6 +22,9 @@ quality: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+pictures: $(VENV)/installed-dev
+	$(BIN)/python -m tools.pictures
 
 # Trains four steps, saves, loads and predicts.
 smoke: $(VENV)/installed-dev

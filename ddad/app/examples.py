@@ -27,12 +27,12 @@ def write_examples(category: str) -> list[tuple[Path, str]]:
         return []
     folder = Path(tempfile.mkdtemp(prefix="ddad-examples-"))
     examples = []
-    for name, images, positions in (
-        ("defective", cells.test_defective, DEFECTIVE),
-        ("good", cells.test_good, GOOD),
+    for name, caption, images, positions in (
+        ("defective", "Defect", cells.test_defective, DEFECTIVE),
+        ("good", "Good", cells.test_good, GOOD),
     ):
         for number, position in enumerate(positions, start=1):
             path = folder / f"{cell_type}_{name}_{number}.png"
             PIL.Image.fromarray(images[position]).save(path)
-            examples.append((path, f"{name.capitalize()} {number}"))
+            examples.append((path, f"{caption} {number}"))
     return examples

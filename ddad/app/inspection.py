@@ -51,7 +51,7 @@ def shrink(image: torch.Tensor) -> torch.Tensor:
 
 def verdict(inspection: Inspection, score: float, threshold: float, is_anomalous: bool, quantile: float) -> str:
     """The result in words."""
-    found = "## ⚠️ Defect found" if is_anomalous else "## ✅ No defect found"
+    found = "## ⚠ Defect found" if is_anomalous else "## ✓ No defect found"
     relation = "above" if is_anomalous else "not above"
     lines = [
         found,

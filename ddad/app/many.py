@@ -109,7 +109,7 @@ def table_row(record: Record, overlay: PIL.Image.Image | None) -> list[Any]:
         small.save(data, format="JPEG", quality=80)
         code = base64.b64encode(data.getvalue()).decode()
         picture = f'<img alt="Heatmap of {html.escape(record.image)}" src="data:image/jpeg;base64,{code}">'
-    verdict = {True: "⚠️ defect", False: "✅ good", None: "❌ not inspected"}[record.is_anomalous]
+    verdict = {True: "⚠ defect", False: "✓ good", None: "✗ not inspected"}[record.is_anomalous]
     score = None if record.image_score is None else round(record.image_score, 2)
     regions = None if record.is_anomalous is None else len(record.regions)
     return [picture, record.image, verdict, score, regions, record.error or ""]
@@ -199,7 +199,7 @@ def add_many_images(categories: Categories, category: gr.Dropdown) -> None:
     progress = gr.Markdown("Nothing inspected yet.", container=True)
     table = gr.Dataframe(
         headers=HEADERS, datatype=DATATYPES, interactive=False, label="Results", max_height=700,
-        column_widths=["100px", "240px", "140px", "90px", "90px", "340px"], show_search="search",
+        column_widths=["100px", "24%", "14%", "9%", "9%", "36%"], wrap=True, show_search="search",
     )  # fmt: skip
     download = gr.File(
         label="Results: heatmaps, maps, normal versions, CSV and JSON lines in one zip", interactive=False

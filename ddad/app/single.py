@@ -241,8 +241,9 @@ def add_single_image(categories: Categories, category: gr.Dropdown, session: gr.
     def choose_example(category: str, event: gr.SelectData) -> tuple[str, None]:
         return str(examples[category][event.index][0]), None
 
-    def show_examples(category: str) -> gr.Gallery:
-        return gr.Gallery(examples.get(category, []), visible=bool(examples.get(category)))
+    def show_examples(category: str) -> tuple[gr.Column, list[tuple[Path, str]]]:
+        found = examples.get(category, [])
+        return gr.Column(visible=bool(found)), found
 
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
@@ -256,11 +257,13 @@ def add_single_image(categories: Categories, category: gr.Dropdown, session: gr.
             with gr.Row():
                 find = gr.Button("Find defects", variant="primary")
                 stop = gr.Button("Stop", variant="stop")
-            samples = gr.Gallery(
-                examples[categories.bundled[0]], visible=bool(examples[categories.bundled[0]]), columns=3,
-                height="auto", allow_preview=False, interactive=False, buttons=[], elem_id="examples",
-                label="Examples (elpv-dataset, CC BY-NC-SA 4.0)",
-            )  # fmt: skip
+            first = examples[categories.bundled[0]]
+            with gr.Column(visible=bool(first)) as samples_place:
+                gr.Markdown("Or click an example (elpv-dataset, CC BY-NC-SA 4.0):")
+                samples = gr.Gallery(
+                    first, columns=3, height="auto", allow_preview=False, interactive=False, buttons=[],
+                    elem_id="examples", label="Examples", show_label=False,
+                )  # fmt: skip
             with gr.Accordion("Compare with a ground truth", open=False):
                 truth = create_image_input(
                     "Mask of the true defects: every pixel above zero", sources=["upload", "clipboard"], height=200,
@@ -363,4 +366,4 @@ def add_single_image(categories: Categories, category: gr.Dropdown, session: gr.
     for combine in (alpha.input, levels.input):
         combine(work.judge_measured, [found, alpha, levels, *views_inputs], [limit, threshold, *judged], **live)
     reset.click(work.judge_by_default, [found, *views_inputs], [alpha, levels, limit, threshold, *judged], **fast)
-    category.change(show_examples, category, samples, show_progress="hidden", **hidden)
+    category.change(show_examples, category, [samples_place, samples], show_progress="hidden", **hidden)

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import re
+import shutil
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,6 +11,8 @@ import numpy as np
 import PIL.Image
 import pytest
 from gradio_client import Client, handle_file
+
+from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +97,12 @@ def test_mcp_tools_are_described_and_answer(server):
 def test_nothing_is_kept_of_a_run(server):
     config = json.load(urllib.request.urlopen(f"{server}/config"))
     assert config["run_history"] is False and not config["show_error"]
+
+
+def test_the_example_of_the_readme_runs(server, defective, capsys, monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    (example,) = [block for block in blocks if "gradio_client" in block]
+    monkeypatch.chdir(defective.parent)
+    shutil.copy(defective, "cell.png")
+    exec(example.replace("http://127.0.0.1:7860", server), {})
+    assert capsys.readouterr().out.rstrip().splitlines()[-1].startswith("True 55.9")

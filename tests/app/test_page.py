@@ -13,7 +13,7 @@ from tests.app.conftest import give
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
-FOUND = re.compile("⚠️ Defect found")
+FOUND = re.compile("⚠ Defect found")
 NOT_FOUND = re.compile("No defect found")
 
 
