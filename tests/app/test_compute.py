@@ -17,10 +17,7 @@ from ddad.app.compute import QUICK, SLOW, ModelThread
 
 @pytest.fixture
 def threads():
-    """Restores PyTorch's number of threads, which the model's thread takes for itself."""
-    before = torch.get_num_threads()
-    yield ModelThread()
-    torch.set_num_threads(before)
+    return ModelThread()
 
 
 def test_results_errors_and_context_come_back(threads):
