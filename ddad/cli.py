@@ -103,7 +103,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
         used.add(name)
         line: dict[str, typing.Any] = {"image": str(path)}
         try:
-            original = pipe.read_image(path)
+            original = pipe.image_processor.read_image(path)
         except ValueError as error:
             status = 1
             print(json.dumps(line | {"error": str(error)}), flush=True)
@@ -171,6 +171,28 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def add_refresh(commands: argparse._SubParsersAction) -> None:
+    """`ddad refresh`."""
+    parser = commands.add_parser(
+        "refresh",
+        help="bring checkpoints up to date with this version",
+        description="Writes the code and the settings of this version into checkpoints, so that they load with"
+        " diffusers alone as well; weights stay as they are.",
+    )
+    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="folders of checkpoints")
+    parser.set_defaults(run=run_refresh)
+
+
+def run_refresh(arguments: argparse.Namespace) -> int:
+    """Loads each checkpoint and writes all of it but the weights."""
+    from ddad.hub.loading import refresh
+
+    for checkpoint in arguments.checkpoints:
+        refresh(load_pipeline(checkpoint, "cpu"), Path(checkpoint))
+        print(f"{checkpoint} is up to date.")
+    return 0
+
+
 def add_dataset(commands: argparse._SubParsersAction) -> None:
     """`ddad dataset`."""
     parser = commands.add_parser(
@@ -198,7 +220,7 @@ def create_parser() -> argparse.ArgumentParser:
         prog=PROGRAM, description="Finds and removes defects on product images with a diffusion model of good parts."
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (add_train, add_predict, add_evaluate, add_dataset):
+    for add in (add_train, add_predict, add_evaluate, add_refresh, add_dataset):
         add(commands)
     return parser
 

@@ -1,12 +1,17 @@
-"""The model of normality: a Gaussian at every position of a feature grid, and the Mahalanobis distance to it.
+"""The model of normality: Gaussians of features, and all that was measured on normal images to judge scores by.
 
 Source: "PaDiM: a Patch Distribution Modeling Framework for Anomaly Detection and Localization" (Defard et al., 2020),
 sections III.B and III.C; "Removing Anomalies as Noises for Industrial Defect Localization" (Lu et al., ICCV 2023).
 Beside the features F(x_0) themselves, Gaussians are fitted to the residuals F(x_0) - f(x_t, t) of the U-Net's
 prediction at each noise level.
+
+Score maps of held-out normal images give each score its mean and standard deviation, the threshold, and the level down
+to which a defect reaches. The authors' program normalises by each image's own statistics instead, after which two
+images cannot be compared.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,8 +21,53 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import nn
 
 
+@dataclass
+class DDADScores:
+    """Images and their calibrated score maps: all that the U-Net has to say of them before anything is repaired.
+
+    Given to the pipeline in place of the images, they are fused and judged anew with another `alpha`, `threshold` or
+    fewer `timesteps`, and no network is evaluated for it.
+
+    Attributes:
+        images: the images, `[3, H, W]` in [0, 1] each, of their own sizes.
+        pixel_maps: `[N, K, S, S]` float32, in standard deviations of normal images.
+        feature_maps: likewise.
+        timesteps: the K noise levels.
+        pixel_score: the pixel score's name.
+        feature_score: the feature score's name.
+    """
+
+    images: list[torch.Tensor]
+    pixel_maps: torch.Tensor
+    feature_maps: torch.Tensor
+    timesteps: list[int]
+    pixel_score: str
+    feature_score: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def select(self, images: slice, timesteps: Sequence[int]) -> "DDADScores":
+        """Some of the images, at some of the noise levels.
+
+        Raises:
+            ValueError: for a noise level that was not scored.
+        """
+        unknown = [timestep for timestep in timesteps if timestep not in self.timesteps]
+        if unknown:
+            raise ValueError(f"`timesteps` {unknown} were not scored; choose from {self.timesteps}.")
+        index = [self.timesteps.index(timestep) for timestep in timesteps]
+        return replace(
+            self,
+            images=self.images[images],
+            pixel_maps=self.pixel_maps[images][:, index],
+            feature_maps=self.feature_maps[images][:, index],
+            timesteps=list(timesteps),
+        )
+
+
 class DDADNormalityModel(ModelMixin, ConfigMixin):
-    """Several models of normality, each a Gaussian N(mu, Sigma) at every position of a square grid.
+    """Models of normality, each a Gaussian N(mu, Sigma) at every position of a square grid, and calibration.
 
     Stored is the inverse W of Sigma's Cholesky factor, so that the distance is |W (f - mu)|: a product, no solver,
     differentiable in the features. Of the triangular W only the lower half is kept.
@@ -26,11 +76,15 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
         feature_channels: channels of the features that come in.
         num_channels: size of the random subset of channels that is modelled (100 in PaDiM for ResNet-18).
         grid_size: height and width of the grid; features on a finer grid are averaged down to it.
-        num_gaussians: how many models are held, one for each kind of feature or residual.
-        num_calibration_images: held-out normal images whose calibrated maps are kept.
-        num_calibration_maps: maps kept of each, one for each score and noise level.
-        calibration_size: height and width of those maps.
+        timesteps: the noise levels that score images, as timesteps of the training process; about {20, 200, 400} of
+            1000 in the paper. There is a Gaussian of residuals for each, and a last one of the features themselves.
+        num_calibration_images: held-out normal images whose calibrated maps are kept, one for each score and level.
+        calibration_size: height and width of those maps, and of the cells that image scores are made of: at 256x256 a
+            cell of 8x8 pixels has the 64 pixels of the authors' image score.
         channel_seed: seed of the random subset.
+        statistics: mean and standard deviation of each score on held-out normal images, one for each of `timesteps`,
+            as `{"kl_mean": [...], "kl_std": [...], "rgb_mean": ...}`. Without them nothing can be judged.
+        threshold_quantile: the part of held-out normal images that the measured threshold lets pass.
 
     Raises:
         ValueError: if the subset is larger than the features.
@@ -38,6 +92,9 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
 
     source_code = Path(__file__).read_text(encoding="utf-8")
 
+    scores_class = DDADScores  # other published files cannot import it
+    pixel_scores = ("kl", "rgb")
+    feature_scores = ("mahalanobis", "mse")
     epsilon = 0.01  # PaDiM's regularisation of the covariance (Defard et al., equation 1)
 
     @register_to_config
@@ -46,11 +103,12 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
         feature_channels: int = 176,
         num_channels: int = 100,
         grid_size: int = 16,
-        num_gaussians: int = 4,
+        timesteps: tuple[int, ...] = (20, 201, 401),
         num_calibration_images: int = 0,
-        num_calibration_maps: int = 12,
         calibration_size: int = 32,
         channel_seed: int = 0,  # noqa: ARG002 - kept in the config
+        statistics: dict[str, list[float]] | None = None,  # noqa: ARG002 - kept in the config
+        threshold_quantile: float = 0.95,  # noqa: ARG002 - kept in the config
     ):
         super().__init__()
         if num_channels > feature_channels:
@@ -61,11 +119,18 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
             return nn.Parameter(torch.zeros(*shape), requires_grad=False)
 
         # One parameter a model, and not one for all: files of a checkpoint are split between parameters.
-        self.mean = nn.ParameterList([parameter(positions, num_channels) for _ in range(num_gaussians)])
-        self.whitening = nn.ParameterList([parameter(positions, triangle) for _ in range(num_gaussians)])
-        self.calibration_maps = parameter(
-            num_calibration_images, num_calibration_maps, calibration_size, calibration_size
-        )
+        gaussians = range(len(timesteps) + 1)
+        self.mean = nn.ParameterList([parameter(positions, num_channels) for _ in gaussians])
+        self.whitening = nn.ParameterList([parameter(positions, triangle) for _ in gaussians])
+        num_maps = len(self.scores) * len(timesteps)
+        self.calibration_maps = parameter(num_calibration_images, num_maps, calibration_size, calibration_size)
+
+    # ---------------------------------------------------------------------------------------------------- Gaussians
+
+    @property
+    def features_index(self) -> int:
+        """The Gaussian of the features themselves."""
+        return len(self.config.timesteps)
 
     @property
     def channels(self) -> torch.Tensor:
@@ -125,3 +190,106 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
         # The root has no slope at zero; the constant is far below the distance of any image.
         distance = (whitened.square().sum(dim=-1) + 1e-12).sqrt()
         return distance.view(-1, 1, self.config.grid_size, self.config.grid_size)
+
+    # -------------------------------------------------------------------------------------------------- calibration
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """The names of all scores, in the order of the stored maps."""
+        return self.pixel_scores + self.feature_scores
+
+    def check(self, alpha: float, timesteps: Sequence[int], pixel_score: str, feature_score: str) -> None:
+        """Raises a ValueError that names the argument, the rule and the value found."""
+        if self.config.statistics is None:
+            raise ValueError(
+                "This pipeline is not calibrated: train it with `ddad train`, which measures `statistics`."
+            )
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"`alpha` must lie in [0, 1], found {alpha}.")
+        if len(timesteps) == 0 or len(set(timesteps)) != len(timesteps):
+            raise ValueError(f"`timesteps` must be one or more different noise levels, found {list(timesteps)}.")
+        levels = list(self.config.timesteps)
+        unknown = [timestep for timestep in timesteps if timestep not in levels]
+        if unknown:
+            raise ValueError(f"`timesteps` {unknown} are not calibrated in this pipeline; choose from {levels}.")
+        for name, value, allowed in (
+            ("pixel_score", pixel_score, self.pixel_scores),
+            ("feature_score", feature_score, self.feature_scores),
+        ):
+            if value not in allowed:
+                raise ValueError(f"`{name}` must be one of {allowed}, found {value!r}.")
+
+    def index(self, timesteps: Sequence[int]) -> list[int]:
+        """Positions of noise levels among those that are modelled."""
+        return [list(self.config.timesteps).index(timestep) for timestep in timesteps]
+
+    def feature_maps(
+        self, residuals: torch.Tensor, timesteps: Sequence[int], scores: Sequence[str]
+    ) -> dict[str, torch.Tensor]:
+        """Feature scores before calibration: how large, or how unusual, the error of the predicted features is.
+
+        Args:
+            residuals: F(x_0) - f(x_t, t), `[N, K, C, h, w]`.
+            timesteps: the K noise levels.
+            scores: `mse`, the squared error averaged over channels (the paper's), as `[N, K, h, w]`; `mahalanobis`,
+                the distance to the Gaussian of normal residuals at its position and level, as `[N, K, g, g]`.
+        """
+        maps = {}
+        if "mse" in scores:
+            maps["mse"] = residuals.square().mean(dim=2)
+        if "mahalanobis" in scores:
+            distances = [self(residuals[:, k], index) for k, index in enumerate(self.index(timesteps))]
+            maps["mahalanobis"] = torch.cat(distances, dim=1)
+        return maps
+
+    def calibrate(self, name: str, maps: torch.Tensor, timesteps: Sequence[int]) -> torch.Tensor:
+        """Maps `[N, K, S, S]` in units of normal images: minus their mean, over their standard deviation."""
+        index = self.index(timesteps)
+        mean, std = (
+            torch.tensor(self.config.statistics[f"{name}_{statistic}"], device=maps.device)[index].view(1, -1, 1, 1)
+            for statistic in ("mean", "std")
+        )
+        return (maps - mean) / std
+
+    def pool(self, maps: torch.Tensor) -> torch.Tensor:
+        """Means over the cells that image scores are made of, `[..., S, S]` -> `[..., 32, 32]`."""
+        return F.adaptive_avg_pool2d(maps, (self.config.calibration_size,) * 2)
+
+    def image_score(self, anomaly_maps: torch.Tensor) -> torch.Tensor:
+        """The highest cell of each map, `[N, S, S]` -> `[N]`."""
+        return self.pool(anomaly_maps).flatten(1).amax(dim=1)
+
+    @staticmethod
+    def fuse(pixel_maps: torch.Tensor, feature_maps: torch.Tensor, alpha: float) -> torch.Tensor:
+        """A = 1/K sum over noise levels of alpha pixel + (1 - alpha) feature (the paper's map), `[N, S, S]`."""
+        return (alpha * pixel_maps + (1 - alpha) * feature_maps).mean(dim=1)
+
+    def normal_maps(
+        self, alpha: float, timesteps: Sequence[int], pixel_score: str = "kl", feature_score: str = "mahalanobis"
+    ) -> torch.Tensor | None:
+        """The anomaly maps of the held-out normal images in cells, `[M, cells]`; None if none are stored.
+
+        The largest of each row is that image's score.
+        """
+        if not self.config.num_calibration_images:
+            return None
+        maps = self.calibration_maps.float().unflatten(1, (len(self.scores), -1))  # [M, 4, K, 32, 32]
+        index = self.index(timesteps)
+        pixel, feature = (maps[:, self.scores.index(name)][:, index] for name in (pixel_score, feature_score))
+        return self.fuse(pixel, feature, alpha).flatten(1)
+
+    def levels(
+        self, alpha: float, timesteps: Sequence[int], pixel_score: str = "kl", feature_score: str = "mahalanobis"
+    ) -> tuple[float | None, float | None]:
+        """Threshold and mask level, from the stored maps of held-out normal images; None without such maps.
+
+        The threshold is the quantile `threshold_quantile` of their image scores. The mask level is the 99 % quantile
+        of their cells: how far a defect region grows from the cells above the threshold.
+        """
+        fused = self.normal_maps(alpha, timesteps, pixel_score, feature_score)  # [M, cells]
+        if fused is None:
+            return None, None
+        threshold = torch.quantile(fused.amax(dim=1), self.config.threshold_quantile)
+        # torch.quantile refuses more than 16 M values.
+        cells = fused.flatten().sort().values
+        return float(threshold), float(cells[int(0.99 * (len(cells) - 1))])

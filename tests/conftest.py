@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from ddad import DDADFeatureExtractor, DDADNormalityModel, DDADPipeline, DDADScheduler, DDADUNet2DModel
+from ddad import (
+    DDADDenoiser,
+    DDADFeatureExtractor,
+    DDADImageProcessor,
+    DDADNormalityModel,
+    DDADPipeline,
+    DDADScheduler,
+    DDADUNet2DModel,
+)
 
 ROOT = Path(__file__).parent.parent
 CHECKPOINT = ROOT / "checkpoints" / "solar_cell_mono"
@@ -55,30 +63,32 @@ def create_tiny_pipeline(seed: int = 0, **settings) -> DDADPipeline:
         feature_block=1,
     ).eval()
     unet.requires_grad_(False)
-    normality = DDADNormalityModel(
-        feature_channels=features.feature_channels,
-        num_channels=12,
-        grid_size=8,
-        num_gaussians=3,
-        num_calibration_images=6,
-        num_calibration_maps=8,
-    )
-    generator = torch.Generator().manual_seed(seed)
-    for index in range(3):
-        normality.fit(index, [torch.randn(40, features.feature_channels, 16, 16, generator=generator)])
-    normality.calibration_maps.copy_(torch.randn(normality.calibration_maps.shape, generator=generator))
     statistics = {
         f"{name}_{statistic}": values
         for name in ("kl", "rgb", "mahalanobis", "mse")
         for statistic, values in (("mean", [0.1, 0.2]), ("std", [0.5, 0.6]))
     }
-    arguments = {"category": "tiny", "timesteps": (20, 201), "statistics": statistics} | settings
+    normality = DDADNormalityModel(
+        feature_channels=features.feature_channels,
+        num_channels=12,
+        grid_size=8,
+        timesteps=(20, 201),
+        num_calibration_images=6,
+        statistics=statistics,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    for index in range(3):
+        normality.fit(index, [torch.randn(40, features.feature_channels, 16, 16, generator=generator)])
+    normality.calibration_maps.copy_(torch.randn(normality.calibration_maps.shape, generator=generator))
     pipe = DDADPipeline(
         unet=unet,
         scheduler=DDADScheduler(prediction_type="sample", detail_std=0.03),
         feature_extractor=features,
         normality=normality,
-        **arguments,
+        denoiser=DDADDenoiser(),
+        image_processor=DDADImageProcessor(),
+        category="tiny",
+        **settings,
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -5,14 +5,14 @@ import pytest
 import timm
 import torch
 
-from ddad import DDADFeatureExtractor, DDADPipeline
+from ddad import DDADFeatureExtractor, DDADImageProcessor
 from ddad.training.backbone import create_feature_extractor, load_packaged_weights
 
 PHOTOGRAPHS = Path(gradio.__file__).parent / "media_assets" / "images"
 
 
 def photograph(name):
-    return DDADPipeline.preprocess(DDADPipeline.read_image(PHOTOGRAPHS / name), 256)
+    return DDADImageProcessor().preprocess(DDADImageProcessor().read_image(PHOTOGRAPHS / name), 256)
 
 
 @pytest.mark.parametrize(("name", "imagenet_class"), [("lion.jpg", 291), ("cheetah1.jpg", 293)])

@@ -5,9 +5,10 @@ import PIL.Image
 import pytest
 import torch
 
-from ddad import DDADPipeline
+from ddad import DDADImageProcessor
 
-read = DDADPipeline.read_image
+processor = DDADImageProcessor()
+read = processor.read_image
 
 
 def test_path_picture_array_and_tensor_agree(picture, tmp_path):
@@ -140,15 +141,15 @@ def test_huge_files_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
 
 def test_lists_name_the_image_that_is_bad(picture):
     with pytest.raises(ValueError, match="Image 1 of the list: .*not finite"):
-        DDADPipeline.read_images([picture, np.full((32, 32), np.nan)])
+        processor.read_images([picture, np.full((32, 32), np.nan)])
     with pytest.raises(ValueError, match="no image"):
-        DDADPipeline.read_images([])
-    assert len(DDADPipeline.read_images(np.stack([picture] * 3))) == 3
-    assert len(DDADPipeline.read_images(torch.zeros(2, 3, 32, 32))) == 2
+        processor.read_images([])
+    assert len(processor.read_images(np.stack([picture] * 3))) == 3
+    assert len(processor.read_images(torch.zeros(2, 3, 32, 32))) == 2
 
 
 def test_resizing_averages_instead_of_skipping():
     stripes = torch.zeros(3, 512, 512)
     stripes[:, :, ::2] = 1
-    small = DDADPipeline.preprocess(stripes, 64)
+    small = processor.preprocess(stripes, 64)
     assert small.shape == (1, 3, 64, 64) and small.abs().max() < 0.1  # grey, not moiré

@@ -14,7 +14,7 @@ def features():
 
 
 def fitted(features, **settings):
-    model = DDADNormalityModel(feature_channels=10, num_channels=6, grid_size=4, num_gaussians=2, **settings)
+    model = DDADNormalityModel(feature_channels=10, num_channels=6, grid_size=4, timesteps=(20,), **settings)
     model.fit(1, [features[:25], features[25:]])
     return model
 
@@ -35,7 +35,7 @@ def test_distance_equals_numpy_with_the_inverse_covariance(features):
 
 
 def test_batches_do_not_matter(features):
-    whole = DDADNormalityModel(feature_channels=10, num_channels=6, grid_size=4, num_gaussians=2)
+    whole = DDADNormalityModel(feature_channels=10, num_channels=6, grid_size=4, timesteps=(20,))
     whole.fit(1, [features])
     parts = fitted(features)
     torch.testing.assert_close(whole.whitening[1], parts.whitening[1], atol=1e-5, rtol=1e-5)

@@ -5,7 +5,7 @@ import PIL.Image
 import pytest
 import torch
 
-from ddad import DDADPipeline
+from ddad import DDADImageProcessor
 from tests.conftest import create_tiny_pipeline
 
 
@@ -105,8 +105,10 @@ def test_noise_levels_are_averaged_and_independent(tiny_pipe, picture):
 
 def test_calibration_subtracts_the_mean_and_divides_by_the_deviation(tiny_pipe):
     maps = torch.tensor([0.1 + 3 * 0.5, 0.2 - 2 * 0.6]).view(1, 2, 1, 1)
-    torch.testing.assert_close(tiny_pipe.calibrate("kl", maps, [20, 201]).flatten(), torch.tensor([3.0, -2.0]))
-    torch.testing.assert_close(tiny_pipe.calibrate("kl", maps[:, 1:], [201]).flatten(), torch.tensor([-2.0]))
+    torch.testing.assert_close(
+        tiny_pipe.normality.calibrate("kl", maps, [20, 201]).flatten(), torch.tensor([3.0, -2.0])
+    )
+    torch.testing.assert_close(tiny_pipe.normality.calibrate("kl", maps[:, 1:], [201]).flatten(), torch.tensor([-2.0]))
 
 
 def test_image_score_is_the_mean_of_the_highest_cell(tiny_pipe, picture):
@@ -142,20 +144,12 @@ def test_pixels_outside_the_mask_stay_as_they_were(tiny_pipe, picture):
     tiny_pipe.normality.calibration_maps.fill_(1e4)  # no growth beyond the threshold
     threshold = tiny_pipe(picture, denoise=False).image_score[0] - 1e-3
     output = tiny_pipe(picture, threshold=threshold, output_type="np")
-    size = tiny_pipe.unet.config.sample_size
-    images = tiny_pipe.preprocess(tiny_pipe.read_image(picture), size)
-    maps = tiny_pipe.score_maps(
-        images, [20, 201], tiny_pipe.get_noise([20, 201], None, images.device), ("kl", "mahalanobis")
-    )
-    fused = tiny_pipe.fuse(
-        tiny_pipe.calibrate("kl", maps["kl"], [20, 201]),
-        tiny_pipe.calibrate("mahalanobis", maps["mahalanobis"], [20, 201]),
-        0.5,
-    )
-    level = tiny_pipe.normal_levels(0.5, [20, 201], "kl", "mahalanobis")[1]
-    mask = torch.nn.functional.interpolate(
-        tiny_pipe.defect_mask(fused, threshold, level), size=(90, 70), mode="bilinear"
-    )
+    scores = tiny_pipe.score(picture)
+    fused = tiny_pipe.normality.fuse(scores.pixel_maps, scores.feature_maps, 0.5)[:, None]
+    level = min(threshold, tiny_pipe.normality.levels(0.5, [20, 201])[1])
+    seeds = (tiny_pipe.normality.pool(fused) > threshold).float()
+    mask = tiny_pipe.denoiser.defect_mask(seeds, fused, level)
+    mask = torch.nn.functional.interpolate(mask, size=(90, 70), mode="bilinear")
     outside = (mask[0, 0] == 0).numpy()
     assert 0.2 < outside.mean() < 1
     np.testing.assert_array_equal(output.denoised_image[0][outside], (picture[outside] / 255).astype(np.float32))
@@ -163,10 +157,13 @@ def test_pixels_outside_the_mask_stay_as_they_were(tiny_pipe, picture):
 
 
 def test_the_loss_falls_at_every_kept_step(tiny_pipe, picture):
-    images = tiny_pipe.preprocess(tiny_pipe.read_image(picture), 64)
+    images = tiny_pipe.prepare([tiny_pipe.image_processor.read_image(picture)])
     mask = torch.zeros(1, 1, 64, 64)
     mask[..., 16:40, 16:40] = 1
-    losses = [loss for _, _, loss in tiny_pipe.denoise_masked(images, mask, 20, None) if loss is not None][1:]
+    model = tiny_pipe.denoising_model(whole=False, generator=None)
+    losses = [loss for _, _, loss in tiny_pipe.denoiser.denoise_masked(model, images, mask, 20) if loss is not None][
+        1:
+    ]
     assert len(losses) > 3
     assert all(later <= earlier for earlier, later in zip(losses, losses[1:], strict=False))
     assert losses[-1] < losses[0]
@@ -206,15 +203,15 @@ def test_no_gradient_is_kept(tiny_pipe, picture):
 
 def test_the_overlay_of_an_average_part_is_the_part_itself(picture):
     original = torch.from_numpy(picture).permute(2, 0, 1).float() / 255
-    dark = DDADPipeline.overlay(original, torch.full((90, 70), 2.4), threshold=5.0)
+    dark = DDADImageProcessor.overlay(original, torch.full((90, 70), 2.4), threshold=5.0)
     assert torch.equal(dark, original)
-    bright = DDADPipeline.overlay(original, torch.full((90, 70), 10.0), threshold=5.0)
+    bright = DDADImageProcessor.overlay(original, torch.full((90, 70), 10.0), threshold=5.0)
     assert (bright - original).abs().mean() > 0.1
     # The scale is fixed: another part of the map does not change the colour here.
     anomaly = torch.full((90, 70), 4.0)
-    first = DDADPipeline.overlay(original, anomaly, threshold=5.0)
+    first = DDADImageProcessor.overlay(original, anomaly, threshold=5.0)
     anomaly[0, 0] = 1000
-    assert torch.equal(DDADPipeline.overlay(original, anomaly, threshold=5.0)[:, 1:], first[:, 1:])
+    assert torch.equal(DDADImageProcessor.overlay(original, anomaly, threshold=5.0)[:, 1:], first[:, 1:])
 
 
 @pytest.mark.parametrize(
@@ -242,8 +239,10 @@ def test_bad_arguments_are_refused_before_any_work(tiny_pipe, picture, arguments
 
 
 def test_an_uncalibrated_pipeline_says_so(picture):
+    pipe = create_tiny_pipeline()
+    pipe.normality.register_to_config(statistics=None)
     with pytest.raises(ValueError, match="not calibrated"):
-        create_tiny_pipeline(statistics=None)(picture)
+        pipe(picture)
 
 
 def test_extreme_shapes_and_levels_work(tiny_pipe):

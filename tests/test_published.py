@@ -31,5 +31,47 @@ def test_published_modules_import_third_parties_alone(module):
     assert not re.search(r"^\s*(?:from|import)\s+(?:ddad|\.)", source, flags=re.MULTILINE)
 
 
+FOLDERS = ("datasets", "report", "hub", "training", "evaluation", "app")
+# Tools may import what is published and the folders named here; nothing else, and nothing back up.
+MAY_IMPORT = {
+    "datasets": set(),
+    "report": set(),
+    "hub": set(),
+    "training": {"hub"},
+    "evaluation": set(),
+    "app": {"datasets", "report"},
+    "cli": {"datasets", "report", "hub", "training", "evaluation"},
+}
+LONGEST_FILE = 350
+# diffusers loads a pipeline from one file, which can import none of its siblings.
+LONGEST_PIPELINE = 540
+
+
+def imported_folders(path: Path) -> set[str]:
+    """The folders and tools of the package that a file imports."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    parts = [name.split(".") for name in names]
+    return {one[1] for one in parts if one[0] == "ddad" and len(one) > 1 and one[1] in {*FOLDERS, "cli"}}
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_imports_run_one_way(room):
+    files = [PACKAGE / "cli.py"] if room == "cli" else sorted((PACKAGE / room).rglob("*.py"))
+    assert files
+    for path in files:
+        assert imported_folders(path) <= MAY_IMPORT[room] | {room}, path
+
+
+def test_files_stay_short_enough_to_be_read():
+    for path in PACKAGE.rglob("*.py"):
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        assert lines <= (LONGEST_PIPELINE if path == PACKAGE / "pipeline.py" else LONGEST_FILE), (path, lines)
+
+
 def test_every_module_at_the_top_is_published_or_a_tool():
     assert {path.stem for path in PACKAGE.glob("*.py")} == {*MODULES, "__init__", "cli"}

@@ -162,7 +162,9 @@ def test_the_command_trains_saves_and_evaluates(good_images, tmp_path, capsys):
     assert not state_folder(output).exists()
     assert sorted(path.name for path in output.iterdir()) == [
         "README.md",
+        "denoiser",
         "feature_extractor",
+        "image_processor",
         "model_index.json",
         "normality",
         "pipeline.py",

@@ -37,11 +37,14 @@ def strip(pictures: list[PIL.Image.Image]) -> PIL.Image.Image:
 def make_about_pictures(image: Path) -> None:
     """What the About tab shows, from a real run."""
     pipe = DDADPipeline.from_pretrained(ROOT / "checkpoints" / CATEGORY)
-    original = pipe.read_image(image)
+    original = pipe.image_processor.read_image(image)
     inputs = pipe.prepare([original])
-    _, noisy, levels, output, _ = pipe.predict_at(inputs, [LEVEL], pipe.get_noise([LEVEL], None, inputs.device))
+    _, noisy, levels, output, _ = pipe.predict_at(inputs, [LEVEL], pipe.get_noise([LEVEL]))
     clean = pipe.scheduler.predict_original_sample(output, noisy, levels)
-    shown = [pipe.to_image(original, "pil"), *(pipe.to_image((one[0] + 1) / 2, "pil") for one in (noisy, clean))]
+    shown = [
+        pipe.image_processor.to_image(original, "pil"),
+        *(pipe.image_processor.to_image((one[0] + 1) / 2, "pil") for one in (noisy, clean)),
+    ]
     result = pipe(original)
     pixel, feature, combined = (picture for picture, _ in draw_maps(result))
     strip([*shown, pixel]).save(ABOUT / "pixel_score.webp", quality=88)

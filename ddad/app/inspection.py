@@ -6,7 +6,9 @@ import pandas as pd
 import PIL.Image
 import torch
 
-from ddad.pipeline import DDADPipeline, DDADPipelineOutput, DDADScores
+from ddad.images_ddad import DDADImageProcessor
+from ddad.normality_ddad import DDADScores
+from ddad.pipeline import DDADPipelineOutput
 from ddad.report import drawing
 from ddad.report.regions import Region, find_regions
 
@@ -46,7 +48,7 @@ def shrink(image: torch.Tensor) -> torch.Tensor:
     scale = (SHOWN_PIXELS / (height * width)) ** 0.5
     if scale >= 1:
         return image
-    return DDADPipeline.resize(image[None], (round(height * scale), round(width * scale)))[0]
+    return DDADImageProcessor.resize(image[None], (round(height * scale), round(width * scale)))[0]
 
 
 def verdict(inspection: Inspection, score: float, threshold: float, is_anomalous: bool, quantile: float) -> str:
@@ -127,7 +129,9 @@ def draw_heatmap(
         ValueError: if the ground truth belongs to another image.
     """
     anomaly_map = torch.from_numpy(result.anomaly_map[0])
-    picture = DDADPipeline.to_image(DDADPipeline.overlay(image, anomaly_map, result.threshold, opacity), "pil")
+    picture = DDADImageProcessor.to_image(
+        DDADImageProcessor.overlay(image, anomaly_map, result.threshold, opacity), "pil"
+    )
     scale = LEAST_DRAWN_SIDE / max(picture.size)
     if scale > 1:
         picture = picture.resize((round(picture.width * scale), round(picture.height * scale)))

@@ -1,27 +1,17 @@
-"""The tab that inspects one image: look, see, ask what if."""
+"""The tab that inspects one image: look, see, ask what if. How it looks, and what follows on what."""
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
 
 from ddad.app import inspection as views
-from ddad.app.categories import Categories, Category, CategoryError, readable
-from ddad.app.compute import QUICK, evaluates_networks, give_way, needs_gpu
+from ddad.app.categories import Categories
 from ddad.app.examples import write_examples
-from ddad.app.inspection import Inspection
-from ddad.app.uploads import create_image_input, output_path, read_mask, refusal
-from ddad.pipeline import DDADPipeline, DDADPipelineOutput
-from ddad.report.drawing import save_animation
+from ddad.app.uploads import create_image_input
+from ddad.app.work import TALLEST, SingleImage
 
 KEEP_SECONDS = 3600
 OPACITY = 0.7
-DENOISING_STEPS = 30
-TALLEST = 560  # of pictures on the screen, in its pixels
 PICTURE = {
     "format": "png",
     "interactive": False,
@@ -30,211 +20,10 @@ PICTURE = {
 }
 
 
-class Stopped(Exception):  # noqa: N818 - nothing went wrong
-    """A visitor pressed Stop."""
-
-
-class Runs:
-    """The denoising runs under way, so that Stop ends the work and not only the waiting."""
-
-    def __init__(self) -> None:
-        self._stops: dict[str, threading.Event] = {}
-
-    @contextmanager
-    def run(self, session: str) -> Iterator[threading.Event]:
-        """A run of a session; the event is set when it is stopped."""
-        event = self._stops[session] = threading.Event()
-        try:
-            yield event
-        finally:
-            if self._stops.get(session) is event:
-                del self._stops[session]
-
-    def stop(self, session: str) -> None:
-        """Stops the session's run, if there is one."""
-        if session in self._stops:
-            self._stops[session].set()
-
-
-class SingleImage:
-    """What the tab does, apart from how it looks. Every method is an event of the page.
-
-    Args:
-        categories: the categories.
-    """
-
-    def __init__(self, categories: Categories):
-        self.categories = categories
-        self.runs = Runs()
-        self.look = needs_gpu(evaluates_networks(self._look, QUICK))
-        self.denoise = needs_gpu(evaluates_networks(self._denoise))
-
-    def _look(
-        self,
-        path: str | None,
-        category: str,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008
-    ) -> tuple[Any, ...]:
-        """Scores an image, one evaluation of the U-Net, and clears what belongs to the image before it."""
-        if path is None:
-            raise refusal("Choose an image first, or click an example.")
-        progress(0.1, desc=f"Opening the category {readable(category)}")
-        pipe = self.open(category).pipe
-        levels = ", ".join(map(str, pipe.config.timesteps))
-        progress(0.4, desc=f"Looking for defects at the noise levels {levels}")
-        try:
-            original = pipe.read_image(path)
-            scores = pipe.score(original)
-        except (TypeError, ValueError) as error:
-            raise refusal(str(error).replace(path, Path(path).name)) from None
-        shown = replace(scores, images=[views.shrink(original)])
-        return Inspection(category, shown, (original.shape[2], original.shape[1])), None, None, None, None
-
-    def _denoise(
-        self,
-        found: Inspection | None,
-        alpha: float,
-        timesteps: list[int],
-        threshold: float | None,
-        session: str,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008
-    ) -> tuple[Any, ...]:
-        """Makes the normal version."""
-        found = self.require(found)
-        pipe = self.open(found.category).pipe
-        most = len(pipe.inpainting_steps) + DENOISING_STEPS + 1
-        progress(0, desc="Removing the defect")
-        with self.runs.run(session) as stopped:
-
-            def after_step(_: DDADPipeline, step: int, __: int, ___: dict[str, Any]) -> None:
-                if stopped.is_set():
-                    raise Stopped
-                give_way()
-                progress(
-                    (step + 1, most), desc=f"Removing the defect: step {step + 1} of at most {most}", unit="steps"
-                )
-
-            try:
-                result = pipe(
-                    found.scores,
-                    alpha=alpha,
-                    timesteps=timesteps,
-                    threshold=threshold,
-                    num_denoising_steps=DENOISING_STEPS,
-                    callback_on_step_end=after_step,
-                )
-            except Stopped:
-                return gr.skip(), gr.skip(), gr.skip()
-        original = pipe.to_image(found.scores.images[0], "pil")
-        found = replace(found, frames=result.intermediates[0])
-        captions = ["As it came", *(f"Step {number}" for number in range(1, len(found.frames)))]
-        return found, (original, result.denoised_image[0]), list(zip(found.frames, captions, strict=True))
-
-    def open(self, category: str) -> Category:
-        """The category, or a refusal."""
-        try:
-            return self.categories.get(category)
-        except CategoryError as error:
-            raise refusal(str(error), "This category cannot be opened") from None
-
-    @staticmethod
-    def require(found: Inspection | None) -> Inspection:
-        """The inspected image, or a refusal."""
-        if found is None:
-            raise refusal("Give an image first: there is nothing to judge yet.", "No image yet")
-        return found
-
-    def recombine(
-        self, found: Inspection | None, alpha: float, timesteps: list[int], threshold: float | None
-    ) -> DDADPipelineOutput:
-        """The verdict that follows from the maps, which are not computed again."""
-        found = self.require(found)
-        if not timesteps:
-            raise refusal("Choose at least one noise level.", "Nothing to combine")
-        pipe = self.open(found.category).judge
-        return pipe(found.scores, alpha=alpha, timesteps=timesteps, threshold=threshold, denoise=False)
-
-    def show(
-        self,
-        found: Inspection,
-        result: DDADPipelineOutput,
-        alpha: float,
-        timesteps: list[int],
-        opacity: float,
-        truth: str | None,
-    ) -> tuple[Any, ...]:
-        """Verdict, heatmap, histogram, regions and maps."""
-        pipe = self.open(found.category).judge
-        score, limit = result.image_score[0], result.threshold
-        try:
-            mask = None if truth is None else read_mask(truth)
-            heatmap = views.draw_heatmap(found.scores.images[0], result, opacity, mask)
-        except ValueError as error:
-            raise refusal(str(error), "This ground truth cannot be drawn") from None
-        maps = pipe.normal_maps(alpha, timesteps)
-        normal = [] if maps is None else maps.amax(dim=1).tolist()
-        return (
-            views.verdict(found, score, limit, result.is_anomalous[0], pipe.config.threshold_quantile),
-            gr.Image(heatmap, height=None if heatmap.width >= heatmap.height else TALLEST),
-            gr.BarPlot(
-                views.histogram(normal, score, limit), x_title=f"Score (yours {score:.1f}, threshold {limit:.1f})"
-            ),
-            views.region_rows(views.regions_of(result)),
-            views.draw_maps(result),
-        )
-
-    def judge(
-        self,
-        found: Inspection | None,
-        alpha: float,
-        timesteps: list[int],
-        threshold: float | None,
-        opacity: float,
-        truth: str | None,
-    ) -> tuple[Any, ...]:
-        """Shows the image anew, with the settings as they are."""
-        result = self.recombine(found, alpha, timesteps, threshold)
-        return self.show(found, result, alpha, timesteps, opacity, truth)
-
-    def judge_measured(
-        self, found: Inspection | None, alpha: float, timesteps: list[int], opacity: float, truth: str | None
-    ) -> tuple[Any, ...]:
-        """Another alpha or other noise levels, with the threshold (None) that they have on good parts."""
-        result = self.recombine(found, alpha, timesteps, None)
-        highest = max(3 * result.threshold, 1.2 * result.image_score[0], 1.0)
-        slider = gr.Slider(value=round(result.threshold, 2), maximum=round(highest, 1))
-        return None, slider, *self.show(found, result, alpha, timesteps, opacity, truth)
-
-    def judge_by_default(self, found: Inspection | None, opacity: float, truth: str | None) -> tuple[Any, ...]:
-        """The pipeline's own choice of alpha, noise levels and threshold, and what follows from it."""
-        config = self.open(self.require(found).category).judge.config
-        levels = gr.CheckboxGroup(choices=config.timesteps, value=config.timesteps)
-        return config.alpha, levels, *self.judge_measured(found, config.alpha, config.timesteps, opacity, truth)
-
-    def judge_chosen(
-        self,
-        found: Inspection | None,
-        alpha: float,
-        timesteps: list[int],
-        threshold: float,
-        opacity: float,
-        truth: str | None,
-    ) -> tuple[Any, ...]:
-        """A threshold that the visitor chose."""
-        return threshold, *self.judge(found, alpha, timesteps, threshold, opacity, truth)
-
-    @staticmethod
-    def animate(found: Inspection) -> str | None:
-        """The denoising steps as an animation."""
-        if found is None or len(found.frames) < 2:
-            return None
-        return str(save_animation(found.frames, output_path("denoising.gif")))
-
-
 def add_single_image(categories: Categories, category: gr.Dropdown, session: gr.State) -> None:
     """Builds the tab."""
     work = SingleImage(categories)
-    config = categories.get(categories.bundled[0]).judge.config
+    pipe = categories.get(categories.bundled[0]).judge
     found = gr.State(time_to_live=KEEP_SECONDS)
     examples = {name: write_examples(name) for name in categories.bundled}
 
@@ -306,8 +95,8 @@ def add_single_image(categories: Categories, category: gr.Dropdown, session: gr.
                     threshold = gr.Slider(
                         0, 10, 3, step=0.01, label="Threshold: score above which a part is defective"
                     )
-                    alpha = gr.Slider(0, 1, config.alpha, step=0.05, label="Alpha: 0 features alone, 1 pixels alone")
-                    levels = gr.CheckboxGroup(config.timesteps, value=config.timesteps, label="Noise levels")
+                    alpha = gr.Slider(0, 1, pipe.config.alpha, step=0.05, label="Alpha: 0 features, 1 pixels alone")
+                    levels = gr.CheckboxGroup(pipe.timesteps, value=pipe.timesteps, label="Noise levels")
                 with gr.Row():
                     again = gr.Button("Make the normal version with these settings")
                     reset = gr.Button("Back to the pipeline's own choice")

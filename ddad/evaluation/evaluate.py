@@ -18,22 +18,19 @@ def score_images(pipe: DDADPipeline, paths: list[Path], batch_size: int = 4) -> 
     `combined` is the pipeline's own; the others are its parts alone, then the baselines: `rgb` (squared error of
     x0_hat) and `padim` (Mahalanobis distance of the features themselves, on the same backbone).
     """
-    timesteps = pipe.config.timesteps
-    noise = pipe.get_noise(timesteps, None, pipe.device)
-    names = pipe.pixel_scores + pipe.feature_scores
+    timesteps, normality = pipe.timesteps, pipe.normality
+    noise, names = pipe.get_noise(timesteps), normality.scores
     scores: dict[str, list[float]] = {name: [] for name in ("combined", *names, "padim")}
-    size = pipe.unet.config.sample_size
     for first in tqdm(range(0, len(paths), batch_size), desc="Scoring", mininterval=1):
-        images = [pipe.preprocess(pipe.read_image(path), size) for path in paths[first : first + batch_size]]
-        batch = torch.cat(images).to(pipe.device)
+        batch = pipe.prepare([pipe.image_processor.read_image(path) for path in paths[first : first + batch_size]])
         raw = pipe.score_maps(batch, timesteps, noise, names)
-        maps = {name: pipe.calibrate(name, value, timesteps) for name, value in raw.items()}
+        maps = {name: normality.calibrate(name, value, timesteps) for name, value in raw.items()}
         fused = {name: value.mean(dim=1) for name, value in maps.items()}
-        fused["combined"] = pipe.fuse(maps["kl"], maps["mahalanobis"], pipe.config.alpha)
-        padim = pipe.normality(pipe.extract_features(batch), len(timesteps))  # [N, 1, g, g]
-        fused["padim"] = pipe.blur(pipe.resize(padim, (size, size)), pipe.config.blur_sigma)[:, 0]
+        fused["combined"] = normality.fuse(maps["kl"], maps["mahalanobis"], pipe.config.alpha)
+        padim = normality(pipe.extract_features(batch), normality.features_index)  # [N, 1, g, g]
+        fused["padim"] = pipe.smooth(padim, pipe.unet.config.sample_size)[:, 0]
         for name, value in fused.items():
-            scores[name] += pipe.pool(value).flatten(1).amax(dim=1).tolist()
+            scores[name] += normality.image_score(value).tolist()
     return {name: np.array(values) for name, values in scores.items()}
 
 

@@ -40,7 +40,7 @@ def evaluate_denoising(pipe: DDADPipeline, good: list[Path], defective: list[Pat
     unchanged, psnr = 0, []
     references = []
     for path in tqdm(good, desc="Good images", mininterval=1):
-        original = pipe.read_image(path)
+        original = pipe.image_processor.read_image(path)
         references.append(original.mean(dim=0).numpy())
         denoised = pipe(original, output_type="pt").denoised_image[0]
         error = float((denoised - original).square().mean())
@@ -55,7 +55,7 @@ def evaluate_denoising(pipe: DDADPipeline, good: list[Path], defective: list[Pat
     }
     before, after, distances, sharpness = [], [], [], []
     for path in tqdm(defective, desc="Defective images", mininterval=1):
-        original = pipe.read_image(path)
+        original = pipe.image_processor.read_image(path)
         output = pipe(original, output_type="pt")
         if not output.is_anomalous[0]:
             continue
@@ -76,6 +76,6 @@ def evaluate_denoising(pipe: DDADPipeline, good: list[Path], defective: list[Pat
         "score_after": round(float(np.median(after)), 2),
         "distance_before": round(float(np.median([one[0] for one in distances])), 2),
         "distance_after": round(float(np.median([one[1] for one in distances])), 2),
-        "distance_normal": round(float(torch.tensor(pipe.config.statistics["mahalanobis_mean"]).mean()), 2),
+        "distance_normal": round(float(torch.tensor(pipe.normality.config.statistics["mahalanobis_mean"]).mean()), 2),
         "sharpness": round(float(np.median(sharpness)), 2) if sharpness else None,
     }

@@ -6,7 +6,9 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from ddad.denoising_ddad import DDADDenoiser
 from ddad.features_ddad import DDADFeatureExtractor
+from ddad.images_ddad import DDADImageProcessor
 from ddad.normality_ddad import DDADNormalityModel
 from ddad.pipeline import DDADPipeline
 from ddad.scheduling_ddad import DDADScheduler
@@ -36,23 +38,18 @@ def fit_normality(pipe: DDADPipeline, images: ImageFolder, seed: int) -> None:
 
     Each image gets noise of its own: the Gaussians describe residuals under any noise.
     """
-    timesteps = pipe.config.timesteps
+    timesteps = pipe.timesteps
     residuals: list[list[torch.Tensor]] = [[] for _ in range(len(timesteps) + 1)]
     generator = torch.Generator().manual_seed(seed)
     progress = tqdm(total=len(images), desc="Fitting normality", mininterval=1)
-    for batch in batches(images):
-        batch = batch.to(pipe.device)
-        features = pipe.extract_features(batch)  # [N, C, h, w]
+    for number in range(len(images)):
+        image = images[number][None].to(pipe.device)
+        features = pipe.extract_features(image)  # [1, C, h, w]
         residuals[-1].append(features.cpu())
-        for index, timestep in enumerate(timesteps):
-            noise = torch.randn(batch.shape, generator=generator).to(batch)
-            levels = torch.full((len(batch),), timestep, device=batch.device)
-            predicted = pipe.unet(pipe.scheduler.add_noise(batch, noise, levels), levels).features.float()
-            predicted = nn.functional.interpolate(
-                predicted, size=features.shape[-2:], mode="bilinear", align_corners=False
-            )
-            residuals[index].append((features - predicted).cpu())
-        progress.update(len(batch))
+        predicted = pipe.predict_at(image, timesteps, pipe.get_noise(timesteps, generator))[-1]  # [K, C, h, w]
+        for index in range(len(timesteps)):
+            residuals[index].append((features - predicted[index]).cpu())
+        progress.update()
     progress.close()
     for index, values in enumerate(residuals):
         pipe.normality.fit(index, values)
@@ -61,9 +58,8 @@ def fit_normality(pipe: DDADPipeline, images: ImageFolder, seed: int) -> None:
 @torch.no_grad()
 def measure_statistics(pipe: DDADPipeline, images: ImageFolder) -> None:
     """Measures mean and standard deviation of each score on held-out images and stores their calibrated maps."""
-    names = pipe.pixel_scores + pipe.feature_scores
-    timesteps = pipe.config.timesteps
-    noise = pipe.get_noise(timesteps, None, pipe.device)
+    names, timesteps = pipe.normality.scores, pipe.timesteps
+    noise = pipe.get_noise(timesteps)
     sums = {name: torch.zeros(2, len(timesteps), dtype=torch.float64) for name in names}
     pooled: dict[str, list[torch.Tensor]] = {name: [] for name in names}
     progress = tqdm(total=len(images), desc="Calibrating", mininterval=1)
@@ -73,7 +69,7 @@ def measure_statistics(pipe: DDADPipeline, images: ImageFolder) -> None:
             value = value.double().cpu()  # [N, K, S, S]
             sums[name][0] += value.mean(dim=(2, 3)).sum(dim=0)
             sums[name][1] += value.square().mean(dim=(2, 3)).sum(dim=0)
-            pooled[name].append(pipe.pool(value).float())
+            pooled[name].append(pipe.normality.pool(value).float())
         progress.update(len(batch))
     progress.close()
     statistics = {}
@@ -81,8 +77,8 @@ def measure_statistics(pipe: DDADPipeline, images: ImageFolder) -> None:
         mean = total / len(images)
         statistics[f"{name}_mean"] = mean.tolist()
         statistics[f"{name}_std"] = (squares / len(images) - mean.square()).clamp(min=1e-12).sqrt().tolist()
-    pipe.register_to_config(statistics=statistics)
-    maps = [pipe.calibrate(name, torch.cat(pooled[name]), timesteps) for name in names]
+    pipe.normality.register_to_config(statistics=statistics)
+    maps = [pipe.normality.calibrate(name, torch.cat(pooled[name]), timesteps) for name in names]
     pipe.normality.calibration_maps.copy_(torch.cat(maps, dim=1))
 
 
@@ -98,9 +94,9 @@ def build_pipeline(
     normality = DDADNormalityModel(
         feature_channels=features.feature_channels,
         num_channels=min(100, features.feature_channels),
-        num_gaussians=len(config.timesteps) + 1,
+        timesteps=config.timesteps,
         num_calibration_images=len(calibration),
-        num_calibration_maps=4 * len(config.timesteps),
+        threshold_quantile=config.threshold_quantile,
     )
     unet = unet.to(memory_format=torch.contiguous_format)
     features = features.to(memory_format=torch.contiguous_format)
@@ -111,9 +107,9 @@ def build_pipeline(
         scheduler=scheduler,
         feature_extractor=features,
         normality=normality.to(unet.device),
+        denoiser=DDADDenoiser(),
+        image_processor=DDADImageProcessor(),
         category=config.category,
-        timesteps=config.timesteps,
-        threshold_quantile=config.threshold_quantile,
     )
     fit_normality(pipe, train, config.seed)
     round_to_half(normality)

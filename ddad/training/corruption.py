@@ -10,7 +10,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from ddad.pipeline import DDADPipeline
+from ddad.images_ddad import DDADImageProcessor
 
 
 def uniform(low: float, high: float, generator: torch.Generator) -> float:
@@ -81,7 +81,9 @@ def corrupt(image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
             content = (images + 1) * uniform(0.3, 1.6, generator) - 1
         else:
             grey = torch.randn(1, 1, *image.shape[1:], generator=generator)
-            content = images + uniform(0.05, 0.5, generator) * DDADPipeline.blur(grey, uniform(0.5, 3, generator))
+            content = images + uniform(0.05, 0.5, generator) * DDADImageProcessor.blur(
+                grey, uniform(0.5, 3, generator)
+            )
         opacity = mask if kind <= 2 else mask * uniform(0.4, 1, generator)
         images = (images + opacity * (content - images)).clamp(-1, 1)
     return images[0]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
 
-from ddad.pipeline import DDADPipeline
+from ddad.images_ddad import DDADImageProcessor
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 
@@ -56,9 +56,10 @@ class ImageFolder(Dataset[torch.Tensor]):
     def __init__(self, paths: list[Path], size: int):
         self.paths = paths
         self.size = size
+        self.processor = DDADImageProcessor()
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return DDADPipeline.preprocess(DDADPipeline.read_image(self.paths[index]), self.size)[0]
+        return self.processor.preprocess(self.processor.read_image(self.paths[index]), self.size)[0]

@@ -9,6 +9,7 @@ al., 2022), "Removing Anomalies as Noises for Industrial Defect Localization" (L
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -202,3 +203,55 @@ class DDADScheduler(DDPMScheduler):
             v.to(original_samples.device, original_samples.dtype) for v in (alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
         )
         return signal * original_samples + scale * noise
+
+    def get_noise(
+        self,
+        timesteps: Sequence[int],
+        shape: Sequence[int],
+        generator: torch.Generator | None,
+        device: torch.device | str,
+    ) -> torch.Tensor:
+        """Standard normal noise for each timestep, `[K, *shape]`, the same for every image.
+
+        Sharing it makes a score independent of the batch and lets the calibration see the noise that scoring sees.
+        The noise at a timestep does not depend on which other timesteps are used.
+
+        Args:
+            timesteps: K noise levels.
+            shape: that of one image.
+            generator: what the noise follows from, drawn from once; None gives the same noise at every call.
+            device: where the noise is put; it is made on the CPU, so that it is the same everywhere.
+        """
+        base = 0
+        if generator is not None:
+            base = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
+        noise = [torch.randn(*shape, generator=torch.Generator().manual_seed(base + level)) for level in timesteps]
+        return torch.stack(noise).to(device)
+
+    def pixel_maps(
+        self,
+        original_samples: torch.Tensor,
+        samples: torch.Tensor,
+        model_output: torch.Tensor,
+        timesteps: torch.Tensor,
+        scores: Sequence[str],
+    ) -> dict[str, torch.Tensor]:
+        """Pixel scores before calibration, `[N, 1, H, W]` each.
+
+        Args:
+            original_samples: x_0, `[N, 3, H, W]`.
+            samples: x_t.
+            model_output: `[N, 6, H, W]`.
+            timesteps: t, `[N]`.
+            scores: `kl`, the divergence in bits (the paper's); `rgb`, the squared error of x0_hat averaged over RGB
+                (what AnoDDPM scores by).
+        """
+        maps = {}
+        if "kl" in scores or "rgb" in scores:
+            prediction = self.predict(model_output, samples, timesteps)
+            if "kl" in scores:
+                maps["kl"] = self.kl_bits(original_samples, samples, prediction, timesteps)
+            if "rgb" in scores:
+                error = (original_samples - prediction.pred_original_sample) ** 2
+                maps["rgb"] = error.mean(dim=1, keepdim=True)
+        return maps
