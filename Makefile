@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow style quality pictures smoke clean
+.PHONY: demo test test-slow style quality refresh pictures smoke clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/python app.py
@@ -25,6 +25,10 @@ quality: $(VENV)/installed-dev
 
 pictures: $(VENV)/installed-dev
 	$(BIN)/python -m tools.pictures
+
+# The code that checkpoints carry is a copy of the package's: renewed here, compared by a test.
+refresh: $(VENV)/installed-dev
+	$(BIN)/ddad refresh checkpoints/*
 
 # Trains four steps, saves, loads and predicts.
 smoke: $(VENV)/installed-dev

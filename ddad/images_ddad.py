@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import SchedulerMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from torchvision.transforms.v2.functional import gaussian_blur
 
 ImageInput = str | os.PathLike | PIL.Image.Image | np.ndarray | torch.Tensor
 
@@ -167,16 +168,9 @@ class DDADImageProcessor(SchedulerMixin, ConfigMixin):
 
     @staticmethod
     def blur(maps: torch.Tensor, sigma: float) -> torch.Tensor:
-        """Gaussian blur of `[N, C, H, W]`, mirrored at the border."""
+        """Gaussian blur of `[N, C, H, W]`, mirrored at the border, cut off at three standard deviations."""
         radius = min(round(3 * sigma), min(maps.shape[-2:]) - 1)
-        if radius == 0:
-            return maps
-        offsets = torch.arange(-radius, radius + 1, device=maps.device, dtype=maps.dtype)
-        kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
-        kernel = (kernel / kernel.sum()).view(1, 1, 1, -1)
-        n, c, h, w = maps.shape
-        maps = F.pad(maps.reshape(n * c, 1, h, w), (radius, radius, radius, radius), mode="reflect")
-        return F.conv2d(F.conv2d(maps, kernel), kernel.transpose(2, 3)).view(n, c, h, w)
+        return maps if radius == 0 else gaussian_blur(maps, [2 * radius + 1] * 2, [sigma, sigma])
 
     @staticmethod
     def merge(original: torch.Tensor, denoised: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

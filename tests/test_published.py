@@ -12,7 +12,8 @@ from ddad import DDADPipeline
 
 PACKAGE = Path(ddad.__file__).parent
 MODULES = ["pipeline", *(module for module, _ in DDADPipeline.component_classes.values())]
-ALLOWED = {"torch", "numpy", "PIL", "diffusers", "timm", "huggingface_hub"} | sys.stdlib_module_names
+# torchvision comes with timm.
+ALLOWED = {"torch", "torchvision", "numpy", "PIL", "diffusers", "timm"} | sys.stdlib_module_names
 
 
 @pytest.mark.parametrize("module", MODULES)

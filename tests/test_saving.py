@@ -17,6 +17,7 @@ import ddad
 from ddad import DDADPipeline
 from ddad.cli import main
 from tests.conftest import create_tiny_pipeline
+from tests.hub_server import running_hub
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ WITHOUT_PACKAGE = """
 """
 
 
-def run_without_package(*arguments, home):
+def run_without_package(*arguments, home, **environment):
     import numpy as np
 
     picture, *folders = arguments
@@ -95,11 +96,19 @@ def run_without_package(*arguments, home):
         capture_output=True,
         text=True,
         cwd=home,
-        env=os.environ | {"HF_HOME": str(home / "hf"), "PYTHONPATH": ""},
+        env=os.environ | {"HF_HOME": str(home / "hf"), "PYTHONPATH": ""} | environment,
         timeout=300,
     )
     assert process.returncode == 0, process.stderr[-3000:]
     return json.loads(process.stdout.splitlines()[-1])
+
+
+def test_loads_from_a_hub_where_the_package_is_not_installed(saved, tmp_path, picture):
+    with running_hub() as hub:
+        hub.add("factory/tiny", saved, ["ddad"])
+        environment = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+        (found,) = run_without_package(picture, "factory/tiny", home=tmp_path, **environment)
+    assert found[0] == pytest.approx(score(DDADPipeline.from_pretrained(saved), picture).image_score[0], rel=1e-4)
 
 
 def test_loads_and_runs_where_the_package_is_not_installed(copy, tmp_path, picture):

@@ -127,7 +127,7 @@ def refresh(pipe: Any, folder: Path) -> None:
         settings = json.loads(path.read_text(encoding="utf-8"))
         # diffusers keeps settings that an earlier version had and this one has not.
         classes = [one for one in type(component).__mro__ if "__init__" in vars(one)]
-        known = {key for one in classes for key in inspect.signature(one.__init__).parameters}
+        known = {key for one in classes for key in inspect.signature(vars(one)["__init__"]).parameters}
         kept = {key: value for key, value in settings.items() if key in known or key.startswith("_")}
         path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     pipe.save_config(folder)

@@ -62,4 +62,5 @@ class ImageFolder(Dataset[torch.Tensor]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return self.processor.preprocess(self.processor.read_image(self.paths[index]), self.size)[0]
+        image: torch.Tensor = self.processor.preprocess(self.processor.read_image(self.paths[index]), self.size)[0]
+        return image
