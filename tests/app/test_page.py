@@ -83,6 +83,8 @@ def test_what_if(open_page, defective):
     page.get_by_role("button", name=re.compile("What if")).click()
     measured = score(page)
     limit = page.get_by_label(re.compile("number input for Threshold"))
+    expect(limit).to_have_value("4.03")
+    page.wait_for_timeout(1000)  # what opens takes its value once more
     limit.fill("60")
     limit.press("Enter")
     limit.blur()
