@@ -171,6 +171,64 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def add_publish(commands: argparse._SubParsersAction) -> None:
+    """`ddad publish`."""
+    parser = commands.add_parser(
+        "publish",
+        help="put a checkpoint on the Hugging Face Hub",
+        description="Checks a checkpoint, writes its card, and uploads it with its code. The same command again sends"
+        " only what changed. Log in with `hf auth login` first, or set HF_TOKEN.",
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of a checkpoint")
+    parser.add_argument("repository", metavar="USER/NAME", help="the repository, made if it is not there")
+    parser.add_argument("--private", action="store_true", help="make a private repository")
+    parser.add_argument("--revision", help="branch to publish to (default: main)")
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of a commit")
+    parser.add_argument("--example", metavar="IMAGE", help="image that the card shows with heatmap and normal version")
+    parser.add_argument("--dry-run", metavar="FOLDER", help="write what would be sent into a folder, send nothing")
+    parser.set_defaults(run=run_publish)
+
+
+def run_publish(arguments: argparse.Namespace) -> int:
+    """Prepares, and sends or lists."""
+    import shutil
+
+    from ddad.hub.publish import PublishOptions, prepare, publish
+
+    folder = Path(arguments.checkpoint)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not the folder of a checkpoint.")
+    pipe = load_pipeline(arguments.checkpoint, None)
+    with prepare(pipe, folder, arguments.repository, arguments.example) as staged:
+        if arguments.dry_run is None:
+            options = PublishOptions(arguments.private, arguments.revision, arguments.create_pr)
+            print(publish(staged, arguments.repository, options))
+            return 0
+        shutil.copytree(staged, arguments.dry_run)
+        for path in sorted(one for one in Path(arguments.dry_run).rglob("*") if one.is_file()):
+            print(f"{path.stat().st_size:>12,}  {path.relative_to(arguments.dry_run).as_posix()}")
+    return 0
+
+
+def add_list(commands: argparse._SubParsersAction) -> None:
+    """`ddad list`."""
+    parser = commands.add_parser(
+        "list",
+        help="list the categories on the Hugging Face Hub",
+        description="Prints the repositories that carry the tag `ddad`, the most downloaded first.",
+    )
+    parser.set_defaults(run=run_list)
+
+
+def run_list(_: argparse.Namespace) -> int:
+    """Searches and prints."""
+    from ddad.hub.publish import find_published
+
+    for one in find_published():
+        print(f"{one['downloads'] or 0:>10}  {one['repository']}")
+    return 0
+
+
 def add_refresh(commands: argparse._SubParsersAction) -> None:
     """`ddad refresh`."""
     parser = commands.add_parser(
@@ -220,7 +278,7 @@ def create_parser() -> argparse.ArgumentParser:
         prog=PROGRAM, description="Finds and removes defects on product images with a diffusion model of good parts."
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (add_train, add_predict, add_evaluate, add_refresh, add_dataset):
+    for add in (add_train, add_predict, add_evaluate, add_publish, add_list, add_refresh, add_dataset):
         add(commands)
     return parser
 
@@ -228,6 +286,7 @@ def create_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; what is wrong with its input is one line on standard error."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every request
     arguments = create_parser().parse_args(argv)
     try:
         return arguments.run(arguments)

@@ -4,6 +4,7 @@ Source: "Removing Anomalies as Noises for Industrial Defect Localization" (Lu et
 published with every checkpoint, so it imports third-party packages only.
 """
 
+import hashlib
 import importlib
 import json
 import math
@@ -484,7 +485,7 @@ class DDADPipeline(DiffusionPipeline):
     # ----------------------------------------------------------------------------------------------- saving, loading
 
     def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
-        """Writes `model_index.json` and the code of the pipeline and its components beside it.
+        """Writes `model_index.json`, check sums of the weights, and the code of the pipeline and its components.
 
         With the code in the folder, `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` loads it where
         this package is not installed.
@@ -505,6 +506,12 @@ class DDADPipeline(DiffusionPipeline):
                 if config.pop("_name_or_path", None) is not None:
                     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         index_path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        # The weights are saved before the configuration; with these a flipped byte is found on loading.
+        checksums = {
+            path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.glob("*/*.safetensors"))
+        }
+        (folder / "checksums.json").write_text(json.dumps(checksums, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "DDADPipeline":

@@ -5,8 +5,12 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from huggingface_hub import EvalResult, ModelCardData
+
 TEMPLATE = Path(__file__).with_name("card.md")
 EVALUATION_NAME = "evaluation.json"
+FIGURE_NAME = "figure.webp"
+FIGURE = f"![From left to right: a part, its heatmap, and the same part without its defects]({FIGURE_NAME})"
 
 
 def results_table(evaluation: dict[str, Any]) -> str:
@@ -28,13 +32,60 @@ def denoising_sentence(report: dict[str, Any]) -> str:
     )
 
 
-def write_card(folder: str | Path) -> None:
-    """Writes `README.md` into a checkpoint's folder, from `training.json` and, if it is there, `evaluation.json`."""
+def front_matter(config: dict[str, Any], evaluation: dict[str, Any] | None, repository: str) -> str:
+    """The card's metadata: licence, the tags that the page and `ddad list` search by, and results that were measured.
+
+    Args:
+        config: the settings of the training run.
+        evaluation: what `ddad evaluate` measured, if anything.
+        repository: the name of the model.
+    """
+    results = []
+    if evaluation is not None:
+        measured = {f"Image AUROC, {name}": value for name, value in evaluation["image_auroc"].items()}
+        found, alarms = (
+            100 * evaluation[part] / evaluation[whole]
+            for part, whole in (("detected", "defective_images"), ("false_alarms", "good_images"))
+        )
+        measured["Defective images found at the stored threshold, %"] = round(found, 1)
+        measured["Good images called defective at the stored threshold, %"] = round(alarms, 1)
+        results = [
+            EvalResult(
+                task_type="image-segmentation",
+                task_name="Anomaly detection",
+                dataset_type=config["category"],
+                dataset_name=f"{config['category']}, held-out test images",
+                metric_type="roc_auc" if "AUROC" in name else "rate",
+                metric_name=name,
+                metric_value=value,
+            )
+            for name, value in measured.items()
+        ]
+    data = ModelCardData(
+        library_name="diffusers",
+        license=config["license"] or "other",
+        pipeline_tag="image-segmentation",
+        tags=["ddad", "anomaly-detection", "defect-detection", "diffusers", config["category"]],
+        model_name=repository if results else None,
+        eval_results=results or None,
+    )
+    return data.to_yaml().rstrip()
+
+
+def write_card(folder: str | Path, repository: str = "PATH_OR_REPOSITORY") -> None:
+    """Writes `README.md` into a checkpoint's folder, from what lies there.
+
+    That is `training.json` and, if they are there, `evaluation.json` and the figure.
+
+    Args:
+        folder: the checkpoint.
+        repository: what the examples load.
+    """
     folder = Path(folder)
     record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     config = record["config"]
     evaluation_path = folder / EVALUATION_NAME
-    results = "Not evaluated on defective images."
+    results, evaluation = "Not evaluated on defective images.", None
     if evaluation_path.exists():
         evaluation = json.loads(evaluation_path.read_text(encoding="utf-8"))
         results = (
@@ -47,7 +98,9 @@ def write_card(folder: str | Path) -> None:
         if "denoising" in evaluation:
             results += f"\n\n{denoising_sentence(evaluation['denoising'])}"
     card = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        license=config["license"] or "other",
+        front_matter=front_matter(config, evaluation, repository),
+        repository=repository,
+        figure=f"\n{FIGURE}\n" if (folder / FIGURE_NAME).exists() else "",
         category=config["category"],
         data_source=config["data_source"] or "Images of good parts only.",
         training_images=record["training_images"],

@@ -1,5 +1,6 @@
 """Loads a pipeline into the installed classes: no code of a checkpoint is run, and every weight is accounted for."""
 
+import hashlib
 import importlib
 import inspect
 import json
@@ -10,6 +11,7 @@ import torch
 from huggingface_hub import snapshot_download
 
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+CHECKSUMS_NAME = "checksums.json"
 # Components that have no weights, and that checkpoints of ddad 0.1 do not have: their defaults are what 0.1 did.
 NEW_COMPONENTS = ("denoiser", "image_processor")
 # What ddad 0.1 stored in the pipeline and later versions in `normality`.
@@ -28,6 +30,7 @@ def load_pipeline(cls: Any, pretrained_model_name_or_path: Any, **kwargs: Any) -
     hub = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
     folder = find_folder(pretrained_model_name_or_path, hub)
     settings = read_index(cls, folder)
+    check_weights(folder)
     components = {name: kwargs.pop(name) for name in cls.component_classes if name in kwargs}
     moved = {key: settings.pop(key) for key in MOVED_SETTINGS if key in settings}
     for name, expected in cls.component_classes.items():
@@ -77,6 +80,31 @@ def read_index(cls: Any, folder: Path) -> dict[str, Any]:
     if not isinstance(class_name, list) or class_name[-1] != cls.__name__:
         raise ValueError(f"{folder} holds a checkpoint of {class_name}, not of {cls.__name__}.")
     return {key: value for key, value in index.items() if not key.startswith("_")}
+
+
+def check_weights(folder: Path) -> None:
+    """Compares every file of weights with the check sum that was recorded when it was saved.
+
+    Checkpoints of ddad 0.1 have none.
+
+    Raises:
+        OSError: if a file is missing, was changed, or was not there when the checkpoint was saved.
+    """
+    path = folder / CHECKSUMS_NAME
+    if not path.is_file():
+        return
+    try:
+        recorded = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise OSError(f"{path} is damaged ({error}): download the checkpoint again.") from None
+    found = {one.relative_to(folder).as_posix(): one for one in folder.glob("*/*.safetensors")}
+    for name in sorted(recorded.keys() | found.keys()):
+        if name not in found:
+            raise OSError(f"The checkpoint {folder} is incomplete: {name} is missing. Download it again.")
+        if name not in recorded:
+            raise OSError(f"{found[name]} does not belong to the checkpoint: {CHECKSUMS_NAME} does not name it.")
+        if hashlib.sha256(found[name].read_bytes()).hexdigest() != recorded[name]:
+            raise OSError(f"{found[name]} was changed since it was saved (its sha256 differs): download it again.")
 
 
 def component_class(cls: Any, name: str) -> Any:

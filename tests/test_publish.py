@@ -1,0 +1,203 @@
+"""Publishing to a Hub and loading from it, each in a process of its own, over its real protocol."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import PIL.Image
+import pytest
+
+from ddad import DDADPipeline
+from tests.conftest import create_tiny_pipeline
+from tests.hub_server import TOKEN, running_hub
+
+RECORD = {
+    "config": {"category": "tiny", "license": "apache-2.0", "data_source": "", "steps": 4, "threshold_quantile": 0.95},
+    "training_images": 7, "calibration_images": 5, "images_seen": 8, "seconds": 60, "device": "a processor",
+    "parameters": 1e6, "threshold": 3.0,
+}  # fmt: skip
+
+
+@pytest.fixture
+def hub():
+    with running_hub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    folder = tmp_path / "somewhere" / "tiny"
+    create_tiny_pipeline().save_pretrained(folder)
+    (folder / "training.json").write_text(json.dumps(RECORD))
+    (folder / "notes.txt").write_text("not for others")
+    (folder / "training_state").mkdir()
+    (folder / "training_state" / "optimizer.safetensors.bak").write_text("not for others")
+    return folder
+
+
+@pytest.fixture
+def run(hub, tmp_path):
+    """Runs Python code or a command of ddad, with the Hub of the tests."""
+    environment = {
+        "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home"),
+        "HF_TOKEN": TOKEN,
+    }  # fmt: skip
+
+    def run_process(*arguments, code: str | None = None, status: int = 0, **variables) -> str:
+        command = ["-c", textwrap.dedent(code)] if code else ["-m", "ddad.cli"]
+        process = subprocess.run(
+            [sys.executable, *command, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            env={key: value for key, value in (os.environ | environment | variables).items() if value is not None},
+            timeout=300,
+        )
+        assert process.returncode == status, process.stderr[-3000:]
+        return process.stdout if status == 0 else process.stderr
+
+    return run_process
+
+
+LOAD = """
+    import sys
+    import numpy as np
+    from ddad import DDADPipeline
+    pipe = DDADPipeline.from_pretrained(sys.argv[1], revision=sys.argv[2] if len(sys.argv) > 2 else None)
+    pipe.set_progress_bar_config(disable=True)
+    y, x = np.mgrid[0:90, 0:70]
+    picture = np.repeat((127 + 60 * np.sin(x / 9) * np.cos(y / 13))[..., None], 3, axis=2).astype(np.uint8)
+    result = pipe(picture, denoise=False)
+    print(result.image_score[0].hex(), result.anomaly_map[0].tobytes().hex()[:4000])
+"""
+
+
+def published(hub, name="factory/tiny", branch="main"):
+    repository = hub.repositories[name]
+    return repository.commits[repository.branches[branch]]
+
+
+def test_what_is_published_loads_and_is_the_same_to_the_bit(hub, run, checkpoint):
+    assert hub.url in run("publish", checkpoint, "factory/tiny")
+    files = published(hub)
+    assert "notes.txt" not in files and not any("training_state" in name for name in files)
+    for path in checkpoint.rglob("*"):
+        name = path.relative_to(checkpoint).as_posix()
+        if path.is_file() and name not in ("README.md", "notes.txt") and "state" not in name:
+            assert hashlib.sha256(files[name]).digest() == hashlib.sha256(path.read_bytes()).digest(), name
+    assert run("factory/tiny", code=LOAD) == run(checkpoint, code=LOAD)
+    assert "factory/tiny" in run("list")
+
+
+def test_the_card_says_what_it_is(hub, run, checkpoint, picture, tmp_path):
+    PIL.Image.fromarray(picture).save(tmp_path / "part.png")
+    run("publish", checkpoint, "factory/tiny", "--example", tmp_path / "part.png")
+    card = published(hub)["README.md"].decode()
+    metadata = hub.repositories["factory/tiny"].card(published(hub))
+    assert {"ddad", "anomaly-detection", "diffusers", "tiny"} <= set(metadata["tags"])
+    assert metadata["library_name"] == "diffusers" and metadata["license"] == "apache-2.0"
+    assert 'from_pretrained("factory/tiny")' in card and "figure.webp" in card and "$" not in card
+    assert "Not evaluated" in card and "model-index" not in metadata
+    assert "figure.webp" in published(hub)
+
+
+def test_measured_results_are_in_the_metadata(hub, run, checkpoint):
+    evaluation = {"good_images": 10, "defective_images": 20, "image_auroc": {"combined": 95.3}, "threshold": 3.0}
+    (checkpoint / "evaluation.json").write_text(json.dumps(evaluation | {"false_alarms": 1, "detected": 15}))
+    run("publish", checkpoint, "factory/tiny")
+    (model,) = hub.repositories["factory/tiny"].card(published(hub))["model-index"]
+    metrics = {one["name"]: one["value"] for result in model["results"] for one in result["metrics"]}
+    assert metrics["Image AUROC, combined"] == 95.3
+    assert metrics["Defective images found at the stored threshold, %"] == 75.0
+
+
+def test_publishing_again_sends_only_what_changed(hub, run, checkpoint):
+    run("publish", checkpoint, "factory/tiny")
+    first, sent = published(hub), len(hub.uploaded)
+    hub.requests.clear()
+    run("publish", checkpoint, "factory/tiny")
+    assert published(hub) == first and not any(path.startswith("PUT") for path in hub.requests)
+    pipe = DDADPipeline.from_pretrained(checkpoint)
+    pipe.normality.calibration_maps.mul_(2)
+    pipe.save_pretrained(checkpoint)
+    run("publish", checkpoint, "factory/tiny")
+    changed = {name for name, data in published(hub).items() if first.get(name) != data}
+    assert changed == {"normality/diffusion_pytorch_model.safetensors", "checksums.json"}
+    assert len(hub.uploaded) == sent + 1
+
+
+def test_private_revision_and_pull_request(hub, run, checkpoint):
+    run("publish", checkpoint, "factory/secret", "--private")
+    assert hub.repositories["factory/secret"].private
+    run("factory/secret", code=LOAD)
+    assert "RepositoryNotFound" in run(
+        "factory/secret", code=LOAD, status=1, HF_TOKEN="hf_other", HF_HOME="/nonexistent/x"
+    )
+    run("publish", checkpoint, "factory/tiny", "--revision", "v2")
+    assert "model_index.json" in published(hub, branch="v2") and "model_index.json" not in published(hub)
+    run("factory/tiny", "v2", code=LOAD)
+    assert "discussions/1" in run("publish", checkpoint, "factory/tiny", "--create-pr")
+    assert "model_index.json" in published(hub, branch="refs/pr/1") and "model_index.json" not in published(hub)
+
+
+def test_a_dry_run_writes_and_sends_nothing(hub, run, checkpoint, tmp_path):
+    listing = run("publish", checkpoint, "factory/tiny", "--dry-run", tmp_path / "look")
+    assert not hub.repositories and "model_index.json" in listing
+    assert DDADPipeline.from_pretrained(tmp_path / "look").config.category == "tiny"
+    assert 'from_pretrained("factory/tiny")' in (tmp_path / "look" / "README.md").read_text()
+
+
+def test_what_must_not_be_published_is_refused(hub, run, checkpoint):
+    record = checkpoint / "training.json"
+    record.write_text(json.dumps(RECORD | {"data": str(checkpoint.parent / "images")}))
+    assert "names a folder of this machine" in run("publish", checkpoint, "factory/tiny", status=2)
+    record.write_text(json.dumps(RECORD))
+    code = checkpoint / "unet" / "unet_ddad.py"
+    code.write_text(code.read_text() + "# changed")
+    assert "run `ddad refresh" in run("publish", checkpoint, "factory/tiny", status=2)
+    run("refresh", checkpoint)
+    run("publish", checkpoint, "factory/tiny")
+    assert "not the folder of a checkpoint" in run("publish", "nowhere", "factory/tiny", status=2)
+    assert "401" in run("publish", checkpoint, "factory/other", status=2, HF_TOKEN="hf_wrong")
+
+
+def test_faults_of_the_hub(hub, run, checkpoint, tmp_path):
+    hub.faults += [("/upload/", 503), ("/upload/", 500)]
+    run("publish", checkpoint, "factory/tiny")  # tried again
+    expected = run(checkpoint, code=LOAD)
+    hub.faults += [("resolve", 500)]
+    assert "500" in run("factory/tiny", code=LOAD, status=1)
+    hub.faults += [("diffusion_pytorch_model.safetensors", 0)]
+    assert run("factory/tiny", code=LOAD) == expected  # a cut off body is completed
+    hub.faults = [("/", 500)] * 200
+    assert run("factory/tiny", code=LOAD) == expected  # broken after caching
+    assert run("factory/tiny", code=LOAD, HF_HUB_OFFLINE="1") == expected
+    assert run("factory/tiny", code=LOAD, HF_ENDPOINT="http://127.0.0.1:9") == expected  # not there at all
+
+
+def test_flipped_missing_and_foreign_weights_are_found(checkpoint, tmp_path):
+    def damaged(name: str):
+        return shutil.copytree(checkpoint, tmp_path / name)
+
+    flipped = damaged("flipped")
+    weights = flipped / "unet" / "diffusion_pytorch_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-5] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(OSError, match=r"unet.*was changed since it was saved \(its sha256 differs\)"):
+        DDADPipeline.from_pretrained(flipped)
+    missing = damaged("missing")
+    (missing / "normality" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(OSError, match=r"normality/diffusion_pytorch_model.safetensors is missing"):
+        DDADPipeline.from_pretrained(missing)
+    foreign = damaged("foreign")
+    shutil.copy(weights, foreign / "unet" / "other.safetensors")
+    with pytest.raises(OSError, match=r"other.safetensors does not belong to the checkpoint"):
+        DDADPipeline.from_pretrained(foreign)
+    unreadable = damaged("unreadable")
+    (unreadable / "checksums.json").write_text("{")
+    with pytest.raises(OSError, match=r"checksums.json is damaged"):
+        DDADPipeline.from_pretrained(unreadable)
