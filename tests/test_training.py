@@ -162,6 +162,7 @@ def test_the_command_trains_saves_and_evaluates(good_images, tmp_path, capsys):
     assert not state_folder(output).exists()
     assert sorted(path.name for path in output.iterdir()) == [
         "README.md",
+        "checksums.json",
         "denoiser",
         "feature_extractor",
         "image_processor",
