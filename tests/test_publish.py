@@ -12,8 +12,9 @@ import PIL.Image
 import pytest
 
 from ddad import DDADPipeline
+from ddad.cli import main
 from tests.conftest import create_tiny_pipeline
-from tests.hub_server import TOKEN, running_hub
+from tests.hub_server import TOKEN, Repository, running_hub
 
 RECORD = {
     "config": {"category": "tiny", "license": "apache-2.0", "data_source": "", "steps": 4, "threshold_quantile": 0.95},
@@ -75,6 +76,13 @@ LOAD = """
 """
 
 
+def dry_run(checkpoint, tmp_path, *arguments):
+    """What would be published, as a folder."""
+    folder = tmp_path / "dry"
+    assert main(["publish", str(checkpoint), "factory/tiny", "--dry-run", str(folder), *map(str, arguments)]) == 0
+    return folder
+
+
 def published(hub, name="factory/tiny", branch="main"):
     repository = hub.repositories[name]
     return repository.commits[repository.branches[branch]]
@@ -92,23 +100,23 @@ def test_what_is_published_loads_and_is_the_same_to_the_bit(hub, run, checkpoint
     assert "factory/tiny" in run("list")
 
 
-def test_the_card_says_what_it_is(hub, run, checkpoint, picture, tmp_path):
+def test_the_card_says_what_it_is(checkpoint, picture, tmp_path):
     PIL.Image.fromarray(picture).save(tmp_path / "part.png")
-    run("publish", checkpoint, "factory/tiny", "--example", tmp_path / "part.png")
-    card = published(hub)["README.md"].decode()
-    metadata = hub.repositories["factory/tiny"].card(published(hub))
+    look = dry_run(checkpoint, tmp_path, "--example", tmp_path / "part.png")
+    card = (look / "README.md").read_text()
+    metadata = Repository().card({"README.md": card.encode()})
     assert {"ddad", "anomaly-detection", "diffusers", "tiny"} <= set(metadata["tags"])
     assert metadata["library_name"] == "diffusers" and metadata["license"] == "apache-2.0"
     assert 'from_pretrained("factory/tiny")' in card and "figure.webp" in card and "$" not in card
     assert "Not evaluated" in card and "model-index" not in metadata
-    assert "figure.webp" in published(hub)
+    assert PIL.Image.open(look / "figure.webp").width > 900
 
 
-def test_measured_results_are_in_the_metadata(hub, run, checkpoint):
+def test_measured_results_are_in_the_metadata(checkpoint, tmp_path):
     evaluation = {"good_images": 10, "defective_images": 20, "image_auroc": {"combined": 95.3}, "threshold": 3.0}
     (checkpoint / "evaluation.json").write_text(json.dumps(evaluation | {"false_alarms": 1, "detected": 15}))
-    run("publish", checkpoint, "factory/tiny")
-    (model,) = hub.repositories["factory/tiny"].card(published(hub))["model-index"]
+    card = (dry_run(checkpoint, tmp_path) / "README.md").read_bytes()
+    (model,) = Repository().card({"README.md": card})["model-index"]
     metrics = {one["name"]: one["value"] for result in model["results"] for one in result["metrics"]}
     assert metrics["Image AUROC, combined"] == 95.3
     assert metrics["Defective images found at the stored threshold, %"] == 75.0
@@ -130,6 +138,7 @@ def test_publishing_again_sends_only_what_changed(hub, run, checkpoint):
 
 
 def test_private_revision_and_pull_request(hub, run, checkpoint):
+    assert "401" in run("publish", checkpoint, "factory/other", status=2, HF_TOKEN="hf_wrong")
     run("publish", checkpoint, "factory/secret", "--private")
     assert hub.repositories["factory/secret"].private
     run("factory/secret", code=LOAD)
@@ -143,25 +152,29 @@ def test_private_revision_and_pull_request(hub, run, checkpoint):
     assert "model_index.json" in published(hub, branch="refs/pr/1") and "model_index.json" not in published(hub)
 
 
-def test_a_dry_run_writes_and_sends_nothing(hub, run, checkpoint, tmp_path):
-    listing = run("publish", checkpoint, "factory/tiny", "--dry-run", tmp_path / "look")
-    assert not hub.repositories and "model_index.json" in listing
-    assert DDADPipeline.from_pretrained(tmp_path / "look").config.category == "tiny"
-    assert 'from_pretrained("factory/tiny")' in (tmp_path / "look" / "README.md").read_text()
+def test_a_dry_run_writes_and_sends_nothing(checkpoint, tmp_path, capsys):
+    look = dry_run(checkpoint, tmp_path)  # no Hub is there to send to
+    listing = capsys.readouterr().out
+    assert "model_index.json" in listing and "notes.txt" not in listing
+    assert DDADPipeline.from_pretrained(look).config.category == "tiny"
 
 
-def test_what_must_not_be_published_is_refused(hub, run, checkpoint):
+def test_what_must_not_be_published_is_refused(checkpoint, tmp_path, capsys):
+    def refused(folder=checkpoint) -> str:
+        assert main(["publish", str(folder), "factory/tiny", "--dry-run", str(tmp_path / "look")]) == 2
+        assert not (tmp_path / "look").exists()
+        return capsys.readouterr().err
+
     record = checkpoint / "training.json"
     record.write_text(json.dumps(RECORD | {"data": str(checkpoint.parent / "images")}))
-    assert "names a folder of this machine" in run("publish", checkpoint, "factory/tiny", status=2)
+    assert "names a folder of this machine" in refused()
     record.write_text(json.dumps(RECORD))
     code = checkpoint / "unet" / "unet_ddad.py"
     code.write_text(code.read_text() + "# changed")
-    assert "run `ddad refresh" in run("publish", checkpoint, "factory/tiny", status=2)
-    run("refresh", checkpoint)
-    run("publish", checkpoint, "factory/tiny")
-    assert "not the folder of a checkpoint" in run("publish", "nowhere", "factory/tiny", status=2)
-    assert "401" in run("publish", checkpoint, "factory/other", status=2, HF_TOKEN="hf_wrong")
+    assert "run `ddad refresh" in refused()
+    assert main(["refresh", str(checkpoint)]) == 0
+    dry_run(checkpoint, tmp_path)
+    assert "not the folder of a checkpoint" in refused(tmp_path / "nowhere")
 
 
 def test_faults_of_the_hub(hub, run, checkpoint, tmp_path):
