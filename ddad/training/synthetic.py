@@ -1,0 +1,126 @@
+"""Synthetic defects pasted into good images: what choices are made on where no real defect may be looked at.
+
+They are made by other means than the damage that the U-Net trains on (`corruption`): a choice that only suited that
+damage would be found out here. Scratches are drawn; spots, cuts, changed textures and stains fill irregular blobs, as
+cut-paste defects do ("CutPaste", Li et al., 2021; "Natural Synthetic Anomalies", Schlüter et al., 2022).
+"""
+
+import math
+
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+import torch
+from scipy import ndimage
+
+DEFECT_TYPES = ("scratch", "spot", "cut", "texture", "stain")
+
+# A defect that changes less than this much of the grey scale, or fewer pixels, cannot be asked of anybody to see.
+MIN_CHANGE = 0.015
+MIN_PIXELS = 12
+
+
+def random_blob(random: np.random.Generator, size: int, area: float) -> np.ndarray:
+    """An ellipse with a wavy outline at a random place, about `area` of the image; bool `[size, size]`."""
+    cells = int(random.integers(3, 7)) + 1
+    waves = PIL.Image.fromarray(random.standard_normal((cells, cells)).astype(np.float32))
+    waves = np.asarray(waves.resize((size, size), PIL.Image.Resampling.BICUBIC))
+    y, x = np.mgrid[:size, :size] / size
+    y, x = y - random.uniform(0.1, 0.9), x - random.uniform(0.1, 0.9)
+    angle, stretch = random.uniform(0, math.pi), math.exp(random.uniform(-0.5, 0.5))
+    along, across = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
+    return np.hypot(along * stretch, across / stretch) / math.sqrt(area / math.pi) + 0.25 * waves < 1
+
+
+def random_scratch(random: np.random.Generator, size: int) -> np.ndarray:
+    """A curved line of 1 to 4 pixels, drawn at twice the size for smooth edges; `[size, size]` in [0, 1]."""
+    picture = PIL.Image.new("L", (2 * size, 2 * size))
+    point, angle = random.uniform(0.05, 0.95, 2), random.uniform(0, 2 * math.pi)
+    length, bend, pieces = random.uniform(0.08, 0.5), random.normal(0, 1.5), 24
+    points = [point]
+    for _ in range(pieces):
+        angle += bend / pieces + random.normal(0, 0.08)
+        point = point + length / pieces * np.array([math.cos(angle), math.sin(angle)])
+        points.append(point)
+    PIL.ImageDraw.Draw(picture).line(
+        [(float(x * 2 * size), float(y * 2 * size)) for x, y in points],
+        fill=255,
+        width=int(random.integers(2, 8)),
+        joint="curve",
+    )
+    return np.asarray(picture.resize((size, size), PIL.Image.Resampling.BOX), dtype=np.float32) / 255
+
+
+def soften(values: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian blur of `[H, W]` or, channel by channel, of `[H, W, 3]`."""
+    return ndimage.gaussian_filter(np.asarray(values, dtype=np.float32), (sigma, sigma) + (0,) * (values.ndim - 2))
+
+
+def _draw(
+    image: np.ndarray, other: np.ndarray, defect_type: str, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    size = image.shape[0]
+    contrast = max(0.04, float(image.std()))  # a defect is as strong as the part's own structure, and visible on none
+    sign = random.choice([-1, 1], p=[0.65, 0.35])  # more real defects are dark than bright
+    if defect_type == "scratch":
+        line = random_scratch(random, size)
+        return image + line[..., None] * sign * random.uniform(0.6, 2) * contrast, line > 0.25
+    if defect_type == "spot":
+        mask = random_blob(random, size, random.uniform(0.0004, 0.006))
+        opacity = soften(mask, random.uniform(0.5, 1.5))[..., None]
+        return image + opacity * sign * random.uniform(0.6, 2) * contrast, mask
+    if defect_type == "stain":
+        mask = random_blob(random, size, random.uniform(0.01, 0.12))
+        opacity = soften(mask, random.uniform(2, 5))[..., None]
+        return image + opacity * random.choice([-1, 1]) * random.uniform(0.35, 1) * contrast, mask
+    if defect_type == "cut":
+        mask = random_blob(random, size, random.uniform(0.003, 0.04))
+        opacity = soften(mask, 0.7)[..., None]
+        if random.random() < 0.5:
+            content = np.roll(other, tuple(random.integers(size // 4, 3 * size // 4, 2)), (0, 1))
+        else:
+            extreme = random.choice([0.02, 0.98])
+            content = np.broadcast_to(np.quantile(image.reshape(-1, 3), extreme, axis=0), image.shape)
+        return image * (1 - opacity) + content * opacity, mask
+    mask = random_blob(random, size, random.uniform(0.005, 0.06))
+    opacity = soften(mask, 1)[..., None]
+    kind = random.random()
+    if kind < 0.4:
+        content = soften(image, random.uniform(2, 4))
+    elif kind < 0.7:
+        grain = soften(random.standard_normal(image.shape[:2]), random.uniform(0.6, 2.5))
+        content = image + (grain / grain.std() * random.uniform(0.25, 0.8) * contrast)[..., None]
+    else:
+        content = np.rot90(other, int(random.integers(1, 4)))
+        content = content - soften(content, 8) + soften(image, 8)
+    return image * (1 - opacity) + content * opacity, mask
+
+
+def paste_defect(
+    image: torch.Tensor, other: torch.Tensor, defect_type: str, random: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pastes one defect into a good image.
+
+    Args:
+        image: `[3, S, S]` in [-1, 1].
+        other: another good image of the same shape, whose parts are pasted.
+        defect_type: one of `DEFECT_TYPES`.
+        random: source of what is random.
+
+    Returns:
+        The defective image, `[3, S, S]` in [-1, 1], and the mask of the defect, bool `[S, S]`.
+
+    Raises:
+        ValueError: for an unknown type, and for an image on which no defect shows (tried 20 times).
+    """
+    if defect_type not in DEFECT_TYPES:
+        raise ValueError(f"`defect_type` must be one of {DEFECT_TYPES}, found {defect_type!r}.")
+    good, source = (((one + 1) / 2).permute(1, 2, 0).numpy() for one in (image, other))
+    for _ in range(20):
+        defective, mask = _draw(good, source, defect_type, random)
+        defective = np.clip(defective, 0, 1)
+        change = np.abs(defective - good).mean(axis=-1)
+        if (mask & (change > MIN_CHANGE)).sum() >= MIN_PIXELS and change[mask].mean() > MIN_CHANGE:
+            tensor = torch.from_numpy(np.ascontiguousarray(defective, dtype=np.float32)).permute(2, 0, 1)
+            return tensor * 2 - 1, torch.from_numpy(mask)
+    raise ValueError(f"No {defect_type} shows on this image: is it blank?")
