@@ -13,7 +13,7 @@ from ddad import DDADPipeline
 from ddad.cli import main
 from ddad.training import loop
 from ddad.training.config import TrainConfig
-from ddad.training.corruption import corrupt, fill
+from ddad.training.corruption import Corruption, fill
 from ddad.training.data import ImageFolder, find_images, rotate, split_images
 from ddad.training.losses import snr_weight
 from ddad.training.state import state_folder
@@ -66,41 +66,61 @@ def test_folders_that_cannot_be_trained_on_are_refused(tmp_path):
 
 
 def test_rotation_turns_the_image_about_its_centre():
-    image = torch.zeros(3, 64, 64)
-    image[:, 30:34, 50:54] = 1  # right of the centre
-    quarter = rotate(image, 90.0)
+    image = torch.zeros(1, 3, 64, 64)
+    image[..., 30:34, 50:54] = 1  # right of the centre
+    quarter, still, slight = rotate(image.expand(3, -1, -1, -1), torch.tensor([90.0, 0.0, 5.0]))
     y, x = (quarter[0] > 0.5).nonzero().float().mean(dim=0).tolist()
     assert abs(x - 31.5) < 1 and abs(abs(y - 31.5) - 20) < 1  # now above or below it
-    torch.testing.assert_close(rotate(image, 0.0), image, atol=1e-4, rtol=0)
-    slight = rotate(image, 5.0)
-    assert (slight - image).abs().max() > 0.5
-    back = rotate(slight, -5.0)
+    torch.testing.assert_close(still, image[0], atol=1e-4, rtol=0)
+    assert (slight - image[0]).abs().max() > 0.5
+    back = rotate(slight[None], torch.tensor([-5.0]))
     assert (back - image).abs().mean() < 0.01
 
 
-def test_the_stream_really_rotates_and_damages(striped):
-    def stream(**settings):
-        return loop.AugmentedImages(striped, tiny_config("data", "output", **settings))
+def test_images_are_kept_as_bytes_and_grey_ones_in_one_channel(striped, tmp_path):
+    store = striped.load()
+    assert store.shape == (12, 1, 64, 64) and store.dtype == torch.uint8
+    torch.testing.assert_close((store[5] / 127.5 - 1).expand(3, -1, -1), striped[5], atol=0.004, rtol=0)
+    PIL.Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    assert ImageFolder([tmp_path / "red.png"], 64).load().shape == (1, 3, 64, 64)
 
-    still = stream(rotation_degrees=0.0, corruption_probability=0.0)[3]
-    torch.testing.assert_close(still[0], still[1])
-    rotated = stream(rotation_degrees=20.0, corruption_probability=0.0)[3]
-    torch.testing.assert_close(rotated[0], rotated[1])
-    assert (rotated[0] - still[0]).abs().mean() > 0.05
-    damaged = stream(rotation_degrees=0.0, corruption_probability=1.0)
-    torch.testing.assert_close(damaged[3][0], still[0])  # the target stays clean
-    assert sum(float((damaged[n][1] - damaged[n][0]).abs().max()) > 0.05 for n in range(10)) >= 8
-    assert torch.equal(damaged[3], damaged[3])
-    epoch = [stream(rotation_degrees=0.0)[n][0] for n in range(len(striped))]
-    assert all(any(torch.allclose(image, one, atol=1e-4) for one in epoch) for image in striped)
+
+def test_every_epoch_has_each_image_once_in_another_order():
+    stream = loop.image_indices(0, 30, 10, seed=0)
+    epochs = stream.view(3, 10)
+    assert all(sorted(epoch.tolist()) == list(range(10)) for epoch in epochs)
+    assert not torch.equal(epochs[0], epochs[1])
+    assert torch.equal(loop.image_indices(13, 9, 10, seed=0), stream[13:22])
+
+
+def test_batches_are_really_rotated_and_damaged(striped):
+    store, corruption = striped.load(), Corruption(64, pool_size=64)
+
+    def batch(**settings):
+        config = tiny_config("data", "output", **settings)
+        return loop.load_batch(store, torch.arange(12), corruption, config, torch.Generator().manual_seed(1))
+
+    still, same = batch(rotation_degrees=0.0, corruption_probability=0.0)
+    torch.testing.assert_close(still, store.expand(-1, 3, -1, -1) / 127.5 - 1, atol=1e-4, rtol=0)
+    assert torch.equal(still, same)
+    rotated, same = batch(rotation_degrees=20.0, corruption_probability=0.0)
+    assert torch.equal(rotated, same)
+    assert ((rotated - still).abs().mean(dim=(1, 2, 3)) > 0.02).sum() >= 10
+    clean, damaged = batch(rotation_degrees=0.0, corruption_probability=1.0)
+    torch.testing.assert_close(clean, still)  # the target stays clean
+    assert ((damaged - clean).abs().amax(dim=(1, 2, 3)) > 0.05).sum() >= 10
+    assert torch.equal(damaged, batch(rotation_degrees=0.0, corruption_probability=1.0)[1])
+    half = batch(rotation_degrees=0.0, corruption_probability=0.5)[1]
+    assert 2 <= int((half == still).all(dim=3).all(dim=2).all(dim=1).sum()) <= 10
 
 
 def test_damage_is_local_and_within_range(striped):
-    generator = torch.Generator().manual_seed(0)
-    changed = [(corrupt(striped[0], generator) - striped[0]).abs().amax(dim=0) > 1e-3 for _ in range(30)]
-    parts = [float(part.float().mean()) for part in changed]
-    assert 0.02 < np.mean(parts) < 0.7 and max(parts) < 1
-    assert corrupt(striped[0], generator).abs().max() <= 1
+    generator, corruption = torch.Generator().manual_seed(0), Corruption(64, pool_size=64)
+    images = striped[0].expand(30, -1, -1, -1)
+    damaged = corruption(images, 1.0, generator)
+    parts = ((damaged - images).abs().amax(dim=1) > 1e-3).float().mean(dim=(1, 2))
+    assert 0.02 < parts.mean() < 0.7 and parts.max() < 1
+    assert damaged.abs().max() <= 1
 
 
 def test_fill_takes_from_outside_the_mask_alone(striped):

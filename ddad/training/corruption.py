@@ -12,6 +12,9 @@ import torch.nn.functional as F
 
 from ddad.images_ddad import DDADImageProcessor
 
+MOST_PLACES = 3
+CONTENTS = ("fill", "fill", "fill", "grey", "other", "brightness", "grain")
+
 
 def uniform(low: float, high: float, generator: torch.Generator) -> float:
     """A random number in [low, high)."""
@@ -60,30 +63,72 @@ def fill(images: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return torch.where(mask > 0, result, images)
 
 
-def corrupt(image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Damages one image, `[3, S, S]` in [-1, 1], at one to three places.
+class Corruption:
+    """Damages batches of images at one to three places, with masks from a pool that is drawn once.
 
-    Each place is filled from its surroundings, set to one grey, replaced by
-    another part of the image, made darker or brighter, or covered with noise.
+    Drawing a mask costs a processor as much as a hundredth of a training step, flipping one nothing: each of the pool
+    is used in eight orientations.
+
+    Args:
+        size: side of the images.
+        device: where the images are.
+        seed: seed of the pool.
+        pool_size: masks in the pool.
     """
-    images = image[None]
-    for _ in range(int(torch.randint(1, 4, (1,), generator=generator))):
-        mask = random_mask(image.shape[-1], generator)
-        kind = int(torch.randint(7, (1,), generator=generator))
-        if kind <= 2:
-            content = fill(images, mask)
-        elif kind == 3:
-            content = torch.full_like(images, uniform(-1, 1, generator))
-        elif kind == 4:
-            shifts = torch.randint(image.shape[-1], (2,), generator=generator).tolist()
-            content = torch.roll(images, shifts, dims=(2, 3)).flip(int(torch.randint(2, 4, (1,), generator=generator)))
-        elif kind == 5:
-            content = (images + 1) * uniform(0.3, 1.6, generator) - 1
-        else:
-            grey = torch.randn(1, 1, *image.shape[1:], generator=generator)
-            content = images + uniform(0.05, 0.5, generator) * DDADImageProcessor.blur(
-                grey, uniform(0.5, 3, generator)
-            )
-        opacity = mask if kind <= 2 else mask * uniform(0.4, 1, generator)
-        images = (images + opacity * (content - images)).clamp(-1, 1)
-    return images[0]
+
+    def __init__(self, size: int, device: torch.device | str = "cpu", seed: int = 0, pool_size: int = 1024):
+        generator = torch.Generator().manual_seed(seed)
+        masks = [random_mask(size, generator)[0].bool() for _ in range(pool_size)]
+        self.masks = torch.stack(masks).to(device)  # [M, 1, S, S]
+
+    def draw_masks(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Masks from the pool, all in one of its eight orientations, `[count, 1, S, S]` of 0 and 1."""
+        chosen = torch.randint(len(self.masks), (count,), generator=generator)
+        turns, mirrored = torch.randint(4, (2,), generator=generator).tolist()
+        masks = torch.rot90(self.masks[chosen.to(self.masks.device)].float(), turns, dims=(2, 3))
+        return masks.flip(3) if mirrored % 2 else masks
+
+    @staticmethod
+    def content(kind: str, images: torch.Tensor, mask: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """What is painted into a mask: `[N, 3, S, S]`, for the kinds in `CONTENTS`."""
+
+        def numbers(low: float, high: float) -> torch.Tensor:
+            return (low + (high - low) * torch.rand(len(images), 1, 1, 1, generator=generator)).to(images.device)
+
+        if kind == "fill":
+            return fill(images, mask)
+        if kind == "grey":
+            return numbers(-1, 1).expand_as(images)
+        if kind == "other":
+            shifts = torch.randint(images.shape[-1], (2,), generator=generator).tolist()
+            return torch.roll(images, shifts, dims=(2, 3)).flip(int(torch.randint(2, 4, (1,), generator=generator)))
+        if kind == "brightness":
+            return (images + 1) * numbers(0.3, 1.6) - 1
+        grain = torch.randn(len(images), 1, *images.shape[2:], generator=generator).to(images.device)
+        softened: torch.Tensor = DDADImageProcessor.blur(grain, uniform(0.5, 3, generator))
+        return images + numbers(0.05, 0.5) * softened
+
+    def __call__(self, images: torch.Tensor, probability: float, generator: torch.Generator) -> torch.Tensor:
+        """Damages images, `[N, 3, S, S]` in [-1, 1], each with a probability.
+
+        Each place is filled from its surroundings, set to one grey, replaced by another part of the image, made darker
+        or brighter, or covered with grain. What is drawn depends on the generator (of the CPU) alone.
+        """
+        damaged = images.clone()
+        hit = torch.rand(len(images), generator=generator) < probability
+        places = torch.randint(1, MOST_PLACES + 1, (len(images),), generator=generator)
+        for place in range(MOST_PLACES):
+            kinds = torch.randint(len(CONTENTS), (len(images),), generator=generator)
+            for kind in dict.fromkeys(CONTENTS):
+                of_kind = torch.tensor([CONTENTS[index] == kind for index in kinds.tolist()])
+                chosen = (hit & (places > place) & of_kind).nonzero()[:, 0].to(images.device)
+                if len(chosen) == 0:
+                    continue
+                current, mask = damaged[chosen], self.draw_masks(len(chosen), generator)
+                opacity = mask
+                if kind != "fill":
+                    strength = 0.4 + 0.6 * torch.rand(len(chosen), 1, 1, 1, generator=generator)
+                    opacity = mask * strength.to(mask.device)
+                content = self.content(kind, current, mask, generator)
+                damaged[chosen] = (current + opacity * (content - current)).clamp(-1, 1)
+        return damaged

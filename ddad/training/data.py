@@ -1,11 +1,11 @@
 """Good images from a folder, split into those that train and those that calibrate."""
 
-import math
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
+from tqdm.auto import tqdm
 
 from ddad.images_ddad import DDADImageProcessor
 
@@ -40,14 +40,13 @@ def split_images(paths: list[Path], calibration_fraction: float, seed: int) -> t
     return [paths[i] for i in sorted(order[count:])], [paths[i] for i in sorted(order[:count])]
 
 
-def rotate(image: torch.Tensor, degrees: float) -> torch.Tensor:
-    """Rotates `[3, H, W]` about its centre; what comes in from outside is the image mirrored at its border."""
-    angle = math.radians(degrees)
-    _, height, width = image.shape
-    cos, sin = math.cos(angle), math.sin(angle)
-    matrix = torch.tensor([[cos, -sin * height / width, 0.0], [sin * width / height, cos, 0.0]])
-    grid = F.affine_grid(matrix[None], [1, 3, height, width], align_corners=False)
-    return F.grid_sample(image[None], grid, padding_mode="reflection", align_corners=False)[0]
+def rotate(images: torch.Tensor, degrees: torch.Tensor) -> torch.Tensor:
+    """Rotates `[N, 3, S, S]` about their centres by `[N]` degrees; outside is the image mirrored at its border."""
+    angles = torch.deg2rad(degrees)
+    cos, sin, zero = angles.cos(), angles.sin(), torch.zeros_like(angles)
+    matrices = torch.stack([torch.stack([cos, -sin, zero], dim=1), torch.stack([sin, cos, zero], dim=1)], dim=1)
+    grid = F.affine_grid(matrices.to(images), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
 
 class ImageFolder(Dataset[torch.Tensor]):
@@ -64,3 +63,11 @@ class ImageFolder(Dataset[torch.Tensor]):
     def __getitem__(self, index: int) -> torch.Tensor:
         image: torch.Tensor = self.processor.preprocess(self.processor.read_image(self.paths[index]), self.size)[0]
         return image
+
+    def load(self) -> torch.Tensor:
+        """All images, read and resized once, `[M, 3, size, size]` uint8; `[M, 1, size, size]` if all are grey."""
+        images = torch.empty(len(self), 3, self.size, self.size, dtype=torch.uint8)
+        for index in tqdm(range(len(self)), desc="Reading images", mininterval=1):
+            images[index] = ((self[index] + 1) * 127.5).round().to(torch.uint8)
+        grey = bool((images == images[:, :1]).all())
+        return images[:, :1].clone() if grey else images

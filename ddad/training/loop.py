@@ -4,19 +4,17 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
-from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ddad.features_ddad import DDADFeatureExtractor
 from ddad.scheduling_ddad import DDADScheduler
 from ddad.training.config import PRESETS, TrainConfig
-from ddad.training.corruption import corrupt
+from ddad.training.corruption import Corruption
 from ddad.training.data import ImageFolder, rotate
 from ddad.training.losses import compute_losses
 from ddad.training.state import load_state, read_record, save_state
@@ -45,35 +43,28 @@ def learning_rate_factor(step: int, warmup_steps: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
-class AugmentedImages(Dataset[torch.Tensor]):
-    """Image number `n` of an endless stream and a damaged copy of it, `[2, 3, S, S]`.
+def image_indices(first: int, count: int, size: int, seed: int) -> torch.Tensor:
+    """Which images are number `first` and the following of an endless stream; every epoch comes in another order.
 
-    Every epoch comes in another order, each image is rotated at random, and so many of the copies are damaged as
-    `corruption_probability` says. What number n is depends on the seed and on n alone, so that a resumed run sees what
-    an uninterrupted one does.
+    It depends on the seed and the number alone, so that a resumed run sees what an uninterrupted one does.
     """
-
-    def __init__(self, images: ImageFolder, config: TrainConfig):
-        self.images = images
-        self.rotation_degrees = config.rotation_degrees
-        self.corruption_probability = config.corruption_probability
-        self.seed = config.seed
-
-    def __getitem__(self, number: int) -> torch.Tensor:
-        epoch, position = divmod(number, len(self.images))
-        order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(self.seed + epoch))
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
-        degrees = (2 * torch.rand((), generator=generator).item() - 1) * self.rotation_degrees
-        image = rotate(self.images[int(order[position])], degrees)
-        damaged = torch.rand((), generator=generator).item() < self.corruption_probability
-        return torch.stack([image, corrupt(image, generator) if damaged else image])
+    indices = []
+    for number in range(first, first + count):
+        epoch, position = divmod(number, size)
+        order = torch.randperm(size, generator=torch.Generator().manual_seed(seed + epoch))
+        indices.append(order[position])
+    return torch.stack(indices)
 
 
-def batch_numbers(first_step: int, steps: int, batch_size: int, rank: int, processes: int) -> Iterator[list[int]]:
-    """The numbers of the images of each step of one process."""
-    for step in range(first_step, steps):
-        start = (step * processes + rank) * batch_size
-        yield list(range(start, start + batch_size))
+def load_batch(
+    store: torch.Tensor, indices: torch.Tensor, corruption: Corruption, config: TrainConfig, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images of the store, rotated at random, and copies of which some are damaged; `[N, 3, S, S]` in [-1, 1] each."""
+    images = store[indices.to(store.device)].float() / 127.5 - 1
+    images = images.expand(-1, 3, -1, -1)
+    degrees = (2 * torch.rand(len(images), generator=generator) - 1) * config.rotation_degrees
+    images = rotate(images, degrees.to(images.device))
+    return images, corruption(images, config.corruption_probability, generator)
 
 
 def train_unet(
@@ -118,27 +109,23 @@ def train_unet(
         logger.info("Resuming after step %d of %d.", step, config.steps)
 
     model, optimizer = accelerator.prepare(unet, optimizer)
-    loader = DataLoader(
-        AugmentedImages(images, config),
-        batch_sampler=list(
-            batch_numbers(step, config.steps, config.batch_size, accelerator.process_index, accelerator.num_processes)
-        ),
-        num_workers=0 if device.type == "cpu" else 4,
-    )
+    store = images.load().to(device)
+    corruption = Corruption(config.image_size, device, config.seed)
     unet.train()
     started = time.monotonic() - record["seconds"]
     progress = tqdm(
         total=config.steps, initial=step, desc="Training", disable=not accelerator.is_main_process, mininterval=1
     )
-    for batch in loader:
-        clean, damaged = batch.to(device).unbind(dim=1)  # [N, 3, S, S] each
-        generator = torch.Generator().manual_seed(
-            config.seed * 7_919 + step * accelerator.num_processes + accelerator.process_index
-        )
-        noise = torch.randn(clean.shape, generator=generator).to(device)
+    while step < config.steps:
+        number = step * accelerator.num_processes + accelerator.process_index
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + number)
+        device_generator = torch.Generator(device).manual_seed(config.seed * 1_000_003 + number)
+        indices = image_indices(number * config.batch_size, config.batch_size, len(store), config.seed)
+        clean, damaged = load_batch(store, indices, corruption, config, generator)
+        noise = torch.randn(clean.shape, generator=device_generator, device=device)
         # One t from each of N equal parts of the range: as uniform as independent draws, with less variance.
-        offsets = torch.arange(len(batch)) + torch.rand(len(batch), generator=generator)
-        timesteps = (offsets / len(batch) * config.max_timestep).long().to(device)
+        offsets = torch.arange(len(clean)) + torch.rand(len(clean), generator=generator)
+        timesteps = (offsets / len(clean) * config.max_timestep).long().to(device)
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * learning_rate_factor(step, config.warmup_steps, config.steps)
         with accelerator.autocast():
