@@ -89,18 +89,16 @@ def run_predict(arguments: argparse.Namespace) -> int:
     """Scores each image by itself, so that one that is broken stops no other."""
     import PIL.Image
 
+    from ddad.report.export import UniqueNames
+
     paths = find_inputs(arguments.images)
     pipe = load_pipeline(arguments.checkpoint, arguments.device)
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)
-    used: set[str] = set()
+    names = UniqueNames()
     status = 0
     for path in paths:
-        name, number = path.stem, 1
-        while name in used:
-            number += 1
-            name = f"{path.stem}_{number}"
-        used.add(name)
+        name = names.choose(path.as_posix())
         line: dict[str, typing.Any] = {"image": str(path)}
         try:
             original = pipe.image_processor.read_image(path)

@@ -74,6 +74,23 @@ def to_csv(records: Iterable[Record]) -> str:
     return text.getvalue()
 
 
+class UniqueNames:
+    """Names for result files: the image's own stem, with a number where another image had it."""
+
+    def __init__(self) -> None:
+        self._used: set[str] = set()
+
+    def choose(self, image: str) -> str:
+        """A name that was not given out before."""
+        stem, number = PurePosixPath(image).stem or "image", 1
+        name = stem
+        while name in self._used:
+            number += 1
+            name = f"{stem}_{number}"
+        self._used.add(name)
+        return name
+
+
 class ResultsArchive:
     """A zip that fills as results arrive: pictures and maps by image, then the tables.
 
@@ -84,17 +101,8 @@ class ResultsArchive:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.records: list[Record] = []
-        self._names: set[str] = set()
+        self._names = UniqueNames()
         self._zip = zipfile.ZipFile(self.path, "w", zipfile.ZIP_STORED)
-
-    def _unused(self, name: str) -> str:
-        stem, number = PurePosixPath(name).stem or "image", 1
-        unused = stem
-        while unused in self._names:
-            number += 1
-            unused = f"{stem}_{number}"
-        self._names.add(unused)
-        return unused
 
     def add(
         self,
@@ -105,7 +113,7 @@ class ResultsArchive:
     ) -> None:
         """Adds one image's results; the map as float32 TIFF, the pictures as PNG."""
         self.records.append(record)
-        name = self._unused(record.image)
+        name = self._names.choose(record.image)
         pictures = {"map.tiff": None if anomaly_map is None else PIL.Image.fromarray(anomaly_map)}
         pictures |= {"overlay.png": overlay, "denoised.png": denoised}
         for suffix, picture in pictures.items():
