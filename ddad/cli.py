@@ -222,8 +222,8 @@ def run_list(_: argparse.Namespace) -> int:
     """Searches and prints."""
     from ddad.hub.publish import find_published
 
-    for one in find_published():
-        print(f"{one['downloads'] or 0:>10}  {one['repository']}")
+    for repository, downloads in find_published():
+        print(f"{downloads:>10}  {repository}")
     return 0
 
 

@@ -253,3 +253,12 @@ def test_extreme_shapes_and_levels_work(tiny_pipe):
         assert output.anomaly_map[0].shape == shape[:2] and np.isfinite(output.image_score[0])
     for value in (0, 255):
         assert np.isfinite(tiny_pipe(PIL.Image.new("L", (40, 40), value)).image_score[0])
+
+
+def test_the_noise_of_a_generator_is_one_for_all_batches(tiny_pipe, picture):
+    def scores(batch_size):
+        generator = torch.Generator().manual_seed(5)
+        return tiny_pipe([picture] * 5, batch_size=batch_size, generator=generator, denoise=False).image_score
+
+    assert len({round(one, 4) for one in scores(2)}) == 1
+    assert scores(2) == pytest.approx(scores(5), rel=1e-4)

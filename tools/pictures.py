@@ -15,7 +15,7 @@ from playwright.sync_api import Page, sync_playwright
 
 from ddad import DDADPipeline
 from ddad.app.examples import write_examples
-from ddad.app.inspection import draw_heatmap, draw_maps
+from ddad.app.inspection import draw_heatmap, draw_maps, regions_of
 from tools.serve import ROOT, running_page
 
 CATEGORY = "solar_cell_mono"
@@ -48,7 +48,8 @@ def make_about_pictures(image: Path) -> None:
     result = pipe(original)
     pixel, feature, combined = (picture for picture, _ in draw_maps(result))
     strip([*shown, pixel]).save(ABOUT / "pixel_score.webp", quality=88)
-    strip([pixel, feature, combined, draw_heatmap(original, result, 0.7)]).save(ABOUT / "combined.webp", quality=88)
+    heatmap = draw_heatmap(original, result, regions_of(result), 0.7)
+    strip([pixel, feature, combined, heatmap]).save(ABOUT / "combined.webp", quality=88)
     frames = result.intermediates[0]
     chosen = [frames[round(index)] for index in np.linspace(0, len(frames) - 1, 6)]
     strip(chosen).save(ABOUT / "denoising.webp", quality=88)

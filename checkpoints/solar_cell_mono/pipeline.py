@@ -61,13 +61,8 @@ class DDADPipelineOutput(BaseOutput):
     def add_maps(self, processor: Any, images: list[torch.Tensor], maps: Sequence[torch.Tensor], output_type: str):
         """Adds overlays and maps of a batch, at the images' sizes: anomaly, pixel and feature, `[N, S, S]` each."""
         for i, image in enumerate(images):
-            own = [
-                F.interpolate(value[i][None, None], size=image.shape[1:], mode="bilinear", align_corners=False)[
-                    0, 0
-                ].cpu()
-                for value in maps
-            ]
-            own = [value.cpu() for value in own]
+            stacked = torch.stack([value[i] for value in maps])[None]  # [1, 3, S, S]
+            own = F.interpolate(stacked, size=image.shape[1:], mode="bilinear", align_corners=False)[0].cpu()
             overlay = processor.overlay(image, own[0], self.threshold)
             self.overlay.append(processor.to_image(overlay, output_type))
             for field, value in zip((self.anomaly_map, self.pixel_map, self.feature_map), own, strict=True):
@@ -260,17 +255,19 @@ class DDADPipeline(DiffusionPipeline):
         self.normality.check(self.config.alpha, timesteps, pixel_score, feature_score)
         self._check_counts(batch_size=batch_size)
         originals = self.image_processor.read_images(image)
-        noise = self.get_noise(timesteps, generator)  # [K, 3, S, S]
-        pixel, feature = [], []
-        for first in range(0, len(originals), batch_size):
-            images = self.prepare(originals[first : first + batch_size])  # [N, 3, S, S]
-            maps = self.score_maps(images, timesteps, noise, (pixel_score, feature_score))
-            pixel.append(self.normality.calibrate(pixel_score, maps[pixel_score], timesteps).cpu())  # [N, K, S, S]
-            feature.append(self.normality.calibrate(feature_score, maps[feature_score], timesteps).cpu())
+        arguments = (timesteps, self.get_noise(timesteps, generator), pixel_score, feature_score)
+        firsts = range(0, len(originals), batch_size)
+        batches = [self.calibrated_maps(originals[first : first + batch_size], *arguments) for first in firsts]
         self.maybe_free_model_hooks()
-        return self.normality.scores_class(
-            originals, torch.cat(pixel), torch.cat(feature), timesteps, pixel_score, feature_score
-        )
+        pixel, feature = (torch.cat(maps) for maps in zip(*batches, strict=True))  # [N, K, S, S]
+        return self.normality.scores_class(originals, pixel, feature, timesteps, pixel_score, feature_score)
+
+    def calibrated_maps(
+        self, images: list[torch.Tensor], timesteps: list[int], noise: torch.Tensor, *scores: str
+    ) -> list[torch.Tensor]:
+        """The calibrated maps of images `[3, H, W]` in [0, 1], one for each of `scores`, `[N, K, S, S]` each."""
+        maps = self.score_maps(self.prepare(images), timesteps, noise, scores)
+        return [self.normality.calibrate(name, maps[name], timesteps).cpu() for name in scores]
 
     # ------------------------------------------------------------------------------------------------------ denoising
 
@@ -444,6 +441,7 @@ class DDADPipeline(DiffusionPipeline):
         self._check_forms(threshold, denoise, output_type)
         threshold, mask_level = self.judging_levels(alpha, timesteps, pixel_score, feature_score, threshold)
         originals = self.image_processor.read_images(image) if given is None else given.images
+        noise = None if given is not None else self.get_noise(timesteps, generator)  # one for all batches
 
         output = DDADPipelineOutput([], threshold, [], [], [], [], [], None, None, None)
         if denoise:
@@ -454,12 +452,13 @@ class DDADPipeline(DiffusionPipeline):
 
             # 2. Score: one evaluation of the U-Net for all noise levels, pixels and features
             if given is None:
-                scores = self.score(batch, timesteps, pixel_score, feature_score, batch_size, generator)
+                pixel, feature = self.calibrated_maps(batch, timesteps, noise, pixel_score, feature_score)
             else:
                 scores = given.select(chosen, timesteps)
+                pixel, feature = scores.pixel_maps, scores.feature_maps  # [N, K, S, S]
 
             # 3. Fuse
-            anomaly = self.normality.fuse(scores.pixel_maps, scores.feature_maps, alpha)  # [N, S, S]
+            anomaly = self.normality.fuse(pixel, feature, alpha)  # [N, S, S]
             image_scores = self.normality.image_score(anomaly)  # [N]
             output.image_score += image_scores.tolist()
             output.is_anomalous += (image_scores > threshold).tolist()
@@ -477,7 +476,7 @@ class DDADPipeline(DiffusionPipeline):
                 output.add_denoised(self.image_processor, batch, frames, distances, mask, output_type)
 
             # 5. Postprocess and visualise, at each image's own size
-            maps = (anomaly, scores.pixel_maps.mean(dim=1), scores.feature_maps.mean(dim=1))
+            maps = (anomaly, pixel.mean(dim=1), feature.mean(dim=1))
             output.add_maps(self.image_processor, batch, maps, output_type)
         self.maybe_free_model_hooks()
         return output if return_dict else output.to_tuple()

@@ -5,11 +5,10 @@ from typing import Any
 import gradio as gr
 import PIL.Image
 
-from ddad.app.categories import Categories, CategoryError
+from ddad.app.categories import Categories
 from ddad.app.compute import evaluates_networks, give_way, needs_gpu
-from ddad.app.inspection import regions_of
-from ddad.app.uploads import create_image_input, output_path, refusal
-from ddad.report.export import Record
+from ddad.app.inspection import record_of
+from ddad.app.uploads import create_image_input, open_category, output_path, refusal
 
 
 def add_api(categories: Categories) -> None:
@@ -42,10 +41,7 @@ def add_api(categories: Categories) -> None:
         """
         if image is None:
             raise refusal("Give an image.")
-        try:
-            pipe = categories.get(category or categories.bundled[0]).pipe
-        except CategoryError as error:
-            raise refusal(str(error), "This category cannot be opened") from None
+        pipe = open_category(categories, category or categories.bundled[0]).pipe
         try:
             result = pipe(
                 image,
@@ -56,10 +52,7 @@ def add_api(categories: Categories) -> None:
             )
         except (TypeError, ValueError) as error:
             raise refusal(str(error).replace(image, "The file")) from None
-        record = Record(
-            "image", result.is_anomalous[0], result.image_score[0], result.threshold, tuple(regions_of(result))
-        )
-        report = {"category": category, **record.to_dict()}
+        report = {"category": category, **record_of("image", result).to_dict()}
         path = output_path("anomaly_map.tiff")
         PIL.Image.fromarray(result.anomaly_map[0]).save(path)
         denoised = result.denoised_image[0] if result.denoised_image else None

@@ -10,6 +10,7 @@ from ddad.images_ddad import DDADImageProcessor
 from ddad.normality_ddad import DDADScores
 from ddad.pipeline import DDADPipelineOutput
 from ddad.report import drawing
+from ddad.report.export import Record
 from ddad.report.regions import Region, find_regions
 
 SHOWN_PIXELS = 4_000_000
@@ -118,8 +119,18 @@ def regions_of(result: DDADPipelineOutput) -> list[Region]:
     return find_regions(result.anomaly_map[0], result.threshold) if result.is_anomalous[0] else []
 
 
+def record_of(image: str, result: DDADPipelineOutput) -> Record:
+    """The record of the first image, under its name."""
+    regions = tuple(regions_of(result))
+    return Record(image, result.is_anomalous[0], result.image_score[0], result.threshold, regions)
+
+
 def draw_heatmap(
-    image: torch.Tensor, result: DDADPipelineOutput, opacity: float, truth: PIL.Image.Image | None = None
+    image: torch.Tensor,
+    result: DDADPipelineOutput,
+    regions: list[Region],
+    opacity: float,
+    truth: PIL.Image.Image | None = None,
 ) -> PIL.Image.Image:
     """The image under its heatmap, with the outlines of the regions found and, if given, of the true defects.
 
@@ -135,7 +146,7 @@ def draw_heatmap(
     scale = LEAST_DRAWN_SIDE / max(picture.size)
     if scale > 1:
         picture = picture.resize((round(picture.width * scale), round(picture.height * scale)))
-    picture = drawing.draw_regions(picture, result.anomaly_map[0], result.threshold, regions_of(result))
+    picture = drawing.draw_regions(picture, result.anomaly_map[0], result.threshold, regions)
     return picture if truth is None else drawing.draw_truth(picture, truth)
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import gradio as gr
 import PIL.Image
 
-from ddad.app.categories import Categories, CategoryError
+from ddad.app.categories import Categories
 from ddad.app.compute import evaluates_networks, give_way, needs_gpu
-from ddad.app.inspection import regions_of
-from ddad.app.uploads import output_path, refusal
+from ddad.app.inspection import record_of
+from ddad.app.uploads import open_category, output_path, refusal
 from ddad.pipeline import DDADPipeline, DDADPipelineOutput
 from ddad.report.export import Record, ResultsArchive
 
@@ -94,9 +94,7 @@ def inspect_source(pipe: DDADPipeline, source: Source, denoise: bool) -> tuple[R
         result = pipe(source.path, denoise=denoise, callback_on_step_end=lambda *_: give_way())
     except (TypeError, ValueError) as error:
         return Record(source.name, error=str(error).replace(str(source.path), "This file")), None
-    regions = tuple(regions_of(result))
-    record = Record(source.name, result.is_anomalous[0], result.image_score[0], result.threshold, regions)
-    return record, result
+    return record_of(source.name, result), result
 
 
 def table_row(record: Record, overlay: PIL.Image.Image | None) -> list[Any]:
@@ -146,10 +144,7 @@ class ManyImages:
         """
         if not files:
             raise refusal("Choose images, a folder or a zip first.", "No images yet")
-        try:
-            pipe = self.categories.get(category).pipe
-        except CategoryError as error:
-            raise refusal(str(error), "This category cannot be opened") from None
+        pipe = open_category(self.categories, category).pipe
         inspect = evaluates_networks(inspect_source)
         rows: list[list[Any]] = []
         archive = ResultsArchive(output_path("ddad_results.zip"))

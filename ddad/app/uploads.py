@@ -1,4 +1,4 @@
-"""What visitors give: images, limited and read with messages that are for them."""
+"""What visitors give: images and names of categories, read with messages that are for them."""
 
 import secrets
 from pathlib import Path
@@ -9,12 +9,22 @@ import PIL.Image
 from gradio.components.image import ImageData
 from gradio.utils import get_upload_folder
 
+from ddad.app.categories import Categories, Category, CategoryError
+
 UNREADABLE = "This file is not an image that can be read: give a PNG, JPEG, TIFF or BMP."
 
 
 def refusal(message: str, title: str = "This image cannot be inspected") -> gr.Error:
     """What a visitor is told of an image that cannot be inspected."""
     return gr.Error(message, title=title, print_exception=False)
+
+
+def open_category(categories: Categories, name: str) -> Category:
+    """A category, or what a visitor is told of one that cannot be opened."""
+    try:
+        return categories.get(name)
+    except CategoryError as error:
+        raise refusal(str(error), "This category cannot be opened") from None
 
 
 def create_image_input(label: str, **options: Any) -> gr.Image:

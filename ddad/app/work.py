@@ -10,10 +10,10 @@ from typing import Any
 import gradio as gr
 
 from ddad.app import inspection as views
-from ddad.app.categories import Categories, Category, CategoryError, readable
+from ddad.app.categories import Categories, Category, readable
 from ddad.app.compute import QUICK, evaluates_networks, give_way, needs_gpu
 from ddad.app.inspection import Inspection
-from ddad.app.uploads import output_path, read_mask, refusal
+from ddad.app.uploads import open_category, output_path, read_mask, refusal
 from ddad.pipeline import DDADPipeline, DDADPipelineOutput
 from ddad.report.drawing import save_animation
 
@@ -123,10 +123,7 @@ class SingleImage:
 
     def open(self, category: str) -> Category:
         """The category, or a refusal."""
-        try:
-            return self.categories.get(category)
-        except CategoryError as error:
-            raise refusal(str(error), "This category cannot be opened") from None
+        return open_category(self.categories, category)
 
     @staticmethod
     def require(found: Inspection | None) -> Inspection:
@@ -156,10 +153,10 @@ class SingleImage:
     ) -> tuple[Any, ...]:
         """Verdict, heatmap, histogram, regions and maps."""
         pipe = self.open(found.category).judge
-        score, limit = result.image_score[0], result.threshold
+        score, limit, regions = result.image_score[0], result.threshold, views.regions_of(result)
         try:
             mask = None if truth is None else read_mask(truth)
-            heatmap = views.draw_heatmap(found.scores.images[0], result, opacity, mask)
+            heatmap = views.draw_heatmap(found.scores.images[0], result, regions, opacity, mask)
         except ValueError as error:
             raise refusal(str(error), "This ground truth cannot be drawn") from None
         maps = pipe.normality.normal_maps(alpha, timesteps)
@@ -170,7 +167,7 @@ class SingleImage:
             gr.BarPlot(
                 views.histogram(normal, score, limit), x_title=f"Score (yours {score:.1f}, threshold {limit:.1f})"
             ),
-            views.region_rows(views.regions_of(result)),
+            views.region_rows(regions),
             views.draw_maps(result),
         )
 
@@ -216,7 +213,7 @@ class SingleImage:
         return threshold, *self.judge(found, alpha, timesteps, threshold, opacity, truth)
 
     @staticmethod
-    def animate(found: Inspection) -> str | None:
+    def animate(found: Inspection | None) -> str | None:
         """The denoising steps as an animation."""
         if found is None or len(found.frames) < 2:
             return None

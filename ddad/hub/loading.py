@@ -103,7 +103,9 @@ def check_weights(folder: Path) -> None:
             raise OSError(f"The checkpoint {folder} is incomplete: {name} is missing. Download it again.")
         if name not in recorded:
             raise OSError(f"{found[name]} does not belong to the checkpoint: {CHECKSUMS_NAME} does not name it.")
-        if hashlib.sha256(found[name].read_bytes()).hexdigest() != recorded[name]:
+        with found[name].open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != recorded[name]:
             raise OSError(f"{found[name]} was changed since it was saved (its sha256 differs): download it again.")
 
 

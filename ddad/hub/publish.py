@@ -27,15 +27,11 @@ class PublishOptions:
         private: whether a repository that is made for it is private.
         revision: the branch; made if it is not there.
         create_pr: whether to open a pull request instead of a commit.
-        example: an image for the card's figure, or None.
-        token: the access token; None takes the one that is logged in.
     """
 
     private: bool = False
     revision: str | None = None
     create_pr: bool = False
-    example: str | None = None
-    token: str | None = None
 
 
 def check_code(pipe: Any, folder: Path) -> None:
@@ -107,7 +103,7 @@ def publish(staged: Path, repository: str, options: PublishOptions) -> str:
     Raises:
         OSError: if the Hub refuses or cannot be reached; what was sent so far need not be sent again.
     """
-    api = HfApi(token=options.token)
+    api = HfApi()
     api.create_repo(repository, private=options.private, exist_ok=True)
     if options.revision is not None and not options.create_pr:
         api.create_branch(repository, branch=options.revision, exist_ok=True)
@@ -122,7 +118,6 @@ def publish(staged: Path, repository: str, options: PublishOptions) -> str:
     return str(commit.pr_url or commit.commit_url)
 
 
-def find_published(limit: int = 100) -> list[dict[str, Any]]:
-    """The categories on the Hub, the most downloaded first."""
-    models = HfApi().list_models(filter=TAG, sort="downloads", limit=limit)
-    return [{"repository": one.id, "downloads": one.downloads, "tags": one.tags or []} for one in models]
+def find_published(limit: int = 100) -> list[tuple[str, int]]:
+    """The categories on the Hub and how often each was downloaded, the most downloaded first."""
+    return [(one.id, one.downloads or 0) for one in HfApi().list_models(filter=TAG, sort="downloads", limit=limit)]
