@@ -65,8 +65,10 @@ def add_hub(page: gr.Blocks, categories: Categories, category: gr.Dropdown, sess
         agree = gr.Button("Open it", variant="primary", visible=False)
     known = gr.State(categories.bundled)
     hidden = {"api_visibility": "private"}
-    gr.on([check.click, repository.submit], look_up, repository, [description, agree], **hidden)
-    repository.input(lambda: (None, gr.Button(visible=False)), None, [description, agree], queue=False, **hidden)
+    # One after the other: an answer must not be cleared by the typing before it.
+    ordered = {**hidden, "concurrency_id": "look_up", "concurrency_limit": 1}
+    gr.on([check.click, repository.submit], look_up, repository, [description, agree], **ordered)
+    repository.input(lambda: (None, gr.Button(visible=False)), None, [description, agree], **ordered)
     agree.click(open_repository, [repository, known], [category, known, description], **hidden)
 
     def welcome(request: gr.Request):
