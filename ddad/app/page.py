@@ -46,16 +46,16 @@ def add_hub(page: gr.Blocks, categories: Categories, category: gr.Dropdown, sess
             _, description = categories.look_up(repository)
         except CategoryError as error:
             raise refusal(str(error), "This repository cannot be opened") from None
-        return description, gr.Button(visible=True)
+        return description, gr.Button(visible=True), repository.strip()
 
-    def open_repository(repository: str, known: list[str]):
-        name = repository.strip()
+    def open_repository(name: str, known: list[str]):
         try:
             categories.get(name)
         except CategoryError as error:
             raise refusal(str(error), "This repository cannot be opened") from None
         names = [*known, *([] if name in known else [name])]
-        return gr.Dropdown(choices=label_choices(names), value=name), names, f"**{name}** is open."
+        chosen = gr.Dropdown(choices=label_choices(names), value=name)
+        return chosen, names, f"**{name}** is open.", gr.Button(visible=False)
 
     with gr.Accordion("Another category from the Hugging Face Hub", open=False):
         with gr.Row():
@@ -65,11 +65,10 @@ def add_hub(page: gr.Blocks, categories: Categories, category: gr.Dropdown, sess
         agree = gr.Button("Open it", variant="primary", visible=False)
     known = gr.State(categories.bundled)
     hidden = {"api_visibility": "private"}
-    # One after the other: an answer must not be cleared by the typing before it.
-    ordered = {**hidden, "concurrency_id": "look_up", "concurrency_limit": 1}
-    gr.on([check.click, repository.submit], look_up, repository, [description, agree], **ordered)
-    repository.input(lambda: (None, gr.Button(visible=False)), None, [description, agree], **ordered)
-    agree.click(open_repository, [repository, known], [category, known, description], **hidden)
+    # What is opened is what was described, whatever stands in the field by then.
+    described = gr.State("")
+    gr.on([check.click, repository.submit], look_up, repository, [description, agree, described], **hidden)
+    agree.click(open_repository, [described, known], [category, known, description, agree], **hidden)
 
     def welcome(request: gr.Request):
         """A link with ?category=NAME opens that category; what carries our tag on the Hub joins the list.
