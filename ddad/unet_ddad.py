@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from diffusers import ModelMixin, UNet2DModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.attention_processor import Attention
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.utils import BaseOutput
 from torch import nn
@@ -44,6 +46,10 @@ class DDADUNet2DModel(ModelMixin, ConfigMixin):
         downsample_type: `"conv"` or `"resnet"`, for blocks with attention.
         upsample_type: `"conv"` or `"resnet"`, for blocks with attention.
         attention_head_dim: channels of an attention head.
+        num_attention_heads: heads of every attention, whatever its channels (guided-diffusion's 128x128 model); None
+            divides by `attention_head_dim`.
+        time_channels: channels of the sinusoidal embedding of t, a quarter of what it becomes; None takes the first
+            of `block_out_channels` (guided-diffusion's 512x512 model has twice as many).
         resnet_time_scale_shift: how the time embedding enters: `"default"` (added) or `"scale_shift"`.
         norm_num_groups: groups of each GroupNorm.
         num_class_embeds: number of categories of a unified model; None for one category (the paper's unified model).
@@ -71,6 +77,8 @@ class DDADUNet2DModel(ModelMixin, ConfigMixin):
         downsample_type: str = "conv",
         upsample_type: str = "conv",
         attention_head_dim: int = 32,
+        num_attention_heads: int | None = None,
+        time_channels: int | None = None,
         resnet_time_scale_shift: str = "default",
         norm_num_groups: int = 16,
         num_class_embeds: int | None = None,
@@ -85,6 +93,7 @@ class DDADUNet2DModel(ModelMixin, ConfigMixin):
                 f"`sample_size` must be a multiple of {multiple} (`patch_size` times the halvings), found"
                 f" {sample_size}."
             )
+        time_channels = time_channels or block_out_channels[0]
         self.unet = UNet2DModel(
             sample_size=sample_size // patch_size,
             in_channels=3 * patch_size**2,
@@ -95,11 +104,20 @@ class DDADUNet2DModel(ModelMixin, ConfigMixin):
             up_block_types=up_block_types,
             downsample_type=downsample_type,
             upsample_type=upsample_type,
-            attention_head_dim=attention_head_dim,
+            attention_head_dim=attention_head_dim if num_attention_heads is None else None,
             resnet_time_scale_shift=resnet_time_scale_shift,
             norm_num_groups=norm_num_groups,
+            attn_norm_num_groups=norm_num_groups,  # else the middle attention has none beside "scale_shift"
             num_class_embeds=num_class_embeds,
+            time_embedding_dim=4 * time_channels,
         )
+        if time_channels != block_out_channels[0]:
+            self.unet.time_proj = Timesteps(time_channels, flip_sin_to_cos=True, downscale_freq_shift=0)
+            self.unet.time_embedding = TimestepEmbedding(time_channels, 4 * time_channels)
+        if num_attention_heads is not None:
+            for module in self.unet.modules():
+                if isinstance(module, Attention):
+                    module.heads = num_attention_heads
         channels = self.unet.up_blocks[feature_block].resnets[feature_layer].out_channels
         self.feature_head = nn.Sequential(
             nn.GroupNorm(norm_num_groups, channels), nn.SiLU(), nn.Conv2d(channels, feature_channels, kernel_size=1)

@@ -20,7 +20,7 @@ def add_api(categories: Categories) -> None:
         Returns:
             Their names.
         """
-        return categories.bundled
+        return categories.offered
 
     def inspect(
         image: str, category: str, threshold: float | None, alpha: float | None, normal_version: bool
@@ -41,7 +41,7 @@ def add_api(categories: Categories) -> None:
         """
         if image is None:
             raise refusal("Give an image.")
-        pipe = open_category(categories, category or categories.bundled[0]).pipe
+        pipe = open_category(categories, category or categories.offered[0]).pipe
         try:
             result = pipe(
                 image,
@@ -62,7 +62,7 @@ def add_api(categories: Categories) -> None:
     with gr.Column(visible=False):
         inputs = [
             create_image_input("The photograph of the part"),
-            gr.Textbox(categories.bundled[0], label="Category: a name from /categories, or user/name on the Hub"),
+            gr.Textbox(categories.offered[0], label="Category: a name from /categories, or user/name on the Hub"),
             gr.Number(None, label="Threshold; empty for the one measured on good parts"),
             gr.Number(None, label="Alpha, 0 to 1; empty for the category's own"),
             gr.Checkbox(True, label="Make the normal version"),

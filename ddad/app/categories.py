@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from ddad.pipeline import DDADPipeline
 logger = logging.getLogger(__name__)
 
 HUB_TAG = "ddad"
+CHOSEN_NAME = "repositories.txt"
 SEARCH_AGAIN_SECONDS = 600
 MOST_FOUND = 100
 SEARCH_SECONDS = 5.0
@@ -69,12 +71,13 @@ class Categories:
     No code of a repository is ever run: its numbers fill this package's own classes.
 
     Args:
-        folder: holds the bundled checkpoints.
+        folder: holds the bundled checkpoints, and `repositories.txt` with further ones on the Hub, one a line, if the
+            page is to offer some from the start.
         device: where the networks run.
         memory_limit: bytes of weights kept; one category is kept whatever it takes.
 
     Raises:
-        FileNotFoundError: if the folder holds no checkpoint.
+        FileNotFoundError: if the folder neither holds a checkpoint nor names one.
     """
 
     def __init__(self, folder: str | Path, device: str, memory_limit: int = MEMORY_LIMIT):
@@ -82,7 +85,10 @@ class Categories:
         self.device = device
         self.memory_limit = memory_limit
         self.bundled = sorted(path.parent.name for path in self.folder.glob(f"*/{DDADPipeline.config_name}"))
-        if not self.bundled:
+        chosen = self.folder / CHOSEN_NAME
+        repositories = chosen.read_text(encoding="utf-8").split() if chosen.is_file() else []
+        self.offered = [*self.bundled, *(name for name in repositories if REPOSITORY.fullmatch(name))]
+        if not self.offered:
             raise FileNotFoundError(
                 f"{folder} holds no checkpoint. Train one with `ddad train --output {folder}/NAME`."
             )
@@ -113,6 +119,28 @@ class Categories:
                 forgotten, _ = self._loaded.popitem(last=False)
                 logger.info("Forgetting the category %s.", forgotten)
             return self._loaded[name]
+
+    def load_offered(self, load: Callable[[str], Category]) -> None:
+        """Loads what the page offers from the start; what cannot be loaded is not offered.
+
+        Args:
+            load: `get`, or what calls it.
+
+        Raises:
+            CategoryError: if none can be loaded, or a bundled one is damaged.
+        """
+        errors = []
+        for name in list(self.offered):
+            try:
+                load(name)
+            except CategoryError as error:
+                if name in self.bundled:
+                    raise
+                logger.warning("Not offered: %s", error)
+                errors.append(str(error))
+                self.offered.remove(name)
+        if not self.offered:
+            raise CategoryError(" ".join(errors))
 
     def _load(self, name: str) -> Category:
         if name in self.bundled:

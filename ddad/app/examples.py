@@ -17,7 +17,7 @@ GOOD = (3, 40)
 
 def write_examples(category: str) -> list[tuple[Path, str]]:
     """Test images of a category with captions, defective ones first; none where no package carries any."""
-    cell_type = category.removeprefix("solar_cell_")
+    cell_type = category.rpartition("/")[2].removeprefix("solar_cell_")
     if cell_type not in ("mono", "poly"):
         return []
     try:

@@ -63,7 +63,7 @@ def add_hub(page: gr.Blocks, categories: Categories, category: gr.Dropdown, sess
             check = gr.Button("What is it?", scale=1)
         description = gr.Markdown()
         agree = gr.Button("Open it", variant="primary", visible=False)
-    known = gr.State(categories.bundled)
+    known = gr.State(categories.offered)
     hidden = {"api_visibility": "private"}
     # What is opened is what was described, whatever stands in the field by then.
     described = gr.State("")
@@ -75,7 +75,7 @@ def add_hub(page: gr.Blocks, categories: Categories, category: gr.Dropdown, sess
 
         The session gets a name that nobody can guess: with it Stop finds the visitor's own run.
         """
-        names = [*categories.bundled, *(name for name in categories.search() if name not in categories.bundled)]
+        names = [*categories.offered, *(name for name in categories.search() if name not in categories.offered)]
         asked = request.query_params.get("category")
         chosen = gr.Dropdown(choices=label_choices(names), value=asked if asked in names else names[0])
         return chosen, names, asked if asked and asked not in names else None, secrets.token_hex(16)
@@ -84,21 +84,22 @@ def add_hub(page: gr.Blocks, categories: Categories, category: gr.Dropdown, sess
 
 
 def create_page(checkpoints: str | Path) -> gr.Blocks:
-    """Loads the bundled checkpoints, onto the GPU where there is one, and builds the page; launch it with `**LAUNCH`.
+    """Loads the checkpoints, onto the GPU where there is one, and builds the page; launch it with `**LAUNCH`.
+
+    Args:
+        checkpoints: a folder of checkpoints, with or without `repositories.txt`; see `Categories`.
 
     Raises:
-        FileNotFoundError: if the folder holds no checkpoint.
+        FileNotFoundError, CategoryError: if the folder holds no checkpoint, or none can be loaded.
     """
     categories = Categories(checkpoints, "cuda" if torch.cuda.is_available() else "cpu")
-    load = evaluates_networks(categories.get)
-    for name in categories.bundled:
-        load(name)
+    categories.load_offered(evaluates_networks(categories.get))
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=DELETE_CACHE) as page:
         gr.Markdown(INTRODUCTION)
         session = gr.State("")
         with gr.Row():
             category = gr.Dropdown(
-                label_choices(categories.bundled), value=categories.bundled[0], interactive=True, min_width=280,
+                label_choices(categories.offered), value=categories.offered[0], interactive=True, min_width=280,
                 label="Category: what kind of part is it?",
             )  # fmt: skip
             with gr.Column(scale=2, min_width=300):

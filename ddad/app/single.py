@@ -23,9 +23,9 @@ PICTURE = {
 def add_single_image(categories: Categories, category: gr.Dropdown, session: gr.State) -> None:
     """Builds the tab."""
     work = SingleImage(categories)
-    pipe = categories.get(categories.bundled[0]).judge
+    pipe = categories.get(categories.offered[0]).judge
     found = gr.State(time_to_live=KEEP_SECONDS)
-    examples = {name: write_examples(name) for name in categories.bundled}
+    examples = {name: write_examples(name) for name in categories.offered}
 
     def choose_example(category: str, event: gr.SelectData) -> tuple[str, None]:
         return str(examples[category][event.index][0]), None
@@ -46,7 +46,7 @@ def add_single_image(categories: Categories, category: gr.Dropdown, session: gr.
             with gr.Row():
                 find = gr.Button("Find defects", variant="primary")
                 stop = gr.Button("Stop", variant="stop")
-            first = examples[categories.bundled[0]]
+            first = examples[categories.offered[0]]
             with gr.Column(visible=bool(first)) as samples_place:
                 gr.Markdown("Or click an example (elpv-dataset, CC BY-NC-SA 4.0):")
                 samples = gr.Gallery(

@@ -61,6 +61,15 @@ def draw_figure(pipe: Any, image: str | Path) -> PIL.Image.Image:
     return row
 
 
+def copy_published(folder: Path, target: Path) -> None:
+    """Copies of a checkpoint's folder what is published, nothing else."""
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        if path.is_file() and len(inside.parts) <= 2 and any(inside.match(pattern) for pattern in PUBLISHED):
+            (target / inside).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target / inside)
+
+
 @contextmanager
 def prepare(pipe: Any, folder: Path, repository: str, example: str | None = None) -> Iterator[Path]:
     """A folder with what will be published, for as long as it is needed.
@@ -77,11 +86,7 @@ def prepare(pipe: Any, folder: Path, repository: str, example: str | None = None
     check_code(pipe, folder)
     with tempfile.TemporaryDirectory(prefix="ddad-publish-") as scratch:
         staged = Path(scratch) / "repository"
-        for path in sorted(folder.rglob("*")):
-            inside = path.relative_to(folder)
-            if path.is_file() and len(inside.parts) <= 2 and any(inside.match(pattern) for pattern in PUBLISHED):
-                (staged / inside).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, staged / inside)
+        copy_published(folder, staged)
         if example is not None:
             draw_figure(pipe, example).save(staged / FIGURE_NAME, quality=90)
         write_card(staged, repository)

@@ -50,6 +50,10 @@ class TrainConfig:
     license: str = dataclasses.field(default="", metadata={"help": "licence of the images, as the Hub names it"})
     data_source: str = dataclasses.field(default="", metadata={"help": "a sentence on the images, for the card"})
     preset: Literal["cpu", "paper"] = dataclasses.field(default="cpu", metadata={"help": "size of the U-Net"})
+    base: str = dataclasses.field(
+        default="",
+        metadata={"help": "folder or USER/NAME of a network to start from, instead of a preset's random weights"},
+    )
     backbone: str = dataclasses.field(
         default="tf_efficientnet_lite0", metadata={"help": "timm model whose features are predicted"}
     )
@@ -83,6 +87,10 @@ class TrainConfig:
     )
     mixed_precision: Literal["no", "fp16", "bf16"] = dataclasses.field(
         default="no", metadata={"help": "bf16 pays on GPUs and on processors with AMX"}
+    )
+    memory: Literal["full", "low"] = dataclasses.field(
+        default="full",
+        metadata={"help": "low computes activations twice (gradient checkpointing): for the paper's size"},
     )
     save_every: int = dataclasses.field(default=200, metadata={"help": "steps between two saved states"})
     seed: int = dataclasses.field(default=0, metadata={"help": "seed of everything random"})

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from ddad.features_ddad import DDADFeatureExtractor
 from ddad.scheduling_ddad import DDADScheduler
+from ddad.training.base import create_from_base, create_optimizer
 from ddad.training.config import PRESETS, TrainConfig
 from ddad.training.corruption import Corruption
 from ddad.training.data import ImageFolder, rotate
@@ -24,8 +25,10 @@ logger = logging.getLogger(__name__)
 
 
 def create_unet(config: TrainConfig, feature_channels: int) -> DDADUNet2DModel:
-    """The untrained U-Net of a run."""
+    """The U-Net of a run before its first step."""
     torch.manual_seed(config.seed)
+    if config.base:
+        return create_from_base(config, feature_channels)
     return DDADUNet2DModel(sample_size=config.image_size, feature_channels=feature_channels, **PRESETS[config.preset])
 
 
@@ -89,7 +92,9 @@ def train_unet(
     scheduler = create_scheduler(config)
     unet = create_unet(config, features.feature_channels).to(device, memory_format=torch.channels_last)
     ema = EMAModel(unet.parameters(), decay=config.ema_decay)
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=config.learning_rate, weight_decay=0.01)
+    if config.memory == "low":
+        unet.enable_gradient_checkpointing()
+    optimizer = create_optimizer(unet, config.learning_rate)
 
     record = {"config": dataclasses.asdict(config), "seconds": 0.0, "losses": []}
     step = 0

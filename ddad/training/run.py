@@ -15,6 +15,7 @@ import torch
 from ddad.hub.card import write_card
 from ddad.pipeline import DDADPipeline
 from ddad.training.backbone import create_feature_extractor
+from ddad.training.base import describe_base
 from ddad.training.calibration import batches, build_pipeline
 from ddad.training.config import TrainConfig
 from ddad.training.data import ImageFolder, find_images, split_images
@@ -75,6 +76,7 @@ def train(config: TrainConfig) -> None:
     settings = dataclasses.asdict(config)
     # Where the data lay on the machine that trained is nobody's business.
     settings["data"], settings["output"] = Path(config.data).name, output.name
+    settings["base"] = describe_base(config.base) if config.base else ""
     record |= {
         "config": settings,
         "training_images": len(train_paths),

@@ -71,9 +71,13 @@ def load_state(output: str | Path, unet: nn.Module, ema: EMAModel, optimizer: to
     unet.load_state_dict({name[5:]: value for name, value in tensors.items() if name.startswith("unet.")})
     device = next(unet.parameters()).device
     ema.shadow_params = [tensors[f"ema.{index}"].to(device) for index in range(len(ema.shadow_params))]
+    parameters = list(unet.parameters())
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".")
+            # A fused optimiser walks through memory: moments must lie there as their weights do.
+            like = parameters[int(index)]
+            value = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
             state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

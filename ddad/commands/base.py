@@ -1,0 +1,45 @@
+"""`ddad convert`."""
+
+import argparse
+from pathlib import Path
+
+
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """`ddad convert`."""
+    parser = commands.add_parser(
+        "convert",
+        help="make a base network of guided-diffusion's weights, for `ddad train --base`",
+        description="Converts the weights of a guided-diffusion U-Net (OpenAI's 128x128, 256x256 or 512x512 diffusion"
+        " models, with classes or without) into the U-Net of the paper. No code in the file is run.",
+    )
+    parser.add_argument(
+        "weights", metavar="WEIGHTS", help="256x256_diffusion.pt, or a .safetensors of the same tensors"
+    )
+    parser.add_argument("--output", required=True, help="folder that the base network is written to")
+    parser.add_argument(
+        "--keep-classes", action="store_true", help="keep the class embedding (default: drop it, for one category)"
+    )
+    parser.add_argument(
+        "--attention-head-dim", type=int, metavar="N", help="channels of an attention head (default: as OpenAI's)"
+    )
+    parser.set_defaults(run=run_convert)
+
+
+def run_convert(arguments: argparse.Namespace) -> int:
+    """Reads, converts, saves."""
+    from ddad.hub.guided_diffusion import convert, read_weights
+
+    output = Path(arguments.output)
+    if output.exists() and any(output.iterdir()):
+        raise ValueError(f"{output} is not empty: choose another folder.")
+    unet, scheduler = convert(read_weights(arguments.weights), arguments.keep_classes, arguments.attention_head_dim)
+    unet.save_pretrained(output / "unet")
+    scheduler.save_pretrained(output / "scheduler")
+    parameters = sum(parameter.numel() for parameter in unet.parameters()) / 1e6
+    size = unet.config.sample_size
+    print(
+        f"{output}: {parameters:.0f} million parameters for images of {size} pixels. Train on it with\n"
+        f"ddad train --base {output} --prediction-type epsilon --image-size {size} --batch-size 2 --learning-rate 1e-4"
+        " --ema-decay 0.997 --steps 10000 --memory low --data GOOD_IMAGES --output CHECKPOINT"
+    )
+    return 0

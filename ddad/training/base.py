@@ -1,0 +1,58 @@
+"""A training that starts from a base network instead of from nothing, as the paper's does."""
+
+from pathlib import Path
+
+import torch
+
+from ddad.hub.loading import find_folder
+from ddad.scheduling_ddad import DDADScheduler
+from ddad.training.config import TrainConfig
+from ddad.unet_ddad import DDADUNet2DModel
+
+FEATURE_HEAD = "feature_head."
+CLASSES = "unet.class_embedding."
+
+
+def create_from_base(config: TrainConfig, feature_channels: int) -> DDADUNet2DModel:
+    """The U-Net of `config.base` with its weights; the feature head starts anew where its size differs.
+
+    Args:
+        config: the settings; `base` is a folder or repository with `unet/` and `scheduler/`, what `ddad convert`
+            wrote or any checkpoint.
+        feature_channels: channels of the features that are to be predicted.
+
+    Raises:
+        OSError: if there is no such base, or it is damaged.
+        ValueError: if the base predicts something else than the run trains.
+    """
+    folder = find_folder(config.base, {})
+    for name in ("unet", "scheduler"):
+        if not (folder / name).is_dir():
+            raise OSError(f"{config.base} is no base network: its folder {name} is missing.")
+    predicts = DDADScheduler.from_pretrained(folder / "scheduler").config.prediction_type
+    if predicts != config.prediction_type:
+        raise ValueError(f"{config.base} predicts {predicts!r}: train with `--prediction-type {predicts}`.")
+    base = DDADUNet2DModel.from_pretrained(folder / "unet", use_safetensors=True)
+    settings = {key: value for key, value in base.config.items() if not key.startswith("_")}
+    settings |= {"sample_size": config.image_size, "feature_channels": feature_channels, "num_class_embeds": None}
+    unet = DDADUNet2DModel(**settings)
+    weights, own = base.float().state_dict(), unet.state_dict()
+    weights = {
+        name: value
+        for name, value in weights.items()
+        if not name.startswith(CLASSES) and (not name.startswith(FEATURE_HEAD) or value.shape == own[name].shape)
+    }
+    missing, unexpected = unet.load_state_dict(weights, strict=False)
+    if unexpected or any(not name.startswith(FEATURE_HEAD) for name in missing):
+        raise OSError(f"{config.base} is damaged: its weights are not those of its configuration.")
+    return unet.requires_grad_(True)
+
+
+def describe_base(base: str) -> str:
+    """What a record says of the base: a repository's id, or a folder's name without where it lay."""
+    return Path(base).name if Path(base).is_dir() else base
+
+
+def create_optimizer(unet: torch.nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+    """AdamW in one kernel for all weights (fused), on the CPU as well."""
+    return torch.optim.AdamW(unet.parameters(), lr=learning_rate, weight_decay=0.01, fused=True)
