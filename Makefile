@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow style quality refresh pictures smoke clean
+.PHONY: demo test test-slow style quality refresh pictures reference smoke clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/python app.py
@@ -25,6 +25,10 @@ quality: $(VENV)/installed-dev
 
 pictures: $(VENV)/installed-dev
 	$(BIN)/python -m tools.pictures
+
+# docs/api.md is written from the docstrings; compared by a test.
+reference: $(VENV)/installed-dev
+	$(BIN)/python -m tools.reference
 
 # The code that checkpoints carry is a copy of the package's: renewed here, compared by a test.
 refresh: $(VENV)/installed-dev

@@ -8,7 +8,7 @@ from ddad.pipeline import DDADPipeline, DDADPipelineOutput
 from ddad.scheduling_ddad import DDADScheduler
 from ddad.unet_ddad import DDADUNet2DModel
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "DDADDenoiser",

@@ -12,8 +12,8 @@ from ddad import DDADPipeline
 
 PACKAGE = Path(ddad.__file__).parent
 MODULES = ["pipeline", *(module for module, _ in DDADPipeline.component_classes.values())]
-# torchvision comes with timm.
-ALLOWED = {"torch", "torchvision", "numpy", "PIL", "diffusers", "timm"} | sys.stdlib_module_names
+# torchvision comes with timm, huggingface_hub with diffusers.
+ALLOWED = {"torch", "torchvision", "numpy", "PIL", "diffusers", "timm", "huggingface_hub"} | sys.stdlib_module_names
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -46,7 +46,7 @@ MAY_IMPORT = {
 }
 LONGEST_FILE = 350
 # diffusers loads a pipeline from one file, which can import none of its siblings.
-LONGEST_PIPELINE = 540
+LONGEST_PIPELINE = 620
 
 
 def imported_folders(path: Path) -> set[str]:

@@ -17,7 +17,7 @@ import ddad
 from ddad import DDADPipeline
 from ddad.cli import main
 from tests.conftest import create_tiny_pipeline
-from tests.hub_server import running_hub
+from tests.hub.server import running_hub
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Training: what it sees, that it resumes to the same weights, and that its result loads and predicts."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -245,3 +246,26 @@ def test_a_damaged_training_image_is_named_before_training_starts(good_images, t
     broken.write_bytes(broken.read_bytes()[:400])
     assert main(tiny_flags(data, tmp_path / "output")) == 2
     assert "00.png is damaged or cut off" in capsys.readouterr().err
+
+
+def test_an_interruption_while_saving_leaves_no_half_checkpoint(good_images, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "stripes"
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ddad.training.run.write_card", interrupt)
+        assert main(tiny_flags(good_images, output)) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert not (output / "model_index.json").exists()
+    with monkeypatch.context() as patch:
+        replace = os.replace
+        patch.setattr(os, "replace", lambda a, b: interrupt() if str(b).endswith("unet") else replace(a, b))
+        assert main(tiny_flags(good_images, output)) == 130
+    assert not (output / "model_index.json").exists()
+    with pytest.raises(OSError, match="holds no checkpoint"):
+        DDADPipeline.from_pretrained(output)
+    assert main(tiny_flags(good_images, output)) == 0  # no step is trained again
+    assert DDADPipeline.from_pretrained(output).config.category == "stripes"
+    assert not (output / "checkpoint.new").exists()

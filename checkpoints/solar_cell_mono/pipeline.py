@@ -4,11 +4,16 @@ Source: "Removing Anomalies as Noises for Industrial Defect Localization" (Lu et
 published with every checkpoint, so it imports third-party packages only.
 """
 
+import contextlib
+import copy
 import hashlib
 import importlib
+import importlib.metadata
+import inspect
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
+from huggingface_hub import ModelCard
 
 ImageInput = str | os.PathLike | PIL.Image.Image | np.ndarray | torch.Tensor
 
@@ -111,7 +117,10 @@ class DDADPipeline(DiffusionPipeline):
         "denoiser": ("denoising_ddad", "DDADDenoiser"),
         "image_processor": ("images_ddad", "DDADImageProcessor"),
     }
-    model_cpu_offload_seq = "feature_extractor->unet->normality"
+    model_cpu_offload_seq = "feature_extractor->unet"
+    # Small, and not always called through its `forward`, which is where offloading would bring it to the device.
+    _exclude_from_cpu_offload = ["normality"]  # noqa: RUF012 - the form that diffusers asks for
+    versions_of = ("torch", "diffusers", "timm")
 
     def __init__(
         self,
@@ -128,6 +137,10 @@ class DDADPipeline(DiffusionPipeline):
         blur_sigma: float = 4.0,
     ):
         super().__init__()
+        if not hasattr(scheduler, "pixel_maps"):
+            raise TypeError(
+                f"`scheduler` must be a DDADScheduler, which measures pixel scores, found {type(scheduler).__name__}."
+            )
         for name, component in (("unet", unet), ("feature_extractor", feature_extractor), ("normality", normality)):
             self._check_weights(name, component)
         self.register_modules(
@@ -483,8 +496,38 @@ class DDADPipeline(DiffusionPipeline):
 
     # ----------------------------------------------------------------------------------------------- saving, loading
 
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, variant: str | None = None, **kwargs) -> None:
+        """Saves weights, settings and code; see diffusers.
+
+        Args:
+            save_directory: the folder.
+            args: as diffusers'.
+            variant: `"fp16"` or `"bf16"` writes files of that name beside others, with the weights of U-Net and
+                backbone in that precision; calibration and Gaussians keep theirs.
+            kwargs: as diffusers'.
+
+        Raises:
+            ValueError: for another variant, or `safe_serialization=False`: weights are safetensors only.
+        """
+        if not kwargs.get("safe_serialization", True):
+            raise ValueError("Weights are saved as safetensors only: leave out `safe_serialization=False`.")
+        if variant is None:
+            super().save_pretrained(save_directory, *args, **kwargs)
+            return
+        dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16}
+        if variant not in dtypes:
+            raise ValueError(f"`variant` must be one of {tuple(dtypes)}, found {variant!r}.")
+        networks = {name: getattr(self, name) for name in ("unet", "feature_extractor")}
+        for name, network in networks.items():
+            setattr(self, name, copy.deepcopy(network).to(dtypes[variant]))
+        try:
+            super().save_pretrained(save_directory, *args, variant=variant, **kwargs)
+        finally:
+            for name, network in networks.items():
+                setattr(self, name, network)
+
     def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
-        """Writes `model_index.json`, check sums of the weights, and the code of the pipeline and its components.
+        """Writes `model_index.json`, check sums, versions, and the code of the pipeline and its components.
 
         With the code in the folder, `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` loads it where
         this package is not installed.
@@ -511,6 +554,22 @@ class DDADPipeline(DiffusionPipeline):
             for path in sorted(folder.glob("*/*.safetensors"))
         }
         (folder / "checksums.json").write_text(json.dumps(checksums, indent=2) + "\n", encoding="utf-8")
+        package = sys.modules.get(type(self).__module__.partition(".")[0])  # none that knows its version on the Hub
+        versions = {"ddad": package.__version__} if hasattr(package, "__version__") else {}
+        for name in self.versions_of:
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                versions[name] = importlib.metadata.version(name)
+        (folder / "versions.json").write_text(json.dumps(versions, indent=2) + "\n", encoding="utf-8")
+
+    def _upload_folder(self, working_dir: str | os.PathLike, *args, **kwargs) -> Any:
+        """Uploads a saved pipeline, with the tags that the page and `ddad list` search for in its card."""
+        path = Path(working_dir) / "README.md"
+        if path.is_file():
+            card = ModelCard.load(path)
+            tags = ["ddad", "anomaly-detection", *filter(None, [self.config.category])]
+            card.data.tags = sorted({*(card.data.tags or []), *tags})
+            card.save(path)
+        return super()._upload_folder(working_dir, *args, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "DDADPipeline":
@@ -522,16 +581,30 @@ class DDADPipeline(DiffusionPipeline):
 
         Args:
             pretrained_model_name_or_path: a folder, or the id of a repository on the Hub.
-            kwargs: `torch_dtype` (a dtype, or one for each component), `variant`, and `revision`, `token`,
-                `cache_dir`, `local_files_only`, `force_download` as in huggingface_hub; a component's name replaces
-                that component; an argument of `__init__` replaces the stored one.
+            kwargs: `torch_dtype` or `dtype` (a dtype, or one for each component), `variant`, `device_map` (one device
+                for all), and `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` as in
+                huggingface_hub; a component's name replaces that component; an argument of `__init__` replaces the
+                stored one.
 
         Raises:
             OSError: if a file is missing or damaged, or a weight is missing.
-            ValueError: if the repository is of another kind.
+            ValueError: if the repository is of another kind, or a value makes no sense.
+            TypeError: for an unknown argument.
         """
         if cls.__module__.startswith("diffusers_modules."):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         # Only the installed package has that module, and only it comes here.
         loading = importlib.import_module(f"{cls.__module__.rpartition('.')[0]}.hub.loading")
         return loading.load_pipeline(cls, pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def from_pipe(cls, pipeline: "DDADPipeline", **kwargs) -> "DDADPipeline":
+        """A second pipeline on the same networks, which take no more memory.
+
+        Args:
+            pipeline: the first.
+            kwargs: arguments of `__init__` that replace those of the first: `alpha`, `threshold`, a component.
+        """
+        names = inspect.signature(cls.__init__).parameters
+        settings = {name: value for name, value in pipeline.config.items() if name in names}
+        return cls(**{**settings, **pipeline.components, **kwargs})

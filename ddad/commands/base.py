@@ -1,6 +1,8 @@
 """`ddad convert`."""
 
 import argparse
+import os
+import shutil
 from pathlib import Path
 
 
@@ -33,8 +35,12 @@ def run_convert(arguments: argparse.Namespace) -> int:
     if output.exists() and any(output.iterdir()):
         raise ValueError(f"{output} is not empty: choose another folder.")
     unet, scheduler = convert(read_weights(arguments.weights), arguments.keep_classes, arguments.attention_head_dim)
-    unet.save_pretrained(output / "unet")
-    scheduler.save_pretrained(output / "scheduler")
+    # Written beside and moved: an interruption leaves no half of it.
+    fresh = output.with_name(output.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    unet.save_pretrained(fresh / "unet")
+    scheduler.save_pretrained(fresh / "scheduler")
+    os.replace(fresh, output)
     parameters = sum(parameter.numel() for parameter in unet.parameters()) / 1e6
     size = unet.config.sample_size
     print(

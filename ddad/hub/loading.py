@@ -4,14 +4,24 @@ import hashlib
 import importlib
 import inspect
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from packaging.version import InvalidVersion, Version
+
+import ddad
+
+logger = logging.getLogger(__name__)
 
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 CHECKSUMS_NAME = "checksums.json"
+VERSIONS_NAME = "versions.json"
+VARIANTS = ("fp16", "bf16")
+# An index is some kilobytes; a file of this size was made to exhaust memory.
+LARGEST_JSON = 8 * 2**20
 # Components that have no weights, and that checkpoints of ddad 0.1 do not have: their defaults are what 0.1 did.
 NEW_COMPONENTS = ("denoiser", "image_processor")
 # What ddad 0.1 stored in the pipeline and later versions in `normality`.
@@ -26,11 +36,21 @@ def load_pipeline(cls: Any, pretrained_model_name_or_path: Any, **kwargs: Any) -
         ValueError: if the repository is of another kind.
     """
     kwargs.pop("trust_remote_code", None)
+    if kwargs.pop("use_safetensors", None) is False:
+        raise ValueError("Weights are loaded from safetensors only: leave out `use_safetensors=False`.")
     dtype, variant = kwargs.pop("torch_dtype", None), kwargs.pop("variant", None)
+    dtype = kwargs.pop("dtype", dtype)
+    device = one_device(kwargs.pop("device_map", None))
     hub = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
-    folder = find_folder(pretrained_model_name_or_path, hub)
+    known = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+    for name in kwargs:
+        if name not in known:
+            allowed = ", ".join(["torch_dtype", "dtype", "variant", "device_map", *HUB_OPTIONS, *known])
+            raise TypeError(f"`from_pretrained` takes no argument {name!r}; it takes {allowed}.")
+    folder = find_folder(pretrained_model_name_or_path, hub, variant)
     settings = read_index(cls, folder)
-    check_weights(folder)
+    compare_versions(folder)
+    check_weights(folder, variant)
     components = {name: kwargs.pop(name) for name in cls.component_classes if name in kwargs}
     moved = {key: settings.pop(key) for key in MOVED_SETTINGS if key in settings}
     for name, expected in cls.component_classes.items():
@@ -45,21 +65,81 @@ def load_pipeline(cls: Any, pretrained_model_name_or_path: Any, **kwargs: Any) -
         component_dtype = dtype.get(name, dtype.get("default")) if isinstance(dtype, dict) else dtype
         extra = moved if name == "normality" else {}
         components[name] = load_component(cls, folder, name, component_dtype, variant, extra)
-    return cls(**components, **{**settings, **kwargs})
+    unknown = sorted(settings.keys() - set(known))
+    if unknown:
+        raise ValueError(f"{folder / cls.config_name} has settings of another version: {', '.join(unknown)}.")
+    pipe = cls(**components, **{**settings, **kwargs})
+    return pipe if device is None else pipe.to(device)
 
 
-def find_folder(name: Any, hub: dict[str, Any]) -> Path:
-    """The checkpoint's folder, downloaded if it is on the Hub.
+def one_device(device_map: Any) -> torch.device | None:
+    """The device that a `device_map` names.
+
+    Raises:
+        ValueError: if it names none, or more than one.
+    """
+    if device_map is None:
+        return None
+    try:
+        return torch.device(device_map)
+    except (RuntimeError, TypeError):
+        raise ValueError(
+            f"`device_map` must be one device, such as 'cuda' or 'cpu', found {device_map!r}: the networks call each"
+            " other at every step and belong together."
+        ) from None
+
+
+def weight_patterns(variant: str | None) -> dict[str, Any]:
+    """What is fetched of a repository: no code, and weights of one kind."""
+    if variant is None:
+        return {"allow_patterns": ["*.json", "*.safetensors"], "ignore_patterns": [f"*.{one}*" for one in VARIANTS]}
+    return {"allow_patterns": ["*.json", f"*.{variant}*.safetensors"]}
+
+
+def find_folder(name: Any, hub: dict[str, Any], variant: str | None = None) -> Path:
+    """The checkpoint's folder, downloaded if it is on the Hub: settings and weights, no code.
 
     Raises:
         OSError: if it is neither a folder nor the id of a repository.
+        ValueError: if the name of a file leads out of the repository (huggingface_hub).
     """
     folder = Path(name)
     if folder.is_dir():
         return folder
     if len(folder.parts) != 2 or folder.is_absolute():
         raise OSError(f"{folder} is neither a folder nor the id of a repository on the Hub (user/name).")
-    return Path(snapshot_download(folder.as_posix(), allow_patterns=["*.json", "*.safetensors"], **hub))
+    return Path(snapshot_download(folder.as_posix(), **weight_patterns(variant), **hub))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a checkpoint.
+
+    Raises:
+        OSError: if it is damaged, or larger than such a file can be.
+    """
+    if path.stat().st_size > LARGEST_JSON:
+        raise OSError(f"{path} is refused: it has {path.stat().st_size:,} bytes, which no such file needs.")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise OSError(f"{path} is damaged ({error}): download the checkpoint again.") from None
+    if not isinstance(value, dict):
+        raise OSError(f"{path} is damaged (it holds no table of values): download the checkpoint again.")
+    return value
+
+
+def compare_versions(folder: Path) -> None:
+    """Says if a later version of ddad saved the checkpoint; it loads if it needs nothing new."""
+    path = folder / VERSIONS_NAME
+    if not path.is_file():
+        return
+    saved, installed = str(read_json(path).get("ddad", "")), ddad.__version__
+    try:
+        newer = Version(saved) > Version(installed)
+    except InvalidVersion:
+        return
+    if newer:
+        logger.warning("%s was saved by ddad %s; this is %s: if it does not load, upgrade.", folder, saved, installed)
 
 
 def read_index(cls: Any, folder: Path) -> dict[str, Any]:
@@ -72,34 +152,35 @@ def read_index(cls: Any, folder: Path) -> dict[str, Any]:
     path = folder / cls.config_name
     if not path.is_file():
         raise OSError(f"{folder} holds no checkpoint: {cls.config_name} is missing.")
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise OSError(f"{path} is damaged ({error}): download the checkpoint again.") from None
+    index = read_json(path)
     class_name = index.pop("_class_name", None)
     if not isinstance(class_name, list) or class_name[-1] != cls.__name__:
         raise ValueError(f"{folder} holds a checkpoint of {class_name}, not of {cls.__name__}.")
     return {key: value for key, value in index.items() if not key.startswith("_")}
 
 
-def check_weights(folder: Path) -> None:
+def check_weights(folder: Path, variant: str | None = None) -> None:
     """Compares every file of weights with the check sum that was recorded when it was saved.
 
-    Checkpoints of ddad 0.1 have none.
+    Checkpoints of ddad 0.1 have none. Files of another variant need not be there.
 
     Raises:
-        OSError: if a file is missing, was changed, or was not there when the checkpoint was saved.
+        OSError: if a file is missing, was changed, or was not there when the checkpoint was saved; or if an index of
+            split weights names files outside its folder.
     """
+    for path in (*folder.glob("*/*config.json"), *folder.glob("*/*.index*.json")):
+        names = read_json(path).get("weight_map", {})
+        if not isinstance(names, dict) or any(Path(str(name)).name != name for name in names.values()):
+            raise OSError(f"{path} is refused: it names weights outside its folder.")
     path = folder / CHECKSUMS_NAME
     if not path.is_file():
         return
-    try:
-        recorded = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise OSError(f"{path} is damaged ({error}): download the checkpoint again.") from None
+    recorded = read_json(path)
     found = {one.relative_to(folder).as_posix(): one for one in folder.glob("*/*.safetensors")}
     for name in sorted(recorded.keys() | found.keys()):
         if name not in found:
+            if variant_of(name) != variant:
+                continue
             raise OSError(f"The checkpoint {folder} is incomplete: {name} is missing. Download it again.")
         if name not in recorded:
             raise OSError(f"{found[name]} does not belong to the checkpoint: {CHECKSUMS_NAME} does not name it.")
@@ -107,6 +188,12 @@ def check_weights(folder: Path) -> None:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != recorded[name]:
             raise OSError(f"{found[name]} was changed since it was saved (its sha256 differs): download it again.")
+
+
+def variant_of(name: str) -> str | None:
+    """The variant that a file of weights is of, by its name: `unet/diffusion_pytorch_model.fp16.safetensors`."""
+    parts = name.split(".")[1:-1]
+    return next((one for one in VARIANTS if any(part.partition("-")[0] == one for part in parts)), None)
 
 
 def component_class(cls: Any, name: str) -> Any:
@@ -128,6 +215,8 @@ def load_component(
         raise OSError(f"The checkpoint {folder} is incomplete: the folder {name} is missing.")
     if not issubclass(built, torch.nn.Module):
         return built.from_pretrained(folder / name)
+    if variant is not None and not any(variant_of(one.name) == variant for one in (folder / name).iterdir()):
+        raise OSError(f"The checkpoint {folder} has no variant {variant!r} of {name}.")
     try:
         component, info = built.from_pretrained(
             folder / name,

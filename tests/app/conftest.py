@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import CHECKPOINT, create_tiny_pipeline
-from tests.hub_server import running_hub
+from tests.hub.server import running_hub
 from tools.serve import ROOT, running_page
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

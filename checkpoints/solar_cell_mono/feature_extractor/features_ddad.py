@@ -31,7 +31,7 @@ class DDADFeatureExtractor(ModelMixin, ConfigMixin):
         image_std: their standard deviation; None takes timm's for this backbone.
 
     Raises:
-        ValueError: if a stride is not one of the backbone's, or `neighborhood` is even.
+        ValueError: if timm has no such backbone, a stride is not one of its own, or `neighborhood` is even.
     """
 
     source_code = Path(__file__).read_text(encoding="utf-8")
@@ -49,6 +49,9 @@ class DDADFeatureExtractor(ModelMixin, ConfigMixin):
         super().__init__()
         if neighborhood % 2 == 0:
             raise ValueError(f"`neighborhood` must be odd, found {neighborhood}.")
+        # timm would take a name with a colon or slash from a hub or a folder: a checkpoint brings its weights itself.
+        if not timm.is_model(backbone):
+            raise ValueError(f"`backbone` must be the name of a model that timm has, found {backbone!r}.")
         with torch.device("meta"):
             available = timm.create_model(backbone, features_only=True, feature_cls="getter").feature_info.reduction()
         missing = [stride for stride in strides if stride not in available]

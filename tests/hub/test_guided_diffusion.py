@@ -17,7 +17,7 @@ from ddad import DDADScheduler, DDADUNet2DModel
 from ddad.cli import main
 from ddad.hub.guided_diffusion import convert, convert_weights, read_settings, read_weights
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent.parent / "data"
 LAYOUTS = json.loads((DATA / "guided_diffusion_layouts.json").read_text())
 # The released models' heads have 64 channels, those of the reference 16, of 128x128 four heads in both.
 HEAD_DIM = {"class_cond_256": 16, "unconditional_256": 16, "class_cond_512": 16, "class_cond_128": None}

@@ -1,4 +1,4 @@
-"""A Hub on 127.0.0.1 that speaks the protocol of huggingface_hub: search, model info, files, LFS, commits, faults."""
+"""A Hub on 127.0.0.1 that speaks huggingface_hub's protocol: search, info, files, LFS, commits, Spaces, faults."""
 
 import base64
 import hashlib
@@ -53,7 +53,7 @@ class Hub:
     """The repositories, what was asked for, and what is to go wrong.
 
     Attributes:
-        repositories: by name.
+        repositories: by name; Spaces as `spaces/USER/NAME`.
         requests: method and path of every request.
         uploaded: bytes of LFS files that were really sent, by sha256.
         faults: (part of a path, status) of requests to be refused once each; a status of 0 cuts the body off.
@@ -137,7 +137,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer_json({"errors": [], "warnings": []})
         if parts == ["api", "models"]:
             wanted = set(query.get("filter", []))
-            public = [self.hub.info(name) for name, one in self.hub.repositories.items() if not one.private]
+            models = {name: one for name, one in self.hub.repositories.items() if not name.startswith("spaces/")}
+            public = [self.hub.info(name) for name, one in models.items() if not one.private]
             return self.answer_json([one for one in public if wanted <= set(one["tags"])])
         if parts[:1] == ["upload"]:
             self.hub.uploaded[parts[1]] = body
@@ -146,6 +147,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.lfs_batch(json.loads(body))
         if parts[:2] == ["api", "models"] and len(parts) > 3:
             return self.api("/".join(parts[2:4]), parts[4:], body)
+        if parts[:2] == ["api", "spaces"] and len(parts) > 3:
+            return self.api("/".join(parts[1:4]), parts[4:], body)
         if len(parts) > 4 and parts[2] == "resolve":
             return self.file("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
         return self.missing()
@@ -153,17 +156,16 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = handle_request  # noqa: N815
 
     def create(self, request: dict) -> None:
-        name = "/".join(filter(None, (request.get("organization"), request["name"])))
+        space = "spaces/" if request.get("type") == "space" else ""
+        name = space + "/".join(filter(None, (request.get("organization"), request["name"])))
         if TOKEN not in self.headers.get("Authorization", ""):
             return self.answer(401, b"{}")
         if name in self.hub.repositories:
-            return self.answer_json(
-                {"error": "You already created this model repo", "url": f"{self.hub.url}/{name}"}, 409
-            )
+            return self.answer_json({"error": "You already created this repo", "url": f"{self.hub.url}/{name}"}, 409)
         private = request.get("private") or request.get("visibility") == "private"
         self.hub.repositories[name] = Repository(private=bool(private))
         self.hub.repositories[name].commit({})
-        return self.answer_json({"url": f"{self.hub.url}/{name}", "name": name, "id": name})
+        return self.answer_json({"url": f"{self.hub.url}/{name}", "name": name, "id": name.removeprefix("spaces/")})
 
     def lfs_batch(self, request: dict) -> None:
         objects = []

@@ -2,66 +2,16 @@
 
 import hashlib
 import json
-import os
 import shutil
-import subprocess
-import sys
-import textwrap
 
 import PIL.Image
 import pytest
 
 from ddad import DDADPipeline
 from ddad.cli import main
-from tests.conftest import create_tiny_pipeline
-from tests.hub_server import TOKEN, Repository, running_hub
-
-RECORD = {
-    "config": {"category": "tiny", "license": "apache-2.0", "data_source": "", "steps": 4, "threshold_quantile": 0.95},
-    "training_images": 7, "calibration_images": 5, "images_seen": 8, "seconds": 60, "device": "a processor",
-    "parameters": 1e6, "threshold": 3.0,
-}  # fmt: skip
-
-
-@pytest.fixture
-def hub():
-    with running_hub() as hub:
-        yield hub
-
-
-@pytest.fixture
-def checkpoint(tmp_path):
-    folder = tmp_path / "somewhere" / "tiny"
-    create_tiny_pipeline().save_pretrained(folder)
-    (folder / "training.json").write_text(json.dumps(RECORD))
-    (folder / "notes.txt").write_text("not for others")
-    (folder / "training_state").mkdir()
-    (folder / "training_state" / "optimizer.safetensors.bak").write_text("not for others")
-    return folder
-
-
-@pytest.fixture
-def run(hub, tmp_path):
-    """Runs Python code or a command of ddad, with the Hub of the tests."""
-    environment = {
-        "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home"),
-        "HF_TOKEN": TOKEN,
-    }  # fmt: skip
-
-    def run_process(*arguments, code: str | None = None, status: int = 0, **variables) -> str:
-        command = ["-c", textwrap.dedent(code)] if code else ["-m", "ddad.cli"]
-        process = subprocess.run(
-            [sys.executable, *command, *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            env={key: value for key, value in (os.environ | environment | variables).items() if value is not None},
-            timeout=300,
-        )
-        assert process.returncode == status, process.stderr[-3000:]
-        return process.stdout if status == 0 else process.stderr
-
-    return run_process
-
+from tests.conftest import ROOT, create_tiny_pipeline
+from tests.hub.conftest import RECORD
+from tests.hub.server import Repository
 
 LOAD = """
     import sys
@@ -214,3 +164,56 @@ def test_flipped_missing_and_foreign_weights_are_found(checkpoint, tmp_path):
     (unreadable / "checksums.json").write_text("{")
     with pytest.raises(OSError, match=r"checksums.json is damaged"):
         DDADPipeline.from_pretrained(unreadable)
+
+
+def test_half_precision_beside_full(hub, run, checkpoint, picture, tmp_path, capsys):
+    run("publish", checkpoint, "factory/tiny", "--variant", "fp16")
+    files = published(hub)
+    half, full = (files[f"unet/diffusion_pytorch_model.{name}"] for name in ("fp16.safetensors", "safetensors"))
+    assert len(half) < 0.6 * len(full)
+    hub.requests.clear()
+    code = LOAD.replace("sys.argv[1],", "sys.argv[1], variant='fp16',")
+    found = float.fromhex(run("factory/tiny", code=code).split()[0])
+    fetched = [path for path in hub.requests if path.startswith("GET") and "safetensors" in path]
+    assert len(fetched) == 3 and all("fp16" in path for path in fetched)
+    expected = float.fromhex(run("factory/tiny", code=LOAD).split()[0])
+    assert found == pytest.approx(expected, rel=0.02) and found != expected
+    assert "no variant 'bf16'" in run("factory/tiny", code=code.replace("fp16", "bf16"), status=1)
+    stored = tmp_path / "half"
+    pipe = create_tiny_pipeline()
+    pipe.unet.half()
+    pipe.save_pretrained(stored)
+    (stored / "training.json").write_text(json.dumps(RECORD))
+    assert main(["publish", str(stored), "a/b", "--variant", "fp16", "--dry-run", str(tmp_path / "dry")]) == 2
+    assert "stored as F16 already" in capsys.readouterr().err
+
+
+PUSH = """
+    import sys
+    from diffusers import DiffusionPipeline
+    if sys.argv[3] == "without":
+        sys.modules["ddad"] = None
+        pipe = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
+    else:
+        from ddad import DDADPipeline
+        pipe = DDADPipeline.from_pretrained(sys.argv[1])
+    pipe.push_to_hub(sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("package", ["with", "without"])
+def test_push_to_hub_gives_a_whole_repository_that_is_found(package, hub, run, checkpoint):
+    run(checkpoint, "factory/pushed", package, code=PUSH)
+    files = published(hub, "factory/pushed")
+    metadata = Repository().card(files)
+    assert {"ddad", "anomaly-detection", "tiny"} <= set(metadata["tags"])
+    assert "factory/pushed" in run("list")
+    assert run("factory/pushed", code=LOAD) == run(checkpoint, code=LOAD)
+    assert files["pipeline.py"] == (checkpoint / "pipeline.py").read_bytes()
+
+
+def test_the_example_that_shares_runs_as_it_stands(hub, run):
+    code = (ROOT / "docs" / "examples" / "share.py").read_text()
+    output = run("factory/cells", code=code).splitlines()
+    assert output == ["solar_cell_mono: threshold 6.0", "diffusers_modules: threshold 6.0"]
+    assert "model_index.json" in published(hub, "factory/cells")

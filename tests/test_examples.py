@@ -1,0 +1,78 @@
+"""The examples of the documentation run as they stand, and the reference is that of the code."""
+
+import csv
+import runpy
+import shutil
+
+import PIL.Image
+import pytest
+
+from ddad.cli import main
+from tests.conftest import ROOT
+from tools.reference import EXAMPLES, TARGET, write_reference
+
+
+@pytest.fixture
+def run_example(tmp_path, monkeypatch, solar_cells):
+    """Runs an example in a folder with the bundled checkpoint, a defective cell, and two good ones in a folder."""
+    (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
+    PIL.Image.fromarray(solar_cells.test_defective[78]).save(tmp_path / "cell.png")
+    (tmp_path / "good").mkdir()
+    for position in (3, 40):
+        PIL.Image.fromarray(solar_cells.test_good[position]).save(tmp_path / "good" / f"{position}.png")
+    monkeypatch.chdir(tmp_path)
+
+    def run(name: str, *arguments: str) -> None:
+        monkeypatch.setattr("sys.argv", [name, *arguments])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+
+    return run
+
+
+def test_one_image(run_example, capsys, tmp_path):
+    run_example("one_image.py", "cell.png")
+    assert capsys.readouterr().out.startswith("defective: score ")
+    assert PIL.Image.open("normal.png").size == PIL.Image.open("overlay.png").size == PIL.Image.open("cell.png").size
+
+
+def test_folder_to_csv(run_example, capsys):
+    shutil.copy("cell.png", "good")
+    run_example("folder_to_csv.py", "good", "scores.csv")
+    assert "1 of 3 images are defective" in capsys.readouterr().out
+    with open("scores.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image"] for row in rows][0] == "cell.png" and [row["defective"] for row in rows] == ["1", "0", "0"]
+
+
+def test_own_threshold(run_example, capsys):
+    run_example("own_threshold.py", "good", "cell.png")
+    assert capsys.readouterr().out.count("True") == 3
+
+
+def test_denoising_film(run_example, capsys):
+    run_example("denoising_film.py", "cell.png", "film.gif")
+    assert PIL.Image.open("film.gif").n_frames > 3
+    assert "distance from normal" in capsys.readouterr().out
+
+
+def test_the_reference_is_that_of_the_code():
+    assert write_reference() == TARGET.read_text(encoding="utf-8"), "run `make reference`"
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["train", "predict", "evaluate", "publish", "publish-space", "list", "refresh", "convert", "dataset"],
+)
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert f"usage: ddad {command}" in text and "SUPPRESS" not in text
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    out = capsys.readouterr().out
+    assert command in out and "exit status" in out
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--no-such-flag"])
+    assert caught.value.code == 2
