@@ -193,6 +193,7 @@ def test_the_command_trains_saves_and_evaluates(good_images, tmp_path, capsys):
         "scheduler",
         "training.json",
         "unet",
+        "versions.json",
     ]
     record = json.loads((output / "training.json").read_text())
     assert record["training_images"] == 7 and record["calibration_images"] == 5 and record["images_seen"] == 8
