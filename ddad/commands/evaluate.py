@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from ddad.commands.loading import load_pipeline
@@ -9,38 +10,50 @@ from ddad.commands.loading import load_pipeline
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """`ddad evaluate`."""
+    from ddad.datasets.layouts import READERS
+
     parser = commands.add_parser(
         "evaluate",
-        help="measure how well a checkpoint separates good from defective images",
-        description="Prints the image AUROC of every score as JSON, and keeps it in the checkpoint and its card.",
+        help="measure what a checkpoint finds on a test set",
+        description="Prints what every score measures on the test images of a data set, in all and by kind of defect,"
+        " and keeps it in the checkpoint and its card. Layouts: MVTec AD, MVTec AD 2, VisA, BTAD, or a folder with"
+        " `good` and `defective` (every fifth good image tests then, the others train), and `masks` if there are any.",
     )
-    parser.add_argument("--checkpoint", required=True, help="folder of a checkpoint")
-    parser.add_argument("--good", required=True, help="folder of good images that the model has not seen")
-    parser.add_argument("--defective", required=True, help="folder of defective images")
+    parser.add_argument("--checkpoint", required=True, help="folder of a checkpoint, or USER/NAME on the Hub")
+    parser.add_argument("--data", required=True, help="folder of one category")
+    parser.add_argument("--data-format", choices=("auto", *READERS), default="auto", help="layout of the folder")
     parser.add_argument(
         "--denoise", type=int, metavar="N", default=0, help="judge the normal versions of N images of each kind too"
     )
+    parser.add_argument(
+        "--figures", metavar="FOLDER", help="write the best and worst cases, histogram and curves there"
+    )
+    parser.add_argument("--json", action="store_true", help="print the measurements as JSON instead of tables")
     parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU where there is one)")
     parser.set_defaults(run=run_evaluate)
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
     """Evaluates, prints, and brings the card up to date."""
-    from ddad.evaluation.evaluate import evaluate
+    from ddad.datasets.layouts import read_dataset
+    from ddad.evaluation.evaluate import evaluate, format_tables
+    from ddad.evaluation.figures import write_figures
     from ddad.evaluation.restoration import evaluate_denoising
     from ddad.hub.card import EVALUATION_NAME, write_card
-    from ddad.training.data import find_images
 
-    good, defective = find_images(arguments.good), find_images(arguments.defective)
+    dataset = read_dataset(arguments.data, arguments.data_format)
+    print(dataset.describe(), file=sys.stderr)
     pipe = load_pipeline(arguments.checkpoint, arguments.device)
-    evaluation = evaluate(pipe, good, defective)
+    report, scored, masks = evaluate(pipe, dataset)
     if arguments.denoise:
-        samples = [
-            paths[:: max(1, len(paths) // arguments.denoise)][: arguments.denoise] for paths in (good, defective)
-        ]
-        evaluation["denoising"] = evaluate_denoising(pipe, *samples)
-    results = json.dumps(evaluation, indent=2)
-    print(results)
+        kinds = [dataset.select("test", defective) for defective in (False, True)]
+        samples = [one[:: max(1, len(one) // arguments.denoise)][: arguments.denoise] for one in kinds]
+        report["denoising"] = evaluate_denoising(pipe, *samples)
+    results = json.dumps(report, indent=2)
+    print(results if arguments.json else format_tables(report))
+    if arguments.figures:
+        for path in write_figures(pipe, dataset.select("test"), scored, masks, arguments.figures):
+            print(path, file=sys.stderr)
     folder = Path(arguments.checkpoint)
     if folder.is_dir():
         (folder / EVALUATION_NAME).write_text(results + "\n", encoding="utf-8")

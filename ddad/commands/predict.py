@@ -10,7 +10,7 @@ from ddad.commands.loading import load_pipeline
 
 def find_inputs(inputs: list[str]) -> list[Path]:
     """Files as they are named, folders as the images in them."""
-    from ddad.training.data import find_images
+    from ddad.datasets.layouts import find_images
 
     return [path for name in inputs for path in (find_images(name) if Path(name).is_dir() else [Path(name)])]
 

@@ -1,55 +1,133 @@
-"""Image-level evaluation of a checkpoint: every score side by side, on the same images."""
+"""What a checkpoint finds on a test set: every score side by side, by kind of defect and in all."""
 
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import torch
-from tqdm.auto import tqdm
 
-from ddad.evaluation.metrics import auroc
+from ddad.datasets.layouts import Dataset, Sample, read_mask
+from ddad.evaluation import metrics
+from ddad.evaluation.scoring import FORMS, ScoredImages, score_images
 from ddad.pipeline import DDADPipeline
 
+COLUMNS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pro", "pro_5", "aupimo")
 
-@torch.no_grad()
-def score_images(pipe: DDADPipeline, paths: list[Path], batch_size: int = 4) -> dict[str, np.ndarray]:
-    """Image scores of every form, `[N]` each, from one evaluation of the U-Net an image.
 
-    `combined` is the pipeline's own; the others are its parts alone, then the baselines: `rgb` (squared error of
-    x0_hat) and `padim` (Mahalanobis distance of the features themselves, on the same backbone).
+def percent(value: float) -> float:
+    """A part in percent, with two digits."""
+    return round(100 * float(value), 2)
+
+
+def measure_images(good: np.ndarray, defective: np.ndarray) -> dict[str, float]:
+    """Image metrics of scores, in percent."""
+    return {
+        "image_auroc": percent(metrics.auroc(good, defective)),
+        "image_ap": percent(metrics.average_precision(good, defective)),
+    }
+
+
+def measure_pixels(maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
+    """Pixel and region metrics of maps, in percent; AUPIMO is the mean over images."""
+    curve = metrics.pro_curve(maps, masks)
+    measured = {
+        "pixel_auroc": percent(metrics.pixel_auroc(maps, masks)),
+        "pixel_ap": percent(metrics.pixel_average_precision(maps, masks)),
+        "pro": percent(metrics.integrate_to(*curve, 0.3)),
+        "pro_5": percent(metrics.integrate_to(*curve, 0.05)),
+    }
+    if (~masks.any(axis=(1, 2))).any():
+        measured["aupimo"] = percent(metrics.aupimo(maps, masks).mean())
+    return measured
+
+
+def measure(maps: np.ndarray, scores: np.ndarray, samples: list[Sample], masks: np.ndarray | None) -> dict[str, float]:
+    """All metrics of one form of score, in percent.
+
+    Args:
+        maps: `[N, S, S]`.
+        scores: `[N]`.
+        samples: the N images.
+        masks: ground truth `[N, S, S]` bool; None without pixel metrics. Defective images without a mask count for
+            images alone: their masks are empty.
     """
-    timesteps, normality = pipe.timesteps, pipe.normality
-    noise, names = pipe.get_noise(timesteps), normality.scores
-    scores: dict[str, list[float]] = {name: [] for name in ("combined", *names, "padim")}
-    for first in tqdm(range(0, len(paths), batch_size), desc="Scoring", mininterval=1):
-        batch = pipe.prepare([pipe.image_processor.read_image(path) for path in paths[first : first + batch_size]])
-        raw = pipe.score_maps(batch, timesteps, noise, names)
-        maps = {name: normality.calibrate(name, value, timesteps) for name, value in raw.items()}
-        fused = {name: value.mean(dim=1) for name, value in maps.items()}
-        fused["combined"] = normality.fuse(maps["kl"], maps["mahalanobis"], pipe.config.alpha)
-        padim = normality(pipe.extract_features(batch), normality.features_index)  # [N, 1, g, g]
-        fused["padim"] = pipe.smooth(padim, pipe.unet.config.sample_size)[:, 0]
-        for name, value in fused.items():
-            scores[name] += normality.image_score(value).tolist()
-    return {name: np.array(values) for name, values in scores.items()}
+    defective = np.array([one.defective for one in samples])
+    measured = measure_images(scores[~defective], scores[defective])
+    if masks is not None:
+        known = ~defective | masks.any(axis=(1, 2))
+        measured |= measure_pixels(maps[known], masks[known])
+    return measured
 
 
-def evaluate(pipe: DDADPipeline, good: list[Path], defective: list[Path]) -> dict[str, Any]:
-    """Image AUROC in percent of every score, and what the stored threshold finds.
+def read_masks(samples: list[Sample], size: int) -> np.ndarray | None:
+    """Ground truth at the model's size, `[N, size, size]` bool; None if no image has any."""
+    if not any(one.mask for one in samples):
+        return None
+    empty = np.zeros((size, size), dtype=bool)
+    return np.stack([empty if one.defective and not one.mask else read_mask(one, (size, size)) for one in samples])
+
+
+def evaluate(pipe: DDADPipeline, dataset: Dataset) -> tuple[dict[str, Any], ScoredImages, np.ndarray | None]:
+    """Measures every form of score on the test images of a data set.
+
+    Returns:
+        The measurements, in percent where they are parts; maps and scores of all test images; their masks.
 
     Raises:
         ValueError: if there are no good or no defective images.
     """
-    if not good or not defective:
-        raise ValueError(f"Good and defective images are needed, found {len(good)} and {len(defective)}.")
-    good_scores, defective_scores = score_images(pipe, good), score_images(pipe, defective)
-    return {
-        "good_images": len(good),
-        "defective_images": len(defective),
-        "image_auroc": {
-            name: round(100 * auroc(good_scores[name], defective_scores[name]), 2) for name in good_scores
+    samples = dataset.select("test")
+    defective = np.array([one.defective for one in samples], dtype=bool)
+    if not defective.any() or defective.all():
+        raise ValueError(
+            f"Good and defective test images are needed, found {int((~defective).sum())} and {int(defective.sum())}."
+        )
+    masks = read_masks(samples, pipe.unet.config.sample_size)
+    scored = score_images(pipe, [one.path for one in samples])
+    combined, threshold = scored.scores["combined"], pipe.threshold
+    best, best_threshold = metrics.best_f1(combined[~defective], combined[defective])
+    verdicts = asdict(metrics.judge(combined[~defective], combined[defective], threshold))
+    report: dict[str, Any] = {
+        "data": dataset.name,
+        "good_images": int((~defective).sum()),
+        "defective_images": int(defective.sum()),
+        "masks": 0 if masks is None else int(masks.any(axis=(1, 2)).sum()),
+        "scores": {name: measure(scored.maps[name], scored.scores[name], samples, masks) for name in FORMS},
+        "threshold": round(threshold, 4),
+        "at_threshold": {
+            name: value if isinstance(value, int) else percent(value) for name, value in verdicts.items()
         },
-        "threshold": pipe.threshold,
-        "false_alarms": int((good_scores["combined"] > pipe.threshold).sum()),
-        "detected": int((defective_scores["combined"] > pipe.threshold).sum()),
+        "best_f1": percent(best),
+        "best_f1_threshold": round(best_threshold, 4),
+        "defects": {},
     }
+    for kind in sorted({one.defect for one in samples if one.defective}):
+        chosen = np.array([one.defect in ("good", kind) for one in samples])
+        of_kind = [one for one in samples if one.defect in ("good", kind)]
+        found = combined[np.array([one.defect == kind for one in samples])] > threshold
+        row = {"images": int(found.size), "detected": int(found.sum())}
+        kind_masks = masks[chosen] if masks is not None and masks[chosen].any() else None
+        measured = measure(scored.maps["combined"][chosen], combined[chosen], of_kind, kind_masks)
+        report["defects"][kind] = row | measured
+    return report, scored, masks
+
+
+def format_tables(report: dict[str, Any]) -> str:
+    """The measurements as two tables in Markdown, by score and by kind of defect, and a sentence on the threshold."""
+    columns = [name for name in COLUMNS if name in report["scores"]["combined"]]
+    heads = [name.replace("_", " ").replace("auroc", "AUROC").replace("pro", "PRO") for name in columns]
+    lines = [f"| score | {' | '.join(heads)} |", "|---" * (len(columns) + 1) + "|"]
+    for form, values in report["scores"].items():
+        lines.append(f"| {form} | {' | '.join(f'{values[name]:.1f}' for name in columns)} |")
+    lines += ["", f"| defect (combined score) | images | found | {' | '.join(heads)} |"]
+    lines.append("|---" * (len(columns) + 3) + "|")
+    for kind, values in report["defects"].items():
+        cells = [f"{values[name]:.1f}" if name in values else "" for name in columns]
+        lines.append(f"| {kind} | {values['images']} | {values['detected']} | {' | '.join(cells)} |")
+    at = report["at_threshold"]
+    lines += [
+        "",
+        f"At the stored threshold {report['threshold']:.2f} {at['detected']} of {report['defective_images']} defective"
+        f" images are found and {at['false_alarms']} of {report['good_images']} good ones called defective: F1"
+        f" {at['f1']:.1f}. The best F1 that any threshold has on these images is {report['best_f1']:.1f}.",
+    ]
+    return "\n".join(lines)

@@ -1,12 +1,12 @@
 """How normal the normal versions are, and whether good images are left alone."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ddad.datasets.layouts import Sample, read_mask
 from ddad.pipeline import DDADPipeline
 
 
@@ -22,7 +22,7 @@ def gradient_energy(image: np.ndarray, region: np.ndarray) -> float:
     return float((right + down)[region[:-1, :-1]].mean())
 
 
-def evaluate_denoising(pipe: DDADPipeline, good: list[Path], defective: list[Path]) -> dict[str, Any]:
+def evaluate_denoising(pipe: DDADPipeline, good: list[Sample], defective: list[Sample]) -> dict[str, Any]:
     """Scores images again after their defects were removed.
 
     Returns:
@@ -33,14 +33,16 @@ def evaluate_denoising(pipe: DDADPipeline, good: list[Path], defective: list[Pat
         `score_before`, `score_after`: their median image scores;
         `distance_before`, `distance_after`: median of the distance that denoising lowers; `distance_normal`: its mean
         on good images;
+        `covered`: median part of the ground truth that was repainted, and `changed_outside`: median part of the rest
+        of the image that was, both in percent, of the found images that have a mask; None without;
         `sharpness`: gradient energy inside the repaired region against the median of good images in the same region,
         median over the images.
     """
     report: dict[str, Any] = {}
     unchanged, psnr = 0, []
     references = []
-    for path in tqdm(good, desc="Good images", mininterval=1):
-        original = pipe.image_processor.read_image(path)
+    for sample in tqdm(good, desc="Good images", mininterval=1):
+        original = pipe.image_processor.read_image(sample.path)
         references.append(original.mean(dim=0).numpy())
         denoised = pipe(original, output_type="pt").denoised_image[0]
         error = float((denoised - original).square().mean())
@@ -54,8 +56,9 @@ def evaluate_denoising(pipe: DDADPipeline, good: list[Path], defective: list[Pat
         "good_psnr": round(min(psnr), 1) if psnr else None,
     }
     before, after, distances, sharpness = [], [], [], []
-    for path in tqdm(defective, desc="Defective images", mininterval=1):
-        original = pipe.image_processor.read_image(path)
+    covered, outside = [], []
+    for sample in tqdm(defective, desc="Defective images", mininterval=1):
+        original = pipe.image_processor.read_image(sample.path)
         output = pipe(original, output_type="pt")
         if not output.is_anomalous[0]:
             continue
@@ -64,10 +67,16 @@ def evaluate_denoising(pipe: DDADPipeline, good: list[Path], defective: list[Pat
         after.append(pipe(denoised, denoise=False).image_score[0])
         distances.append(output.normality_distance[0])
         changed = (denoised - original).abs().amax(dim=0).numpy() > 0
+        if sample.mask is not None:
+            truth = read_mask(sample, changed.shape)
+            covered.append(100 * changed[truth].mean())
+            outside.append(100 * changed[~truth].mean())
         same_size = [one for one in references if one.shape == changed.shape]
         if same_size and changed.any():
             usual = np.median([gradient_energy(one, changed) for one in same_size])
             sharpness.append(gradient_energy(denoised.mean(dim=0).numpy(), changed) / usual)
+    if not before:
+        return report | {"defective_images": len(defective), "found": 0}
     return report | {
         "defective_images": len(defective),
         "found": len(before),
@@ -77,5 +86,7 @@ def evaluate_denoising(pipe: DDADPipeline, good: list[Path], defective: list[Pat
         "distance_before": round(float(np.median([one[0] for one in distances])), 2),
         "distance_after": round(float(np.median([one[1] for one in distances])), 2),
         "distance_normal": round(float(torch.tensor(pipe.normality.config.statistics["mahalanobis_mean"]).mean()), 2),
+        "covered": round(float(np.median(covered)), 1) if covered else None,
+        "changed_outside": round(float(np.median(outside)), 1) if outside else None,
         "sharpness": round(float(np.median(sharpness)), 2) if sharpness else None,
     }

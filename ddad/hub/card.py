@@ -13,15 +13,30 @@ FIGURE_NAME = "figure.webp"
 FIGURE = f"![From left to right: a part, its heatmap, and the same part without its defects]({FIGURE_NAME})"
 
 
+METRICS = {
+    "image_auroc": ("Image AUROC", "roc_auc"),
+    "pixel_auroc": ("Pixel AUROC", "roc_auc"),
+    "pro": ("PRO to 0.3", "pro"),
+    "aupimo": ("AUPIMO", "aupimo"),
+}
+
+
 def results_table(evaluation: dict[str, Any]) -> str:
-    """The measured image AUROC of every score, as a Markdown table."""
-    lines = ["| score | image AUROC |", "|---|---|"]
-    lines += [f"| {name} | {value:.1f} |" for name, value in evaluation["image_auroc"].items()]
+    """What was measured of every score, as a Markdown table."""
+    columns = [name for name in METRICS if name in evaluation["scores"]["combined"]]
+    lines = [
+        f"| score, in % | {' | '.join(METRICS[name][0] for name in columns)} |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for form, values in evaluation["scores"].items():
+        lines.append(f"| {form} | {' | '.join(f'{values[name]:.1f}' for name in columns)} |")
     return "\n".join(lines)
 
 
 def denoising_sentence(report: dict[str, Any]) -> str:
     """What was measured of the normal versions."""
+    if not report["found"]:
+        return f"None of {report['defective_images']} defective images was found, so nothing was repaired."
     return (
         f"Normal versions of {report['defective_images']} defective images: {report['found']} were found defective,"
         f" and {report['normal_after']} of these score below the threshold once the defect is removed; their median"
@@ -42,24 +57,28 @@ def front_matter(config: dict[str, Any], evaluation: dict[str, Any] | None, repo
     """
     results = []
     if evaluation is not None:
-        measured = {f"Image AUROC, {name}": value for name, value in evaluation["image_auroc"].items()}
-        found, alarms = (
-            100 * evaluation[part] / evaluation[whole]
-            for part, whole in (("detected", "defective_images"), ("false_alarms", "good_images"))
-        )
-        measured["Defective images found at the stored threshold, %"] = round(found, 1)
-        measured["Good images called defective at the stored threshold, %"] = round(alarms, 1)
+        measured = [
+            (f"{title}, {form}", kind, values[name])
+            for form, values in evaluation["scores"].items()
+            for name, (title, kind) in METRICS.items()
+            if name in values
+        ]
+        at = evaluation["at_threshold"]
+        measured += [
+            ("Defective images found at the stored threshold, %", "recall", at["recall"]),
+            ("Good images called defective at the stored threshold, %", "false_positive_rate", at["false_alarm_rate"]),
+        ]
         results = [
             EvalResult(
                 task_type="image-segmentation",
                 task_name="Anomaly detection",
                 dataset_type=config["category"],
-                dataset_name=f"{config['category']}, held-out test images",
-                metric_type="roc_auc" if "AUROC" in name else "rate",
+                dataset_name=f"{evaluation['data']}, held-out test images",
+                metric_type=kind,
                 metric_name=name,
                 metric_value=value,
             )
-            for name, value in measured.items()
+            for name, kind, value in measured
         ]
     data = ModelCardData(
         library_name="diffusers",
@@ -88,12 +107,13 @@ def write_card(folder: str | Path, repository: str = "PATH_OR_REPOSITORY") -> No
     results, evaluation = "Not evaluated on defective images.", None
     if evaluation_path.exists():
         evaluation = json.loads(evaluation_path.read_text(encoding="utf-8"))
+        at = evaluation["at_threshold"]
         results = (
             f"{evaluation['good_images']} good images, none of which trained or calibrated the model, against"
             f" {evaluation['defective_images']} defective ones; no score was tuned on them.\n\n"
             f"{results_table(evaluation)}\n\n"
-            f"At the stored threshold {evaluation['false_alarms']} of the good images are called defective and"
-            f" {evaluation['detected']} of the defective ones are found."
+            f"At the stored threshold {at['false_alarms']} of the good images are called defective and"
+            f" {at['detected']} of the defective ones are found."
         )
         if "denoising" in evaluation:
             results += f"\n\n{denoising_sentence(evaluation['denoising'])}"

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ddad.datasets.layouts import DataFormat
+
 PRESETS: dict[str, dict[str, Any]] = {
     # 11 M parameters on 8x8 patches: trains on CPU cores in about an hour, evaluates in 60 ms on two of them.
     "cpu": {
@@ -44,8 +46,9 @@ class TrainConfig:
         ValueError: for a value that cannot be trained with; the message says what is expected.
     """
 
-    data: str = dataclasses.field(metadata={"help": "folder of good images (searched through all its subfolders)"})
+    data: str = dataclasses.field(metadata={"help": "folder of good images, or of a data set"})
     output: str = dataclasses.field(metadata={"help": "folder that the pipeline is saved to"})
+    data_format: DataFormat = dataclasses.field(default="auto", metadata={"help": "layout of --data"})
     category: str = dataclasses.field(default="", metadata={"help": "name of the product (default: name of --output)"})
     license: str = dataclasses.field(default="", metadata={"help": "licence of the images, as the Hub names it"})
     data_source: str = dataclasses.field(default="", metadata={"help": "a sentence on the images, for the card"})

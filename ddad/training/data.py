@@ -9,23 +9,6 @@ from tqdm.auto import tqdm
 
 from ddad.images_ddad import DDADImageProcessor
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
-
-
-def find_images(folder: str | Path) -> list[Path]:
-    """All image files below a folder, sorted.
-
-    Raises:
-        ValueError: if the folder does not exist or holds no image.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder. Give one that holds images of good parts.")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not paths:
-        raise ValueError(f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
-    return paths
-
 
 def split_images(paths: list[Path], calibration_fraction: float, seed: int) -> tuple[list[Path], list[Path]]:
     """Splits at random into images that train and images held out for calibration.

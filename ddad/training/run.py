@@ -12,13 +12,14 @@ import diffusers
 import timm
 import torch
 
+from ddad.datasets.layouts import read_dataset
 from ddad.hub.card import write_card
 from ddad.pipeline import DDADPipeline
 from ddad.training.backbone import create_feature_extractor
 from ddad.training.base import describe_base
 from ddad.training.calibration import batches, build_pipeline
 from ddad.training.config import TrainConfig
-from ddad.training.data import ImageFolder, find_images, split_images
+from ddad.training.data import ImageFolder, split_images
 from ddad.training.loop import create_scheduler, train_unet
 from ddad.training.state import read_record, state_folder
 
@@ -61,7 +62,9 @@ def train(config: TrainConfig) -> None:
     output = Path(config.output)
     if (output / DDADPipeline.config_name).exists() and read_record(output) is None:
         raise ValueError(f"{output} already holds a finished checkpoint: choose another folder, or delete it.")
-    train_paths, calibration_paths = split_images(find_images(config.data), config.calibration_fraction, config.seed)
+    dataset = read_dataset(config.data, config.data_format)
+    logger.info(dataset.describe())
+    train_paths, calibration_paths = split_images(dataset.train_paths, config.calibration_fraction, config.seed)
     logger.info("%d good images train, %d calibrate.", len(train_paths), len(calibration_paths))
     images = ImageFolder(train_paths, config.image_size)
     features = create_feature_extractor(config.backbone)

@@ -63,12 +63,17 @@ def test_the_card_says_what_it_is(checkpoint, picture, tmp_path):
 
 
 def test_measured_results_are_in_the_metadata(checkpoint, tmp_path):
-    evaluation = {"good_images": 10, "defective_images": 20, "image_auroc": {"combined": 95.3}, "threshold": 3.0}
-    (checkpoint / "evaluation.json").write_text(json.dumps(evaluation | {"false_alarms": 1, "detected": 15}))
+    evaluation = {
+        "data": "bolts", "good_images": 10, "defective_images": 20, "threshold": 3.0,
+        "scores": {"combined": {"image_auroc": 95.3, "pixel_auroc": 90.1, "pro": 80.2}},
+        "at_threshold": {"false_alarms": 1, "detected": 15, "recall": 75.0, "false_alarm_rate": 10.0},
+    }  # fmt: skip
+    (checkpoint / "evaluation.json").write_text(json.dumps(evaluation))
     card = (dry_run(checkpoint, tmp_path) / "README.md").read_bytes()
+    assert "| combined | 95.3 | 90.1 | 80.2 |" in card.decode()
     (model,) = Repository().card({"README.md": card})["model-index"]
     metrics = {one["name"]: one["value"] for result in model["results"] for one in result["metrics"]}
-    assert metrics["Image AUROC, combined"] == 95.3
+    assert metrics["Image AUROC, combined"] == 95.3 and metrics["PRO to 0.3, combined"] == 80.2
     assert metrics["Defective images found at the stored threshold, %"] == 75.0
 
 

@@ -1,0 +1,68 @@
+"""The maps of every form of score for the images of a data set, from one evaluation of the networks an image."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from ddad.pipeline import DDADPipeline
+
+# `combined` is the pipeline's own score; the others are its parts alone, then the baselines: `rgb` (squared error of
+# x0_hat), `mse` (the paper's squared error of the features) and `padim` (Mahalanobis distance of the features
+# themselves, on the same backbone).
+FORMS = ("combined", "kl", "mahalanobis", "mse", "rgb", "padim")
+
+
+@dataclass(frozen=True)
+class ScoredImages:
+    """What was measured of some images.
+
+    Attributes:
+        maps: by form, `[N, S, S]` float32 at the model's size, calibrated and smoothed as the pipeline does.
+        scores: by form, `[N]`.
+    """
+
+    maps: dict[str, np.ndarray]
+    scores: dict[str, np.ndarray]
+
+
+@torch.no_grad()
+def score_batch(pipe: DDADPipeline, images: torch.Tensor, noise: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Every form's map of a batch, `[N, S, S]` each.
+
+    Args:
+        pipe: the pipeline.
+        images: `[N, 3, S, S]` in [-1, 1].
+        noise: one for each of the pipeline's noise levels, `[K, 3, S, S]`.
+    """
+    timesteps, normality = pipe.timesteps, pipe.normality
+    raw = pipe.score_maps(images, timesteps, noise, normality.scores)
+    maps = {name: normality.calibrate(name, value, timesteps) for name, value in raw.items()}
+    fused = {name: value.mean(dim=1) for name, value in maps.items()}
+    fused["combined"] = normality.fuse(maps["kl"], maps["mahalanobis"], pipe.config.alpha)
+    padim = normality(pipe.extract_features(images), normality.features_index)  # [N, 1, g, g]
+    fused["padim"] = pipe.smooth(padim, pipe.unet.config.sample_size)[:, 0]
+    return {name: fused[name] for name in FORMS}
+
+
+def score_images(pipe: DDADPipeline, paths: Sequence[Path], batch_size: int = 4) -> ScoredImages:
+    """Maps and image scores of every form."""
+    noise: Any = pipe.get_noise(pipe.timesteps)
+    maps: dict[str, list[np.ndarray]] = {name: [] for name in FORMS}
+    scores: dict[str, list[np.ndarray]] = {name: [] for name in FORMS}
+    progress = tqdm(total=len(paths), desc="Scoring", mininterval=1, unit="image")
+    for first in range(0, len(paths), batch_size):
+        images = [pipe.image_processor.read_image(path) for path in paths[first : first + batch_size]]
+        for name, value in score_batch(pipe, pipe.prepare(images), noise).items():
+            maps[name].append(value.float().cpu().numpy())
+            scores[name].append(pipe.normality.image_score(value).float().cpu().numpy())
+        progress.update(len(images))
+    progress.close()
+    return ScoredImages(
+        {name: np.concatenate(values) for name, values in maps.items()},
+        {name: np.concatenate(values) for name, values in scores.items()},
+    )

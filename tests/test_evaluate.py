@@ -1,0 +1,96 @@
+"""`ddad evaluate` on a small data set with masks: tables, JSON, card, figures."""
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from ddad.cli import main
+from ddad.datasets.layouts import read_dataset
+from ddad.evaluation.evaluate import evaluate
+from ddad.evaluation.metrics import auroc, pixel_auroc
+from ddad.evaluation.scoring import FORMS
+from tests.conftest import create_tiny_pipeline
+from tests.hub.conftest import RECORD
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Striped parts; bright dents with masks, and a dark stain without one."""
+    root = tmp_path_factory.mktemp("data") / "stripes"
+    generator = np.random.default_rng(0)
+
+    def write(path, dent=None, mask=None):
+        values = 127 + 60 * np.sin(np.arange(96) / 6)[None] + generator.normal(0, 3, (80, 96))
+        if dent is not None:
+            values[20:40, 30:60] = dent
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(values.clip(0, 255).astype(np.uint8)).save(path)
+        if mask is not None:
+            mask.parent.mkdir(parents=True, exist_ok=True)
+            truth = np.zeros((80, 96), dtype=np.uint8)
+            truth[20:40, 30:60] = 255
+            PIL.Image.fromarray(truth).save(mask)
+
+    for index in range(4):
+        write(root / "train" / "good" / f"{index}.png")
+        write(root / "test" / "good" / f"{index}.png")
+    for index in range(3):
+        write(root / "test" / "dent" / f"{index}.png", 255, root / "ground_truth" / "dent" / f"{index}_mask.png")
+    write(root / "test" / "stain" / "0.png", 0)
+    return root
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    create_tiny_pipeline().save_pretrained(tmp_path / "tiny")
+    (tmp_path / "tiny" / "training.json").write_text(json.dumps(RECORD))
+    return tmp_path / "tiny"
+
+
+def test_every_form_is_measured_on_the_same_images(tiny_pipe, data):
+    report, scored, masks = evaluate(tiny_pipe, read_dataset(data))
+    assert tuple(report["scores"]) == FORMS and masks.shape == (8, 64, 64)
+    assert (report["good_images"], report["defective_images"], report["masks"]) == (4, 4, 3)
+    samples = read_dataset(data).select("test")
+    defective = np.array([one.defective for one in samples])
+    known = np.array([one.defect != "stain" for one in samples])
+    for form in FORMS:
+        scores, values = scored.scores[form], report["scores"][form]
+        assert values["image_auroc"] == pytest.approx(100 * auroc(scores[~defective], scores[defective]), abs=0.01)
+        assert values["pixel_auroc"] == pytest.approx(
+            100 * pixel_auroc(scored.maps[form][known], masks[known]), abs=0.01
+        )
+    np.testing.assert_allclose(
+        scored.scores["combined"], tiny_pipe([one.path for one in samples], denoise=False).image_score, rtol=1e-4
+    )
+    assert report["defects"]["dent"]["images"] == 3 and "pro" in report["defects"]["dent"]
+    assert report["defects"]["stain"]["images"] == 1 and "pro" not in report["defects"]["stain"]
+    at = report["at_threshold"]
+    assert at["detected"] == sum(kind["detected"] for kind in report["defects"].values())
+
+
+def test_the_command_prints_tables_and_keeps_them_with_the_checkpoint(data, checkpoint, tmp_path, capsys):
+    command = ["evaluate", "--checkpoint", str(checkpoint), "--data", str(data)]
+    assert main([*command, "--denoise", "2", "--figures", str(tmp_path / "figures")]) == 0
+    captured = capsys.readouterr()
+    assert "layout mvtec: 4 good images to train, 4 good and 4 defective ones" in captured.err
+    assert "| combined |" in captured.out and "| dent | 3 |" in captured.out and "PRO" in captured.out
+    recorded = json.loads((checkpoint / "evaluation.json").read_text())
+    assert recorded["denoising"]["good_images"] == 2
+    card = (checkpoint / "README.md").read_text()
+    assert "PRO to 0.3" in card and f"| {recorded['scores']['combined']['pro']:.1f} |" in card
+    assert PIL.Image.open(tmp_path / "figures" / "cases.webp").height > 1000
+    assert all(PIL.Image.open(tmp_path / "figures" / name).width > 800 for name in ("histogram.png", "curves.png"))
+    assert main([*command, "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again == {key: value for key, value in recorded.items() if key != "denoising"}
+
+
+def test_without_defective_images_nothing_is_measured(data, checkpoint, capsys):
+    command = ["evaluate", "--checkpoint", str(checkpoint), "--data"]
+    assert main([*command, str(data / "test" / "good")]) == 2
+    assert "Good and defective test images are needed, found 0 and 0" in capsys.readouterr().err
+    assert main([*command, str(data), "--data-format", "visa"]) == 2
+    assert "has not the layout visa" in capsys.readouterr().err
