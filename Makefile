@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow style quality refresh pictures reference smoke clean
+.PHONY: demo test test-slow style quality refresh pictures reference benchmark benchmark-table smoke clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/python app.py
@@ -25,6 +25,14 @@ quality: $(VENV)/installed-dev
 
 pictures: $(VENV)/installed-dev
 	$(BIN)/python -m tools.pictures
+
+# Every method on the same images; what is missing in benchmarks/results is run. DATA and CHECKPOINT name folders.
+benchmark: $(VENV)/installed-dev
+	$(BIN)/python -m pip install --quiet --editable '.[train,benchmark]'
+	$(BIN)/python -m benchmarks --data $(DATA) --checkpoint $(CHECKPOINT)
+
+benchmark-table: $(VENV)/installed-dev
+	$(BIN)/python -m benchmarks.tables
 
 # docs/api.md is written from the docstrings; compared by a test.
 reference: $(VENV)/installed-dev

@@ -5,6 +5,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
@@ -100,3 +101,30 @@ def picture():
     y, x = np.mgrid[0:90, 0:70]
     grey = 127 + 60 * np.sin(x / 9) * np.cos(y / 13)
     return np.repeat(grey[..., None], 3, axis=2).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def striped_data(tmp_path_factory):
+    """Striped parts; bright dents with masks, and a dark stain without one."""
+    root = tmp_path_factory.mktemp("data") / "stripes"
+    generator = np.random.default_rng(0)
+
+    def write(path, dent=None, mask=None):
+        values = 127 + 60 * np.sin(np.arange(96) / 6)[None] + generator.normal(0, 3, (80, 96))
+        if dent is not None:
+            values[20:40, 30:60] = dent
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(values.clip(0, 255).astype(np.uint8)).save(path)
+        if mask is not None:
+            mask.parent.mkdir(parents=True, exist_ok=True)
+            truth = np.zeros((80, 96), dtype=np.uint8)
+            truth[20:40, 30:60] = 255
+            PIL.Image.fromarray(truth).save(mask)
+
+    for index in range(4):
+        write(root / "train" / "good" / f"{index}.png")
+        write(root / "test" / "good" / f"{index}.png")
+    for index in range(3):
+        write(root / "test" / "dent" / f"{index}.png", 255, root / "ground_truth" / "dent" / f"{index}_mask.png")
+    write(root / "test" / "stain" / "0.png", 0)
+    return root

@@ -15,33 +15,6 @@ from tests.conftest import create_tiny_pipeline
 from tests.hub.conftest import RECORD
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Striped parts; bright dents with masks, and a dark stain without one."""
-    root = tmp_path_factory.mktemp("data") / "stripes"
-    generator = np.random.default_rng(0)
-
-    def write(path, dent=None, mask=None):
-        values = 127 + 60 * np.sin(np.arange(96) / 6)[None] + generator.normal(0, 3, (80, 96))
-        if dent is not None:
-            values[20:40, 30:60] = dent
-        path.parent.mkdir(parents=True, exist_ok=True)
-        PIL.Image.fromarray(values.clip(0, 255).astype(np.uint8)).save(path)
-        if mask is not None:
-            mask.parent.mkdir(parents=True, exist_ok=True)
-            truth = np.zeros((80, 96), dtype=np.uint8)
-            truth[20:40, 30:60] = 255
-            PIL.Image.fromarray(truth).save(mask)
-
-    for index in range(4):
-        write(root / "train" / "good" / f"{index}.png")
-        write(root / "test" / "good" / f"{index}.png")
-    for index in range(3):
-        write(root / "test" / "dent" / f"{index}.png", 255, root / "ground_truth" / "dent" / f"{index}_mask.png")
-    write(root / "test" / "stain" / "0.png", 0)
-    return root
-
-
 @pytest.fixture
 def checkpoint(tmp_path):
     create_tiny_pipeline().save_pretrained(tmp_path / "tiny")
@@ -49,11 +22,11 @@ def checkpoint(tmp_path):
     return tmp_path / "tiny"
 
 
-def test_every_form_is_measured_on_the_same_images(tiny_pipe, data):
-    report, scored, masks = evaluate(tiny_pipe, read_dataset(data))
+def test_every_form_is_measured_on_the_same_images(tiny_pipe, striped_data):
+    report, scored, masks = evaluate(tiny_pipe, read_dataset(striped_data))
     assert tuple(report["scores"]) == FORMS and masks.shape == (8, 64, 64)
     assert (report["good_images"], report["defective_images"], report["masks"]) == (4, 4, 3)
-    samples = read_dataset(data).select("test")
+    samples = read_dataset(striped_data).select("test")
     defective = np.array([one.defective for one in samples])
     known = np.array([one.defect != "stain" for one in samples])
     for form in FORMS:
@@ -71,8 +44,8 @@ def test_every_form_is_measured_on_the_same_images(tiny_pipe, data):
     assert at["detected"] == sum(kind["detected"] for kind in report["defects"].values())
 
 
-def test_the_command_prints_tables_and_keeps_them_with_the_checkpoint(data, checkpoint, tmp_path, capsys):
-    command = ["evaluate", "--checkpoint", str(checkpoint), "--data", str(data)]
+def test_the_command_prints_tables_and_keeps_them_with_the_checkpoint(striped_data, checkpoint, tmp_path, capsys):
+    command = ["evaluate", "--checkpoint", str(checkpoint), "--data", str(striped_data)]
     assert main([*command, "--denoise", "2", "--figures", str(tmp_path / "figures")]) == 0
     captured = capsys.readouterr()
     assert "layout mvtec: 4 good images to train, 4 good and 4 defective ones" in captured.err
@@ -88,9 +61,9 @@ def test_the_command_prints_tables_and_keeps_them_with_the_checkpoint(data, chec
     assert again == {key: value for key, value in recorded.items() if key != "denoising"}
 
 
-def test_without_defective_images_nothing_is_measured(data, checkpoint, capsys):
+def test_without_defective_images_nothing_is_measured(striped_data, checkpoint, capsys):
     command = ["evaluate", "--checkpoint", str(checkpoint), "--data"]
-    assert main([*command, str(data / "test" / "good")]) == 2
+    assert main([*command, str(striped_data / "test" / "good")]) == 2
     assert "Good and defective test images are needed, found 0 and 0" in capsys.readouterr().err
-    assert main([*command, str(data), "--data-format", "visa"]) == 2
+    assert main([*command, str(striped_data), "--data-format", "visa"]) == 2
     assert "has not the layout visa" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from ddad.pipeline import DDADPipeline
 # `combined` is the pipeline's own score; the others are its parts alone, then the baselines: `rgb` (squared error of
 # x0_hat), `mse` (the paper's squared error of the features) and `padim` (Mahalanobis distance of the features
 # themselves, on the same backbone).
+PARTS = ("kl", "mahalanobis")
 FORMS = ("combined", "kl", "mahalanobis", "mse", "rgb", "padim")
 
 
@@ -31,22 +32,30 @@ class ScoredImages:
 
 
 @torch.no_grad()
-def score_batch(pipe: DDADPipeline, images: torch.Tensor, noise: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Every form's map of a batch, `[N, S, S]` each.
+def score_batch(
+    pipe: DDADPipeline, images: torch.Tensor, noise: torch.Tensor, forms: Sequence[str] = FORMS
+) -> dict[str, torch.Tensor]:
+    """The maps of a batch in some forms, `[N, S, S]` each; nothing is computed that none of them needs.
 
     Args:
         pipe: the pipeline.
         images: `[N, 3, S, S]` in [-1, 1].
         noise: one for each of the pipeline's noise levels, `[K, 3, S, S]`.
+        forms: of `FORMS`.
     """
     timesteps, normality = pipe.timesteps, pipe.normality
-    raw = pipe.score_maps(images, timesteps, noise, normality.scores)
-    maps = {name: normality.calibrate(name, value, timesteps) for name, value in raw.items()}
-    fused = {name: value.mean(dim=1) for name, value in maps.items()}
-    fused["combined"] = normality.fuse(maps["kl"], maps["mahalanobis"], pipe.config.alpha)
-    padim = normality(pipe.extract_features(images), normality.features_index)  # [N, 1, g, g]
-    fused["padim"] = pipe.smooth(padim, pipe.unet.config.sample_size)[:, 0]
-    return {name: fused[name] for name in FORMS}
+    names = [name for name in normality.scores if name in forms or (name in PARTS and "combined" in forms)]
+    fused: dict[str, torch.Tensor] = {}
+    if names:
+        raw = pipe.score_maps(images, timesteps, noise, names)
+        maps = {name: normality.calibrate(name, value, timesteps) for name, value in raw.items()}
+        fused |= {name: value.mean(dim=1) for name, value in maps.items()}
+    if "combined" in forms:
+        fused["combined"] = normality.fuse(*(maps[name] for name in PARTS), pipe.config.alpha)
+    if "padim" in forms:
+        padim = normality(pipe.extract_features(images), normality.features_index)  # [N, 1, g, g]
+        fused["padim"] = pipe.smooth(padim, pipe.unet.config.sample_size)[:, 0]
+    return {name: fused[name] for name in forms}
 
 
 def score_images(pipe: DDADPipeline, paths: Sequence[Path], batch_size: int = 4) -> ScoredImages:

@@ -1,0 +1,63 @@
+"""The tables of the README from the results: `python -m benchmarks.tables`, or `make benchmark-table`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+COLUMNS = {
+    "image_auroc": "image AUROC",
+    "pixel_auroc": "pixel AUROC",
+    "pro": "PRO",
+    "fit_seconds": "fit, s",
+    "seconds_an_image": "map, ms",
+    "peak_memory_mb": "memory, MB",
+    "size_mb": "stored, MB",
+}
+# The paper's other rivals, and why they have no row of numbers.
+NOT_RUN = {
+    "Reverse Distillation": "its decoder mirrors a ResNet, and ImageNet weights of ResNets are in no package",
+    "FastFlow": "anomalib has it for ResNet-18, WideResNet-50, CaiT and DeiT alone, whose weights are in no package",
+    "Dinomaly (UniAD's successor)": "DINOv2's weights are in no package",
+    "CFlow, DRAEM, GANomaly": "run in anomalib, but an equal training time for each exceeded the time at hand",
+}
+
+
+def format_value(key: str, value: float | None) -> str:
+    """One cell."""
+    if value is None:
+        return ""
+    if key == "seconds_an_image":
+        return f"{1000 * value:.0f}"
+    return f"{value:.1f}" if key in ("image_auroc", "pixel_auroc", "pro", "size_mb") else f"{value:.0f}"
+
+
+def format_table(results: dict[str, Any]) -> str:
+    """One data set's table in Markdown."""
+    methods = list(results["methods"].values())
+    columns = [key for key in COLUMNS if any(key in one for one in methods)]
+    lines = [f"| | {' | '.join(COLUMNS[key] for key in columns)} | |", "|---" * (len(columns) + 2) + "|"]
+    usual = max(one["test_images"] for one in methods)
+    for one in methods:
+        note = one["note"] if one["test_images"] == usual else f"{one['note']}; {one['test_images']} test images"
+        lines.append(f"| {one['name']} | {' | '.join(format_value(key, one.get(key)) for key in columns)} | {note} |")
+    lines += [f"| {name} |{' |' * len(columns)} not run: {why} |" for name, why in NOT_RUN.items()]
+    machine = results["machine"]
+    gpu = machine["gpu"] or "no GPU"
+    caption = (
+        f"{results['data']} Machine: {machine['cores']} cores ({', '.join(machine['features'])}), {gpu}."
+        " Memory is the process's peak; the fit of our rows is the checkpoint's training, which is not in it."
+    )
+    return "\n".join([*lines, "", caption])
+
+
+def main() -> int:
+    """Prints all tables."""
+    for path in sorted(RESULTS.glob("*.json")):
+        print(f"### {path.stem}\n\n{format_table(json.loads(path.read_text(encoding='utf-8')))}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""The benchmark on a small data set: methods run, it continues, and its table shows what they measured."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import __main__ as driver
+from benchmarks.methods import Images, top_pixels
+from benchmarks.neighbours import Spade
+from benchmarks.ours import AnoDDPM, Ours
+from benchmarks.rivals import layer_names
+from benchmarks.tables import NOT_RUN, format_table
+from tests.conftest import create_tiny_pipeline
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    create_tiny_pipeline().save_pretrained(folder)
+    return folder
+
+
+def test_missing_methods_are_run_and_the_table_shows_them(striped_data, checkpoint, tmp_path, capsys):
+    output = tmp_path / "results.json"
+    command = ["--data", str(striped_data), "--checkpoint", str(checkpoint), "--output", str(output)]
+    assert driver.main([*command, "--methods", "mahalanobis"]) == 0
+    results = json.loads(output.read_text())
+    row = results["methods"]["mahalanobis"]
+    assert row["test_images"] == 8 and 0 <= row["pro"] <= 100 and row["seconds_an_image"] > 0
+    assert row["peak_memory_mb"] > 100 and row["size_mb"] > 0
+    table = format_table(results)
+    assert f"| {row['image_auroc']:.1f} | {row['pixel_auroc']:.1f} | {row['pro']:.1f} |" in table
+    assert all(name in table for name in NOT_RUN) and str(striped_data.parent) not in table
+    # A method that fails leaves no row and stops no other.
+    capsys.readouterr()
+    assert driver.main([*command, "--methods", "no_such_method"]) == 0
+    assert "no_such_method failed" in capsys.readouterr().out
+    assert list(json.loads(output.read_text())["methods"]) == ["mahalanobis"]
+
+
+@pytest.mark.parametrize("name", ["combined", "padim", "authors", "anoddpm", "spade"])
+def test_methods_measure_in_one_process(name, striped_data, checkpoint):
+    row = driver.run_method(name, checkpoint, striped_data, seconds=1)
+    assert all(np.isfinite(row[key]) for key in ("image_auroc", "pixel_auroc", "pro"))
+    assert row["name"] and row["note"]
+
+
+def test_our_row_is_what_the_pipeline_says(tiny_pipe, checkpoint, picture):
+    ours = Ours(tiny_pipe, "combined", checkpoint, "")
+    images = tiny_pipe.prepare([tiny_pipe.image_processor.read_image(picture)])
+    _, scores = ours.score(images)
+    assert scores[0] == pytest.approx(tiny_pipe(picture, denoise=False).image_score[0], rel=1e-4)
+
+
+def test_the_reverse_chain_visits_every_level_below_its_start(tiny_pipe):
+    method = AnoDDPM(tiny_pipe, timestep=41)
+    assert method.steps == sorted(method.steps, reverse=True) and method.steps[0] <= 41 and method.steps[-1] < 5
+    calls = []
+    tiny_pipe.unet.register_forward_hook(lambda *_: calls.append(1))
+    maps, scores = method.score(torch.zeros(2, 3, 64, 64))
+    assert len(calls) == len(method.steps) and maps.shape == (2, 64, 64) and scores.shape == (2,)
+
+
+def test_an_image_of_the_gallery_has_distance_zero(tiny_pipe, striped_data):
+    paths = sorted((striped_data / "train" / "good").glob("*.png"))
+    method = Spade(tiny_pipe)
+    method.neighbours = 1
+    method.fit(Images(tiny_pipe, paths))
+    (batch,) = Images(tiny_pipe, paths[:2]).batches()
+    maps, scores = method.score(batch)
+    assert maps.max() < 0.05 and scores.max() < 0.01
+    assert method.score(-batch)[1].min() > 10 * scores.max()
+
+
+def test_the_highest_pixels_make_the_authors_image_score():
+    maps = np.arange(200.0).reshape(1, 10, 20)
+    assert top_pixels(maps, 2)[0] == 198.5
+
+
+def test_layers_are_found_by_their_strides(tiny_pipe):
+    names = layer_names(tiny_pipe, (4, 8))
+    assert len(names) == 2 and names[0] != names[1]
+
+
+def test_rivals_run_where_anomalib_is_installed(solar_pipe, tmp_path):
+    pytest.importorskip("anomalib")
+    from benchmarks.rivals import Padim, Patchcore
+
+    images = torch.rand(4, 3, 256, 256) * 2 - 1
+
+    class Few:
+        def batches(self):
+            return [images]
+
+    for create in (Padim, Patchcore):
+        rival = create(solar_pipe)
+        rival.fit(Few())
+        maps, scores = rival.score(images[:2])
+        assert maps.shape == (2, 256, 256) and scores.shape == (2,) and rival.size() > 1e6
