@@ -26,9 +26,14 @@ from benchmarks.tables import RESULTS
 from ddad import DDADPipeline
 from ddad.datasets.layouts import Sample, read_dataset
 from ddad.evaluation.evaluate import measure, read_masks
-from ddad.evaluation.scoring import FORMS
+from ddad.evaluation.scoring import FORMS, score_images
 
 SLOW_SAMPLES = 60
+PARTS = "parts"
+ORDER = (
+    "combined", PARTS, "padim_anomalib", "patchcore_anomalib", "dfm_anomalib", "spade", "authors", "anoddpm",
+    "stfpm_anomalib",
+)  # fmt: skip
 NOTES = {
     "combined": "alpha 0.5",
     "kl": "the paper's pixel score, calibrated",
@@ -41,10 +46,8 @@ NOTES = {
 
 def create_methods(pipe: DDADPipeline, checkpoint: Path, seconds: float) -> dict[str, Callable[[], Method]]:
     """The methods by the names that `--methods` takes."""
-    methods: dict[str, Callable[[], Method]] = {
-        form: lambda form=form: Ours(pipe, form, checkpoint, NOTES[form]) for form in FORMS
-    }
-    return methods | {
+    return {
+        "combined": lambda: Ours(pipe, checkpoint, NOTES["combined"]),
         "authors": lambda: AuthorsProgram(pipe),
         "anoddpm": lambda: AnoDDPM(pipe),
         "padim_anomalib": lambda: Padim(pipe),
@@ -94,6 +97,20 @@ def run_method(name: str, checkpoint: Path, data: Path, seconds: float) -> dict[
     }
 
 
+def run_parts(checkpoint: Path, data: Path) -> dict[str, Any]:
+    """The parts of our score and the baselines inside the same model, from one evaluation of the networks an image."""
+    pipe = DDADPipeline.from_pretrained(checkpoint)
+    samples = read_dataset(data).select("test")
+    masks = read_masks(samples, pipe.unet.config.sample_size)
+    scored = score_images(pipe, [one.path for one in samples])
+    return {
+        form: {"name": f"ddad: {form}", "note": NOTES[form], "test_images": len(samples)}
+        | measure(scored.maps[form], scored.scores[form], samples, masks)
+        for form in FORMS
+        if form != "combined"
+    }
+
+
 def describe_machine() -> dict[str, Any]:
     """The kind of machine, for the table's caption."""
     flags = ""
@@ -127,6 +144,9 @@ def main(argv: list[str] | None = None) -> int:
     """Runs what is missing, a process each."""
     arguments = create_parser().parse_args(argv)
     seconds = 60 * arguments.minutes
+    if arguments.one == PARTS:
+        print(json.dumps(run_parts(arguments.checkpoint, arguments.data)))
+        return 0
     if arguments.one:
         print(json.dumps(run_method(arguments.one, arguments.checkpoint, arguments.data, seconds)))
         return 0
@@ -135,17 +155,8 @@ def main(argv: list[str] | None = None) -> int:
     results: dict[str, Any] = {"data": dataset.describe(), "machine": describe_machine(), "methods": {}}
     if output.is_file():
         results = json.loads(output.read_text(encoding="utf-8"))
-    names = [
-        *FORMS,
-        "authors",
-        "padim_anomalib",
-        "patchcore_anomalib",
-        "dfm_anomalib",
-        "spade",
-        "anoddpm",
-        "stfpm_anomalib",
-    ]
-    for name in arguments.methods or [one for one in names if one not in results["methods"]]:
+    done = set(results["methods"]) | ({PARTS} if "kl" in results["methods"] else set())
+    for name in arguments.methods or [one for one in ORDER if one not in done]:
         print(f"{name} ...", flush=True)
         command = [sys.executable, "-m", "benchmarks", "--one", name, "--data", str(arguments.data)]
         command += ["--checkpoint", str(arguments.checkpoint), "--minutes", str(arguments.minutes)]
@@ -153,7 +164,8 @@ def main(argv: list[str] | None = None) -> int:
         if process.returncode:
             print(f"{name} failed; it is tried again by the next run.", flush=True)
             continue
-        results["methods"][name] = json.loads(process.stdout.splitlines()[-1])
+        found = json.loads(process.stdout.splitlines()[-1])
+        results["methods"] |= found if name == PARTS else {name: found}
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return 0

@@ -12,13 +12,12 @@ from ddad.evaluation.scoring import score_batch
 
 
 class Ours:
-    """One form of score of the checkpoint: combined, its parts, and the baselines on the same networks."""
+    """The checkpoint's own score."""
 
-    slow = False
+    name, slow = "ddad: combined", False
 
-    def __init__(self, pipe: DDADPipeline, form: str, checkpoint: Path, note: str):
-        self.pipe, self.form, self.checkpoint = pipe, form, checkpoint
-        self.name, self.note = f"ddad: {form}", note
+    def __init__(self, pipe: DDADPipeline, checkpoint: Path, note: str):
+        self.pipe, self.checkpoint, self.note = pipe, checkpoint, note
         self.noise = pipe.get_noise(pipe.timesteps)
 
     def fit(self, images: Images) -> None:
@@ -27,7 +26,7 @@ class Ours:
     @torch.no_grad()
     def score(self, images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Maps and cell scores as the pipeline makes them."""
-        maps = score_batch(self.pipe, images, self.noise, [self.form])[self.form]
+        maps = score_batch(self.pipe, images, self.noise, ["combined"])["combined"]
         return maps.numpy(), self.pipe.normality.image_score(maps).numpy()
 
     def size(self) -> int:

@@ -1,12 +1,16 @@
 """ddad: finds defects on product images with a diffusion model of good parts, and shows the part without them."""
 
-from ddad.denoising_ddad import DDADDenoiser
-from ddad.features_ddad import DDADFeatureExtractor
-from ddad.images_ddad import DDADImageProcessor
-from ddad.normality_ddad import DDADNormalityModel, DDADScores
-from ddad.pipeline import DDADPipeline, DDADPipelineOutput
-from ddad.scheduling_ddad import DDADScheduler
-from ddad.unet_ddad import DDADUNet2DModel
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ddad.denoising_ddad import DDADDenoiser
+    from ddad.features_ddad import DDADFeatureExtractor
+    from ddad.images_ddad import DDADImageProcessor
+    from ddad.normality_ddad import DDADNormalityModel, DDADScores
+    from ddad.pipeline import DDADPipeline, DDADPipelineOutput
+    from ddad.scheduling_ddad import DDADScheduler
+    from ddad.unet_ddad import DDADUNet2DModel
 
 __version__ = "0.2.0"
 
@@ -21,3 +25,22 @@ __all__ = [
     "DDADScores",
     "DDADUNet2DModel",
 ]
+
+# Imported when they are asked for: torch and diffusers take seconds, which `ddad --help` and `ddad list` do not need.
+_MODULES = {
+    "DDADDenoiser": "denoising_ddad",
+    "DDADFeatureExtractor": "features_ddad",
+    "DDADImageProcessor": "images_ddad",
+    "DDADNormalityModel": "normality_ddad",
+    "DDADPipeline": "pipeline",
+    "DDADPipelineOutput": "pipeline",
+    "DDADScheduler": "scheduling_ddad",
+    "DDADScores": "normality_ddad",
+    "DDADUNet2DModel": "unet_ddad",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -5,7 +5,7 @@ import logging
 import sys
 
 from ddad import __version__
-from ddad.commands import base, dataset, evaluate, hub, predict, train
+from ddad.commands import base, calibrate, dataset, evaluate, hub, predict, train
 
 PROGRAM = "ddad"
 EPILOG = """examples:
@@ -27,7 +27,7 @@ def create_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (train, predict, evaluate, hub, base, dataset):
+    for module in (train, calibrate, predict, evaluate, hub, base, dataset):
         module.add_commands(commands)
     return parser
 

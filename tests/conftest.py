@@ -18,6 +18,7 @@ from ddad import (
     DDADScheduler,
     DDADUNet2DModel,
 )
+from ddad.training.gaussians import Moments, shrink
 
 ROOT = Path(__file__).parent.parent
 CHECKPOINT = ROOT / "checkpoints" / "solar_cell_mono"
@@ -47,6 +48,15 @@ def defective_cell(solar_cells):
 def tiny_pipe():
     """An untrained pipeline of a few thousand weights, with random but fixed statistics."""
     return create_tiny_pipeline()
+
+
+def fit_gaussian(normality: DDADNormalityModel, index: int, features: torch.Tensor, weight: float = 0.0) -> None:
+    """Fits one Gaussian to features `[N, C, h, w]`."""
+    values = normality.reduce(features)
+    moments = Moments.empty(*values.shape[1:])
+    moments.add(values)
+    mean, covariance = moments.gaussian()
+    normality.set_gaussian(index, mean, shrink(covariance, weight))
 
 
 def create_tiny_pipeline(seed: int = 0, **settings) -> DDADPipeline:
@@ -79,7 +89,7 @@ def create_tiny_pipeline(seed: int = 0, **settings) -> DDADPipeline:
     )
     generator = torch.Generator().manual_seed(seed)
     for index in range(3):
-        normality.fit(index, [torch.randn(40, features.feature_channels, 16, 16, generator=generator)])
+        fit_gaussian(normality, index, torch.randn(40, features.feature_channels, 16, 16, generator=generator))
     normality.calibration_maps.copy_(torch.randn(normality.calibration_maps.shape, generator=generator))
     pipe = DDADPipeline(
         unet=unet,

@@ -3,6 +3,8 @@
 import csv
 import runpy
 import shutil
+import subprocess
+import sys
 
 import PIL.Image
 import pytest
@@ -61,7 +63,7 @@ def test_the_reference_is_that_of_the_code():
 
 @pytest.mark.parametrize(
     "command",
-    ["train", "predict", "evaluate", "publish", "publish-space", "list", "refresh", "convert", "dataset"],
+    ["train", "calibrate", "predict", "evaluate", "publish", "publish-space", "list", "refresh", "convert", "dataset"],
 )
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as caught:
@@ -76,3 +78,8 @@ def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as caught:
         main([command, "--no-such-flag"])
     assert caught.value.code == 2
+
+
+def test_help_needs_no_network_library():
+    code = "import sys, ddad.cli; ddad.cli.create_parser(); sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -3,6 +3,8 @@ import pytest
 import torch
 
 from ddad import DDADNormalityModel
+from ddad.training.gaussians import principal_components
+from tests.conftest import fit_gaussian
 
 
 @pytest.fixture
@@ -15,7 +17,7 @@ def features():
 
 def fitted(features, **settings):
     model = DDADNormalityModel(feature_channels=10, num_channels=6, grid_size=4, timesteps=(20,), **settings)
-    model.fit(1, [features[:25], features[25:]])
+    fit_gaussian(model, 1, features)
     return model
 
 
@@ -32,14 +34,6 @@ def test_distance_equals_numpy_with_the_inverse_covariance(features):
         for n in range(3):
             difference = new_pooled[n, :, y, x] - mean
             assert float(found[n, 0, y, x]) == pytest.approx(np.sqrt(difference @ inverse @ difference), rel=1e-4)
-
-
-def test_batches_do_not_matter(features):
-    whole = DDADNormalityModel(feature_channels=10, num_channels=6, grid_size=4, timesteps=(20,))
-    whole.fit(1, [features])
-    parts = fitted(features)
-    torch.testing.assert_close(whole.whitening[1], parts.whitening[1], atol=1e-5, rtol=1e-5)
-    assert whole.mean[0].abs().sum() == 0  # the other model is untouched
 
 
 def test_normal_features_lie_at_the_root_of_the_dimension(features):
@@ -75,9 +69,38 @@ def test_only_the_triangle_is_stored(features, tmp_path):
     assert torch.equal(DDADNormalityModel.from_pretrained(tmp_path)(features, 1), model(features, 1))
 
 
-def test_too_few_images_and_too_many_channels_are_refused(features):
-    model = DDADNormalityModel(feature_channels=10, num_channels=6, grid_size=4)
-    with pytest.raises(ValueError, match="at least 2 normal images, found 1"):
-        model.fit(0, [features[:1]])
+def test_principal_components_keep_what_varies(features):
+    model = DDADNormalityModel(feature_channels=10, num_channels=10, grid_size=4, timesteps=(20,), components=True)
+    pooled = torch.nn.functional.adaptive_avg_pool2d(features, 4).flatten(2).transpose(1, 2)
+    model.basis.copy_(principal_components(pooled, 10))
+    fit_gaussian(model, 1, features)
+    whole = DDADNormalityModel(feature_channels=10, num_channels=10, grid_size=4, timesteps=(20,))
+    fit_gaussian(whole, 1, features)
+    # All components are a rotation, which no distance notices.
+    torch.testing.assert_close(model(features, 1), whole(features, 1), rtol=1e-3, atol=1e-3)
+
+
+def test_one_gaussian_serves_all_noise_levels(features):
+    shared = DDADNormalityModel(feature_channels=10, num_channels=6, grid_size=4, timesteps=(20, 201), shared=True)
+    assert len(shared.mean) == 2 and shared.features_index == 1
+    assert [shared.residual_index(t) for t in (20, 201)] == [0, 0]
+    each = DDADNormalityModel(feature_channels=10, num_channels=6, grid_size=4, timesteps=(20, 201))
+    assert [each.residual_index(t) for t in (20, 201)] == [0, 1] and each.features_index == 2
+    fit_gaussian(shared, 0, features)
+    residuals = features[:3, None].repeat(1, 2, 1, 1, 1)
+    maps = shared.feature_maps(residuals, (20, 201), ["mahalanobis"])["mahalanobis"]
+    assert maps.shape == (3, 2, 4, 4) and torch.equal(maps[:, 0], maps[:, 1])
+    torch.testing.assert_close(maps[:, :1], shared(features[:3], 0))
+
+
+def test_the_image_score_is_the_mean_of_its_highest_cells():
+    model = DDADNormalityModel(feature_channels=10, num_channels=6, num_top_cells=3)
+    cells = torch.zeros(2, 32, 32)
+    cells[0, 0, :4] = torch.tensor([9.0, 6.0, 3.0, 1.0])
+    scores = model.image_score(cells.repeat_interleave(8, 1).repeat_interleave(8, 2))
+    assert scores.tolist() == [6.0, 0.0]
+
+
+def test_too_many_channels_are_refused():
     with pytest.raises(ValueError, match="at most 10"):
         DDADNormalityModel(feature_channels=10, num_channels=11)

@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "datasets": set(),
     "report": set(),
     "hub": set(),
-    "training": {"hub", "datasets"},
+    "training": {"hub", "datasets", "evaluation"},
     "evaluation": {"datasets"},
     "app": {"datasets", "report"},
     "commands": {"datasets", "report", "hub", "training", "evaluation"},

@@ -204,12 +204,12 @@ def test_the_command_trains_and_saves(good_images, tmp_path, capsys):
     assert all(path.stat().st_size < 10_000_000 for path in output.rglob("*"))
     pipe = DDADPipeline.from_pretrained(output)
     assert pipe.config.category == "stripes"
-    # The held-out images are scored as they were when the threshold was measured.
+    # Held-out images were judged by Gaussians that had not seen them; those that are stored have.
     _, calibration = split_images(find_images(good_images), 0.4, seed=0)
     scores = pipe(calibration, denoise=False).image_score
     assert pipe.threshold == pytest.approx(record["threshold"])
-    assert float(np.quantile(scores, 0.95)) == pytest.approx(pipe.threshold, rel=0.01)
-    assert np.mean(pipe(calibration, denoise=False).anomaly_map) == pytest.approx(0, abs=0.01)
+    assert 0 < float(np.quantile(scores, 0.95)) <= pipe.threshold
+    assert -0.5 < np.mean(pipe(calibration, denoise=False).anomaly_map) < 0.01
 
     assert main(tiny_flags(good_images, output)) == 2
     assert "already holds a finished checkpoint" in capsys.readouterr().err

@@ -1,8 +1,19 @@
-"""From a trained U-Net to a pipeline whose scores mean something: Gaussians, statistics, threshold."""
+"""From a trained U-Net to a pipeline whose scores mean something: Gaussians, settings, statistics, threshold.
 
-from collections.abc import Iterator
+No training: the same runs after it, and again by `ddad calibrate` on other good images.
+
+Every good image counts, so all of them are in the Gaussians that are stored. What judges them must not be: held-out
+images are scored in folds, each under Gaussians of all images but its own.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -12,11 +23,40 @@ from ddad.images_ddad import DDADImageProcessor
 from ddad.normality_ddad import DDADNormalityModel
 from ddad.pipeline import DDADPipeline
 from ddad.scheduling_ddad import DDADScheduler
+from ddad.training.choice import choose
 from ddad.training.config import TrainConfig
-from ddad.training.data import ImageFolder
+from ddad.training.data import ImageFolder, rotate, split_images
+from ddad.training.gaussians import Moments, choose_shrinkage, principal_components, shrink
 from ddad.unet_ddad import DDADUNet2DModel
 
+logger = logging.getLogger(__name__)
+
 BATCH_SIZE = 4
+FOLDS = 5
+GRID_SIZE = 32
+NUM_COMPONENTS = 72
+# Images that the principal components are found on.
+COMPONENT_IMAGES = 64
+# Copies are made until there are about so many views, at least one and at most eight of an image.
+VIEWS = 1200
+MOST_COPIES = 8
+LARGEST_SHIFT = 4
+FEW_IMAGES = 50
+
+
+@dataclass(frozen=True)
+class CalibrationConfig:
+    """How a pipeline is calibrated.
+
+    Attributes:
+        rotation_degrees: the largest rotation of the copies that the Gaussians see too.
+        seed: of everything random.
+        choose_settings: whether alpha, blur and cells are chosen on synthetic defects; else they stay as they are.
+    """
+
+    rotation_degrees: float = 5.0
+    seed: int = 0
+    choose_settings: bool = True
 
 
 def batches(images: ImageFolder) -> Iterator[torch.Tensor]:
@@ -32,54 +72,200 @@ def round_to_half(module: nn.Module) -> None:
             tensor.copy_(tensor.half())
 
 
-@torch.no_grad()
-def fit_normality(pipe: DDADPipeline, images: ImageFolder, seed: int) -> None:
-    """Fits the Gaussians: of the residuals at each noise level, then of the features (the paper's gradient denoising).
+def count_copies(images: int) -> int:
+    """Rotated and shifted copies of each image: the fewer images, the more."""
+    return max(1, min(MOST_COPIES, round(VIEWS / images) - 1))
 
-    Each image gets noise of its own: the Gaussians describe residuals under any noise.
+
+def vary(image: torch.Tensor, degrees: float, generator: torch.Generator) -> torch.Tensor:
+    """A copy of `[1, 3, S, S]`, rotated and shifted at random; what comes in at the border is mirrored."""
+    turned = rotate(image, (2 * torch.rand(1, generator=generator) - 1) * degrees)
+    top, left = torch.randint(0, 2 * LARGEST_SHIFT + 1, (2,), generator=generator).tolist()
+    padded = F.pad(turned, (LARGEST_SHIFT,) * 4, mode="reflect")
+    return padded[..., top : top + image.shape[-2], left : left + image.shape[-1]]
+
+
+@torch.no_grad()
+def extract(
+    pipe: DDADPipeline, images: torch.Tensor, generator: torch.Generator | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Residuals, their mean over the noise levels, and features of `[N, 3, S, S]`; `[N, C, h, w]` each.
+
+    Gaussians are fitted to that mean: the residuals of the levels hardly differ.
     """
-    timesteps = pipe.timesteps
-    residuals: list[list[torch.Tensor]] = [[] for _ in range(len(timesteps) + 1)]
-    generator = torch.Generator().manual_seed(seed)
-    progress = tqdm(total=len(images), desc="Fitting normality", mininterval=1)
-    for number in range(len(images)):
-        image = images[number][None].to(pipe.device)
-        features = pipe.extract_features(image)  # [1, C, h, w]
-        residuals[-1].append(features.cpu())
-        predicted = pipe.predict_at(image, timesteps, pipe.get_noise(timesteps, generator))[-1]  # [K, C, h, w]
-        for index in range(len(timesteps)):
-            residuals[index].append((features - predicted[index]).cpu())
-        progress.update()
-    progress.close()
-    for index, values in enumerate(residuals):
-        pipe.normality.fit(index, values)
+    features = pipe.extract_features(images)
+    predicted = pipe.predict_at(images, pipe.timesteps, pipe.get_noise(pipe.timesteps, generator))[-1]
+    return features - predicted.unflatten(0, (len(images), -1)).mean(dim=1), features
+
+
+def pool(features: torch.Tensor, grid_size: int) -> torch.Tensor:
+    """`[N, C, h, w]` -> `[N, P, C]` on the grid of the Gaussians."""
+    return F.adaptive_avg_pool2d(features, (grid_size, grid_size)).flatten(2).transpose(1, 2)
 
 
 @torch.no_grad()
-def measure_statistics(pipe: DDADPipeline, images: ImageFolder) -> None:
-    """Measures mean and standard deviation of each score on held-out images and stores their calibrated maps."""
+def fit_components(pipe: DDADPipeline, images: ImageFolder) -> None:
+    """Finds the directions of the residuals that are modelled, on some of the good images."""
+    normality = pipe.normality
+    step = max(1, len(images) // COMPONENT_IMAGES)
+    chosen = [images[index][None].to(pipe.device) for index in range(0, len(images), step)]
+    residuals = torch.cat([extract(pipe, one, None)[0] for one in chosen])
+    normality.basis.copy_(
+        principal_components(pool(residuals, normality.config.grid_size), normality.config.num_channels)
+    )
+
+
+@dataclass
+class Sums:
+    """Moments of residuals and features over some images, and the residuals of the images without their copies."""
+
+    residuals: Moments
+    features: Moments
+    originals: list[torch.Tensor]
+
+
+@torch.no_grad()
+def gather(
+    pipe: DDADPipeline, images: ImageFolder, indices: list[int], copies: int, config: CalibrationConfig, progress: tqdm
+) -> Sums:
+    """Sums over some images and their copies; every image has noise of its own: the Gaussians hold under any noise."""
+    normality = pipe.normality
+    positions, channels = normality.config.grid_size**2, normality.config.num_channels
+    sums = Sums(Moments.empty(positions, channels), Moments.empty(positions, channels), [])
+    for index in indices:
+        generator = torch.Generator().manual_seed(1_000_003 * config.seed + index)
+        image = images[index][None]
+        views = [image, *(vary(image, config.rotation_degrees, generator) for _ in range(copies))]
+        residuals, features = extract(pipe, torch.cat(views).to(pipe.device), generator)
+        values = normality.reduce(residuals).cpu()  # [V, P, c]
+        sums.residuals.add(values)
+        sums.features.add(normality.reduce(features).cpu())
+        sums.originals.append(values[:1])
+        progress.update()
+    return sums
+
+
+@dataclass
+class Calibrated:
+    """Held-out images under Gaussians that have not seen them: sums of their maps, and cells."""
+
+    sums: dict[str, torch.Tensor]
+    cells: dict[str, list[torch.Tensor]]
+
+
+@torch.no_grad()
+def score_held_out(pipe: DDADPipeline, images: ImageFolder, indices: list[int], found: Calibrated) -> None:
+    """Adds the score maps of some held-out images."""
     names, timesteps = pipe.normality.scores, pipe.timesteps
     noise = pipe.get_noise(timesteps)
-    sums = {name: torch.zeros(2, len(timesteps), dtype=torch.float64) for name in names}
-    pooled: dict[str, list[torch.Tensor]] = {name: [] for name in names}
-    progress = tqdm(total=len(images), desc="Calibrating", mininterval=1)
-    for batch in batches(images):
-        maps = pipe.score_maps(batch.to(pipe.device), timesteps, noise, names)
-        for name, value in maps.items():
+    for first in range(0, len(indices), BATCH_SIZE):
+        batch = torch.stack([images[index] for index in indices[first : first + BATCH_SIZE]])
+        for name, value in pipe.score_maps(batch.to(pipe.device), timesteps, noise, names).items():
             value = value.double().cpu()  # [N, K, S, S]
-            sums[name][0] += value.mean(dim=(2, 3)).sum(dim=0)
-            sums[name][1] += value.square().mean(dim=(2, 3)).sum(dim=0)
-            pooled[name].append(pipe.normality.pool(value).float())
-        progress.update(len(batch))
-    progress.close()
+            found.sums[name][0] += value.mean(dim=(2, 3)).sum(dim=0)
+            found.sums[name][1] += value.square().mean(dim=(2, 3)).sum(dim=0)
+            found.cells[name].append(pipe.normality.pool(value).float())
+
+
+def store_statistics(pipe: DDADPipeline, found: Calibrated, count: int) -> None:
+    """Stores mean and standard deviation of each score, and the calibrated cells of the held-out images."""
     statistics = {}
-    for name, (total, squares) in sums.items():
-        mean = total / len(images)
+    for name, (total, squares) in found.sums.items():
+        mean = total / count
         statistics[f"{name}_mean"] = mean.tolist()
-        statistics[f"{name}_std"] = (squares / len(images) - mean.square()).clamp(min=1e-12).sqrt().tolist()
+        statistics[f"{name}_std"] = (squares / count - mean.square()).clamp(min=1e-12).sqrt().tolist()
     pipe.normality.register_to_config(statistics=statistics)
-    maps = [pipe.normality.calibrate(name, torch.cat(pooled[name]), timesteps) for name in names]
-    pipe.normality.calibration_maps.copy_(torch.cat(maps, dim=1))
+    cells = [pipe.normality.calibrate(name, torch.cat(values), pipe.timesteps) for name, values in found.cells.items()]
+    pipe.normality.calibration_maps.copy_(torch.cat(cells, dim=1))
+
+
+def create_normality(
+    features: DDADFeatureExtractor, timesteps: Sequence[int], held_out: int, quantile: float
+) -> DDADNormalityModel:
+    """An empty model of normality for some features."""
+    channels = features.feature_channels
+    return DDADNormalityModel(
+        feature_channels=channels,
+        num_channels=min(NUM_COMPONENTS, channels),
+        grid_size=GRID_SIZE,
+        timesteps=tuple(timesteps),
+        num_calibration_images=held_out,
+        threshold_quantile=quantile,
+        components=True,
+        shared=True,
+    )
+
+
+@torch.no_grad()
+def calibrate(
+    pipe: DDADPipeline, train: ImageFolder, held_out: ImageFolder, config: CalibrationConfig
+) -> dict[str, Any]:
+    """Fits and measures everything that follows from good images without training.
+
+    Args:
+        pipe: the pipeline; its `normality` is new and empty, its weights exact in float16.
+        train: good images that the Gaussians see.
+        held_out: good images that judge: in folds, each under Gaussians of all others.
+        config: how.
+
+    Returns:
+        What was chosen, for the record.
+    """
+    normality, folds = pipe.normality, min(FOLDS, len(held_out))
+    if len(train) + len(held_out) < FEW_IMAGES:
+        logger.warning(
+            "%d good images are few: the threshold rests on %d of them and will let more or fewer good parts pass than"
+            " it should, and what differs among good parts but not among these will be called a defect.",
+            len(train) + len(held_out),
+            len(held_out),
+        )
+    fit_components(pipe, train)
+    round_to_half(normality)
+    copies = count_copies(len(train) + len(held_out))
+    parts = [list(range(fold, len(held_out), folds)) for fold in range(folds)]
+    progress = tqdm(total=len(train) + len(held_out), desc="Fitting normality", mininterval=1, unit="image")
+    trained = gather(pipe, train, list(range(len(train))), copies, config, progress)
+    judged = [gather(pipe, held_out, indices, copies, config, progress) for indices in parts]
+    progress.close()
+    everything = trained.residuals
+    for one in judged:
+        everything = everything + one.residuals
+    rest = [everything - one.residuals for one in judged]
+    weight, likelihoods = choose_shrinkage(rest, [torch.cat(one.originals) for one in judged])
+
+    def store(moments: Moments) -> None:
+        mean, covariance = moments.gaussian()
+        normality.set_gaussian(0, mean, shrink(covariance, weight))
+        round_to_half(normality)
+
+    features = trained.features
+    for one in judged:
+        features = features + one.features
+    mean, covariance = features.gaussian()
+    normality.set_gaussian(normality.features_index, mean, shrink(covariance, weight))
+
+    record: dict[str, Any] = {"views_an_image": 1 + copies, "shrinkage": weight, "log_likelihoods": likelihoods}
+    if config.choose_settings:
+        store(trained.residuals)
+        choice = choose(pipe, torch.stack([held_out[index] for index in range(len(held_out))]), config.seed)
+        pipe.register_to_config(alpha=choice.alpha, blur_sigma=choice.blur_sigma)
+        normality.register_to_config(num_top_cells=choice.num_top_cells)
+        record["choice"] = choice.record()
+        logger.info(
+            "Chosen on synthetic defects: alpha %.1f, blur %.0f, %d cells.", *list(choice.record().values())[:3]
+        )
+    levels = len(pipe.timesteps)
+    found = Calibrated(
+        {name: torch.zeros(2, levels, dtype=torch.float64) for name in normality.scores},
+        {name: [] for name in normality.scores},
+    )
+    for indices, moments in zip(parts, rest, strict=True):
+        store(moments)
+        score_held_out(pipe, held_out, indices, found)
+    store(everything)
+    store_statistics(pipe, found, len(held_out))
+    round_to_half(normality)
+    return record
 
 
 def build_pipeline(
@@ -88,20 +274,14 @@ def build_pipeline(
     features: DDADFeatureExtractor,
     scheduler: DDADScheduler,
     train: ImageFolder,
-    calibration: ImageFolder,
-) -> DDADPipeline:
-    """Fits, calibrates and assembles the pipeline of a run. All weights are exact in float16."""
-    normality = DDADNormalityModel(
-        feature_channels=features.feature_channels,
-        num_channels=min(100, features.feature_channels),
-        timesteps=config.timesteps,
-        num_calibration_images=len(calibration),
-        threshold_quantile=config.threshold_quantile,
-    )
+    held_out: ImageFolder,
+) -> tuple[DDADPipeline, dict[str, Any]]:
+    """Fits, calibrates and assembles the pipeline of a run; with what was chosen. All weights are exact in float16."""
     unet = unet.to(memory_format=torch.contiguous_format)
     features = features.to(memory_format=torch.contiguous_format)
     round_to_half(unet)
     round_to_half(features)
+    normality = create_normality(features, config.timesteps, len(held_out), config.threshold_quantile)
     pipe = DDADPipeline(
         unet=unet,
         scheduler=scheduler,
@@ -111,8 +291,29 @@ def build_pipeline(
         image_processor=DDADImageProcessor(),
         category=config.category,
     )
-    fit_normality(pipe, train, config.seed)
-    round_to_half(normality)
-    measure_statistics(pipe, calibration)
-    round_to_half(normality)
-    return pipe
+    return pipe, calibrate(pipe, train, held_out, CalibrationConfig(config.rotation_degrees, config.seed))
+
+
+def recalibrate(
+    pipe: DDADPipeline, paths: list[Path], fraction: float, config: CalibrationConfig
+) -> tuple[DDADPipeline, dict[str, Any]]:
+    """The same networks, calibrated on other good images: after a change of lamp or camera, without any training.
+
+    Args:
+        pipe: the pipeline, which stays as it is.
+        paths: good images.
+        fraction: the part of them that is held out.
+        config: how.
+
+    Raises:
+        ValueError: if there are fewer than four images.
+    """
+    train, held_out = split_images(paths, fraction, config.seed)
+    logger.info("%d good images are seen by the Gaussians, %d judge.", len(train), len(held_out))
+    size, old = pipe.unet.config.sample_size, pipe.normality
+    for network in (pipe.unet, pipe.feature_extractor):
+        round_to_half(network)
+    fresh = create_normality(pipe.feature_extractor, pipe.timesteps, len(held_out), old.config.threshold_quantile)
+    adapted = DDADPipeline.from_pipe(pipe, normality=fresh.to(pipe.device), threshold=None)
+    adapted.set_progress_bar_config(disable=True)
+    return adapted, calibrate(adapted, ImageFolder(train, size), ImageFolder(held_out, size), config)

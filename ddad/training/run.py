@@ -12,12 +12,12 @@ import diffusers
 import timm
 import torch
 
-from ddad.datasets.layouts import read_dataset
+from ddad.datasets.layouts import DataFormat, read_dataset
 from ddad.hub.card import write_card
 from ddad.pipeline import DDADPipeline
 from ddad.training.backbone import create_feature_extractor
 from ddad.training.base import describe_base
-from ddad.training.calibration import batches, build_pipeline
+from ddad.training.calibration import CalibrationConfig, batches, build_pipeline, recalibrate
 from ddad.training.config import TrainConfig
 from ddad.training.data import ImageFolder, split_images
 from ddad.training.loop import create_scheduler, train_unet
@@ -30,8 +30,8 @@ MAX_SHARD_SIZE = "9MB"
 RECORD_NAME = "training.json"
 
 
-def save_checkpoint(pipe: DDADPipeline, record: dict, output: str | Path) -> None:
-    """Saves pipeline, training record and card in float16; the folder is complete or not there.
+def save_checkpoint(pipe: DDADPipeline, record: dict | None, output: str | Path) -> None:
+    """Saves pipeline and, if there is a record, that and the card in float16; the folder is complete or not there.
 
     The weights must be exact in float16 (`build_pipeline` sees to it); the given pipeline is float16 afterwards.
     """
@@ -42,8 +42,9 @@ def save_checkpoint(pipe: DDADPipeline, record: dict, output: str | Path) -> Non
         # diffusers' own `to` warns of modules to keep in float32 where there are none.
         torch.nn.Module.to(getattr(pipe, name), torch.float16)
     pipe.save_pretrained(fresh, max_shard_size=MAX_SHARD_SIZE)
-    (fresh / RECORD_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    write_card(fresh)
+    if record is not None:
+        (fresh / RECORD_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_card(fresh)
     # The index goes last: a folder without it is no checkpoint.
     for path in sorted(fresh.iterdir(), key=lambda path: path.name == DDADPipeline.config_name):
         target = output / path.name
@@ -73,9 +74,8 @@ def train(config: TrainConfig) -> None:
     unet, record = train_unet(config, images, features)
     if int(os.environ.get("RANK", "0")) != 0:
         return
-    pipe = build_pipeline(
-        config, unet, features, create_scheduler(config), images, ImageFolder(calibration_paths, config.image_size)
-    )
+    held_out = ImageFolder(calibration_paths, config.image_size)
+    pipe, calibration = build_pipeline(config, unet, features, create_scheduler(config), images, held_out)
     settings = dataclasses.asdict(config)
     # Where the data lay on the machine that trained is nobody's business.
     settings["data"], settings["output"] = Path(config.data).name, output.name
@@ -84,6 +84,7 @@ def train(config: TrainConfig) -> None:
         "config": settings,
         "training_images": len(train_paths),
         "calibration_images": len(calibration_paths),
+        "calibration": calibration,
         "threshold": pipe.threshold,
         "parameters": sum(parameter.numel() for parameter in unet.parameters()),
         "device": str(unet.device),
@@ -96,4 +97,38 @@ def train(config: TrainConfig) -> None:
     }
     save_checkpoint(pipe, record, output)
     shutil.rmtree(state_folder(output), ignore_errors=True)
+    logger.info("Saved to %s.", output)
+
+
+def calibrate_checkpoint(
+    pipe: DDADPipeline, record: dict | None, data: str, data_format: DataFormat, output: str
+) -> None:
+    """Fits and measures anew on other good images, and saves; no network is trained.
+
+    Args:
+        pipe: the pipeline.
+        record: its training record, if there is one.
+        data: folder of good images, or of a data set.
+        data_format: its layout.
+        output: a folder that is not there yet.
+
+    Raises:
+        ValueError: if there are too few images, or `output` holds something.
+    """
+    if Path(output).exists() and any(Path(output).iterdir()):
+        raise ValueError(f"{output} is not empty: choose another folder.")
+    dataset = read_dataset(data, data_format)
+    logger.info(dataset.describe())
+    settings = record["config"] if record else {}
+    config = CalibrationConfig(settings.get("rotation_degrees", CalibrationConfig.rotation_degrees))
+    fraction = settings.get("calibration_fraction", TrainConfig.calibration_fraction)
+    adapted, calibration = recalibrate(pipe, dataset.train_paths, fraction, config)
+    if record is not None:
+        held_out = adapted.normality.config.num_calibration_images
+        record = record | {
+            "calibration": calibration | {"data": dataset.name, "images": len(dataset.train_paths)},
+            "calibration_images": held_out,
+            "threshold": adapted.threshold,
+        }
+    save_checkpoint(adapted, record, output)
     logger.info("Saved to %s.", output)

@@ -3,14 +3,14 @@
 Source: "PaDiM: a Patch Distribution Modeling Framework for Anomaly Detection and Localization" (Defard et al., 2020),
 sections III.B and III.C; "Removing Anomalies as Noises for Industrial Defect Localization" (Lu et al., ICCV 2023).
 Beside the features F(x_0) themselves, Gaussians are fitted to the residuals F(x_0) - f(x_t, t) of the U-Net's
-prediction at each noise level.
+prediction.
 
 Score maps of held-out normal images give each score its mean and standard deviation, the threshold, and the level down
 to which a defect reaches. The authors' program normalises by each image's own statistics instead, after which two
 images cannot be compared.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -74,10 +74,13 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
 
     Args:
         feature_channels: channels of the features that come in.
-        num_channels: size of the random subset of channels that is modelled (100 in PaDiM for ResNet-18).
+        num_channels: how many dimensions of the features are modelled (100 in PaDiM for ResNet-18).
+        components: whether these are principal components, whose directions are stored in `basis`, or a random
+            subset of the channels, as in PaDiM.
+        shared: whether one Gaussian serves the residuals at all noise levels, which hardly differ, or each has one.
         grid_size: height and width of the grid; features on a finer grid are averaged down to it.
         timesteps: the noise levels that score images, as timesteps of the training process; about {20, 200, 400} of
-            1000 in the paper. There is a Gaussian of residuals for each, and a last one of the features themselves.
+            1000 in the paper. The last Gaussian is that of the features themselves.
         num_calibration_images: held-out normal images whose calibrated maps are kept, one for each score and level.
         calibration_size: height and width of those maps, and of the cells that image scores are made of: at 256x256 a
             cell of 8x8 pixels has the 64 pixels of the authors' image score.
@@ -85,9 +88,10 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
         statistics: mean and standard deviation of each score on held-out normal images, one for each of `timesteps`,
             as `{"kl_mean": [...], "kl_std": [...], "rgb_mean": ...}`. Without them nothing can be judged.
         threshold_quantile: the part of held-out normal images that the measured threshold lets pass.
+        num_top_cells: an image's score is the mean of so many of its highest cells.
 
     Raises:
-        ValueError: if the subset is larger than the features.
+        ValueError: if more dimensions are to be modelled than there are.
     """
 
     source_code = Path(__file__).read_text(encoding="utf-8")
@@ -95,7 +99,6 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
     scores_class = DDADScores  # other published files cannot import it
     pixel_scores = ("kl", "rgb")
     feature_scores = ("mahalanobis", "mse")
-    epsilon = 0.01  # PaDiM's regularisation of the covariance (Defard et al., equation 1)
 
     @register_to_config
     def __init__(
@@ -109,6 +112,9 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
         channel_seed: int = 0,  # noqa: ARG002 - kept in the config
         statistics: dict[str, list[float]] | None = None,  # noqa: ARG002 - kept in the config
         threshold_quantile: float = 0.95,  # noqa: ARG002 - kept in the config
+        components: bool = False,
+        shared: bool = False,
+        num_top_cells: int = 1,  # noqa: ARG002 - kept in the config
     ):
         super().__init__()
         if num_channels > feature_channels:
@@ -119,9 +125,11 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
             return nn.Parameter(torch.zeros(*shape), requires_grad=False)
 
         # One parameter a model, and not one for all: files of a checkpoint are split between parameters.
-        gaussians = range(len(timesteps) + 1)
+        gaussians = range((1 if shared else len(timesteps)) + 1)
         self.mean = nn.ParameterList([parameter(positions, num_channels) for _ in gaussians])
         self.whitening = nn.ParameterList([parameter(positions, triangle) for _ in gaussians])
+        if components:
+            self.basis = parameter(feature_channels, num_channels)
         num_maps = len(self.scores) * len(timesteps)
         self.calibration_maps = parameter(num_calibration_images, num_maps, calibration_size, calibration_size)
 
@@ -130,7 +138,11 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
     @property
     def features_index(self) -> int:
         """The Gaussian of the features themselves."""
-        return len(self.config.timesteps)
+        return len(self.mean) - 1
+
+    def residual_index(self, timestep: int) -> int:
+        """The Gaussian of the residuals at a noise level."""
+        return 0 if self.config.shared else self.index([timestep])[0]
 
     @property
     def channels(self) -> torch.Tensor:
@@ -140,10 +152,12 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
         return order[: self.config.num_channels].sort().values
 
     def reduce(self, features: torch.Tensor) -> torch.Tensor:
-        """Picks the modelled channels and averages to the grid: `[N, C, h, w]` -> `[N, positions, num_channels]`."""
-        features = features[:, self.channels.to(features.device)]
+        """Averages to the grid and picks the modelled dimensions: `[N, C, h, w]` -> `[N, positions, num_channels]`."""
         size = (self.config.grid_size, self.config.grid_size)
-        return F.adaptive_avg_pool2d(features, size).flatten(2).transpose(1, 2)
+        if not self.config.components:
+            features = features[:, self.channels.to(features.device)]
+        pooled = F.adaptive_avg_pool2d(features, size).flatten(2).transpose(1, 2)  # [N, P, C]
+        return pooled @ self.basis.to(pooled.dtype) if self.config.components else pooled
 
     def whitening_matrix(self, index: int) -> torch.Tensor:
         """W of one model as full matrices, `[positions, num_channels, num_channels]`, zero above the diagonal."""
@@ -155,28 +169,16 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
         return matrix
 
     @torch.no_grad()
-    def fit(self, index: int, batches: Iterable[torch.Tensor]) -> None:
-        """Fits model `index` to features (or residuals) of normal images, batches of `[N, C, h, w]`.
-
-        Sums run in float64 over one pass, so that any number of images fits in memory.
+    def set_gaussian(self, index: int, mean: torch.Tensor, covariance: torch.Tensor) -> None:
+        """Stores model `index`: mean `[P, c]` and covariance `[P, c, c]`, which must be positive definite.
 
         Raises:
-            ValueError: if there are fewer than two images: a covariance needs two.
+            torch.linalg.LinAlgError: if it is not.
         """
-        count, total, products = 0, 0.0, 0.0
-        for features in batches:
-            values = self.reduce(features).double()  # [N, P, c]
-            count += len(values)
-            total = total + values.sum(dim=0)
-            products = products + torch.einsum("npc,npd->pcd", values, values)
-        if count < 2:
-            raise ValueError(f"A model of normality needs at least 2 normal images, found {count}.")
-        mean = total / count  # [P, c]
-        covariance = (products - count * torch.einsum("pc,pd->pcd", mean, mean)) / (count - 1)
-        identity = torch.eye(self.config.num_channels, dtype=torch.float64, device=mean.device)
-        factor = torch.linalg.cholesky(covariance + self.epsilon * identity)
+        factor = torch.linalg.cholesky(covariance)
+        identity = torch.eye(self.config.num_channels, dtype=factor.dtype, device=factor.device)
         whitening = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
-        rows, columns = torch.tril_indices(self.config.num_channels, self.config.num_channels, device=mean.device)
+        rows, columns = torch.tril_indices(self.config.num_channels, self.config.num_channels, device=factor.device)
         self.mean[index].copy_(mean)
         self.whitening[index].copy_(whitening[:, rows, columns])
 
@@ -238,7 +240,7 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
         if "mse" in scores:
             maps["mse"] = residuals.square().mean(dim=2)
         if "mahalanobis" in scores:
-            distances = [self(residuals[:, k], index) for k, index in enumerate(self.index(timesteps))]
+            distances = [self(residuals[:, k], self.residual_index(t)) for k, t in enumerate(timesteps)]
             maps["mahalanobis"] = torch.cat(distances, dim=1)
         return maps
 
@@ -256,8 +258,12 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
         return F.adaptive_avg_pool2d(maps, (self.config.calibration_size,) * 2)
 
     def image_score(self, anomaly_maps: torch.Tensor) -> torch.Tensor:
-        """The highest cell of each map, `[N, S, S]` -> `[N]`."""
-        return self.pool(anomaly_maps).flatten(1).amax(dim=1)
+        """The mean of the highest cells of each map, `[N, S, S]` -> `[N]`."""
+        return self.top_cells(self.pool(anomaly_maps).flatten(1))
+
+    def top_cells(self, cells: torch.Tensor) -> torch.Tensor:
+        """The mean of the `num_top_cells` highest, `[N, cells]` -> `[N]`."""
+        return cells.topk(self.config.num_top_cells, dim=1).values.mean(dim=1)
 
     @staticmethod
     def fuse(pixel_maps: torch.Tensor, feature_maps: torch.Tensor, alpha: float) -> torch.Tensor:
@@ -269,7 +275,7 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
     ) -> torch.Tensor | None:
         """The anomaly maps of the held-out normal images in cells, `[M, cells]`; None if none are stored.
 
-        The largest of each row is that image's score.
+        `top_cells` of them are those images' scores.
         """
         if not self.config.num_calibration_images:
             return None
@@ -289,7 +295,7 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
         fused = self.normal_maps(alpha, timesteps, pixel_score, feature_score)  # [M, cells]
         if fused is None:
             return None, None
-        threshold = torch.quantile(fused.amax(dim=1), self.config.threshold_quantile)
+        threshold = torch.quantile(self.top_cells(fused), self.config.threshold_quantile)
         # torch.quantile refuses more than 16 M values.
         cells = fused.flatten().sort().values
         return float(threshold), float(cells[int(0.99 * (len(cells) - 1))])

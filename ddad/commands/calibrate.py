@@ -1,0 +1,37 @@
+"""`ddad calibrate`."""
+
+import argparse
+import json
+from pathlib import Path
+
+from ddad.commands.loading import load_pipeline
+
+
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """`ddad calibrate`."""
+    from ddad.datasets.layouts import READERS
+
+    parser = commands.add_parser(
+        "calibrate",
+        help="fit a checkpoint's statistics and threshold to other good images, without training",
+        description="Fits Gaussians, settings and threshold anew on good images, in minutes: what a line needs after a"
+        " lamp or a camera was changed. The networks stay as they are. A hundred images are enough.",
+    )
+    parser.add_argument("--checkpoint", required=True, help="folder of a checkpoint, or USER/NAME on the Hub")
+    parser.add_argument("--data", required=True, help="folder of good images, or of a data set")
+    parser.add_argument("--data-format", choices=("auto", *READERS), default="auto", help="layout of --data")
+    parser.add_argument("--output", required=True, help="folder that the new checkpoint is saved to")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU where there is one)")
+    parser.set_defaults(run=run_calibrate)
+
+
+def run_calibrate(arguments: argparse.Namespace) -> int:
+    """Loads, calibrates, saves."""
+    from ddad.hub.loading import find_folder
+    from ddad.training.run import RECORD_NAME, calibrate_checkpoint
+
+    path = find_folder(arguments.checkpoint, {}) / RECORD_NAME
+    record = json.loads(Path(path).read_text(encoding="utf-8")) if path.is_file() else None
+    pipe = load_pipeline(arguments.checkpoint, arguments.device)
+    calibrate_checkpoint(pipe, record, arguments.data, arguments.data_format, arguments.output)
+    return 0

@@ -1,0 +1,155 @@
+"""Calibration: what is chosen without test images, what is held out of what, and what a changed lamp needs."""
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from ddad import DDADPipeline
+from ddad.cli import main
+from ddad.datasets.layouts import find_images
+from ddad.training import calibration
+from ddad.training.calibration import CalibrationConfig, count_copies, recalibrate, vary
+from ddad.training.choice import ALPHAS, BLURS, TOP_CELLS, choose, make_defects, top_cells
+from tests.conftest import create_tiny_pipeline
+from tests.hub.conftest import RECORD
+
+
+def striped_images(folder, count, offset=0.0, seed=0):
+    """Good parts; `offset` is how bright the lamp is."""
+    generator = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        values = (
+            110 + offset + 60 * np.sin(np.arange(80) / 6 + generator.normal(0, 0.3)) + generator.normal(0, 3, (80, 80))
+        )
+        PIL.Image.fromarray(values.clip(0, 255).astype(np.uint8)).save(folder / f"{index:03d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    return striped_images(tmp_path_factory.mktemp("good") / "parts", 24)
+
+
+@pytest.fixture(scope="module")
+def adapted(good):
+    return recalibrate(create_tiny_pipeline(), find_images(good), 0.4, CalibrationConfig())
+
+
+def test_all_of_it_follows_from_good_images(adapted, good):
+    pipe, record = adapted
+    config = pipe.normality.config
+    assert config.components and config.shared and config.num_calibration_images == 10
+    choice = record["choice"]
+    assert (choice["alpha"], choice["blur_sigma"]) == (pipe.config.alpha, pipe.config.blur_sigma)
+    assert choice["num_top_cells"] == config.num_top_cells
+    assert choice["alpha"] in ALPHAS and choice["blur_sigma"] in BLURS and choice["num_top_cells"] in TOP_CELLS
+    assert choice["image_auroc"] + choice["pro"] >= choice["default"]["image_auroc"] + choice["default"]["pro"]
+    assert record["shrinkage"] == max(record["log_likelihoods"], key=record["log_likelihoods"].get)
+    # The stored cells of held-out images have mean 0 for every score and level.
+    assert pipe.normality.calibration_maps.float().mean(dim=(0, 2, 3)).abs().max() < 0.02
+    assert pipe.threshold > 0
+
+
+def test_what_judges_has_not_been_seen(good, monkeypatch):
+    """The distance of held-out images is larger than under Gaussians that have seen them."""
+    monkeypatch.setattr(calibration, "choose_shrinkage", lambda *_: (0.0, {}))
+    monkeypatch.setattr(calibration, "count_copies", lambda _: 0)
+    tiny = create_tiny_pipeline()
+    tiny.feature_extractor.feature_std.fill_(0.02)  # what varies is larger than the regularisation
+    pipe, _ = recalibrate(tiny, find_images(good), 0.4, CalibrationConfig(choose_settings=False))
+    _, held_out = calibration.split_images(find_images(good), 0.4, 0)
+    images = pipe.prepare([pipe.image_processor.read_image(path) for path in held_out])
+    maps = pipe.score_maps(images, pipe.timesteps, pipe.get_noise(pipe.timesteps), ["mahalanobis"])["mahalanobis"]
+    assert np.mean(pipe.normality.config.statistics["mahalanobis_mean"]) > 1.05 * float(maps.mean())
+
+
+def test_the_pipeline_at_hand_stays_as_it_is(good, picture):
+    pipe = create_tiny_pipeline()
+    before = pipe(picture, denoise=False).image_score
+    recalibrate(pipe, find_images(good), 0.4, CalibrationConfig(choose_settings=False))
+    assert pipe(picture, denoise=False).image_score == pytest.approx(before, rel=1e-2)  # weights are rounded to half
+    assert not pipe.normality.config.components
+
+
+def test_the_command_adapts_a_checkpoint_to_a_changed_lamp(good, tmp_path, capsys):
+    checkpoint, output = tmp_path / "old", tmp_path / "new"
+    pipe, _ = recalibrate(create_tiny_pipeline(), find_images(good), 0.4, CalibrationConfig())
+    pipe.save_pretrained(checkpoint)
+    (checkpoint / "training.json").write_text(json.dumps(RECORD))
+    bright = striped_images(tmp_path / "bright", 24, offset=60.0, seed=1)
+    command = ["calibrate", "--checkpoint", str(checkpoint), "--data", str(bright), "--output", str(output)]
+    assert main(command) == 0
+    new = DDADPipeline.from_pretrained(output)
+    record = json.loads((output / "training.json").read_text())
+    assert record["calibration"]["images"] == 24 and record["threshold"] == pytest.approx(new.threshold)
+    assert str(tmp_path) not in (output / "training.json").read_text()
+    paths = find_images(striped_images(tmp_path / "later", 6, offset=60.0, seed=2))
+    old_alarms = np.mean(DDADPipeline.from_pretrained(checkpoint)(paths, denoise=False).is_anomalous)
+    assert np.mean(new(paths, denoise=False).is_anomalous) < old_alarms
+    assert main(command) == 2
+    assert "is not empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("count", "status", "message"), [(1, 2, "1 good images are too few"), (10, 0, "10 good images are few")]
+)
+def test_few_images_are_warned_of_and_one_is_refused(count, status, message, tmp_path, capsys, caplog):
+    checkpoint = tmp_path / "old"
+    create_tiny_pipeline().save_pretrained(checkpoint)
+    data = striped_images(tmp_path / "data", count)
+    assert (
+        main(["calibrate", "--checkpoint", str(checkpoint), "--data", str(data), "--output", str(tmp_path / "new")])
+        == status
+    )
+    assert message in capsys.readouterr().err + caplog.text
+
+
+def test_copies_are_rotated_and_shifted_a_little():
+    assert [count_copies(number) for number in (10, 150, 400, 5000)] == [8, 7, 2, 1]
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    first, second = vary(image, 0.0, generator), vary(image, 0.0, generator)
+    assert first.shape == image.shape and not torch.equal(first, second)
+    shifts = [
+        (y, x) for y in range(-4, 5) for x in range(-4, 5)
+        if torch.allclose(first[..., 8:-8, 8:-8], image.roll((y, x), (2, 3))[..., 8:-8, 8:-8], atol=1e-4)
+    ]  # fmt: skip
+    assert len(shifts) == 1
+
+
+def test_synthetic_defects_are_where_their_masks_say():
+    images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    defective, masks = make_defects(images, 2, seed=0)
+    assert len(defective) == len(masks) == 10
+    again, _ = make_defects(images, 2, seed=0)
+    assert torch.equal(defective, again)
+    for image, mask in zip(defective, masks, strict=True):
+        changed = (image - images).abs().amax(dim=1).flatten(1) > 0.02  # against each good image
+        nearest = changed[changed.sum(dim=1).argmin()].view(64, 64).numpy()
+        assert (nearest & mask).sum() > 0.3 * mask.sum()
+
+
+def test_the_choice_follows_the_score_that_finds_defects(tiny_pipe, monkeypatch):
+    """A pixel score that knows nothing gets no weight."""
+    images = torch.rand(12, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 0.2
+    defective, truth = make_defects(images, 16, seed=0)
+
+    def raw(_, given):
+        generator = torch.Generator().manual_seed(1)
+        noise = torch.randn(len(given), 2, 8, 8, generator=generator)
+        masks = torch.cat([torch.zeros(12, 64, 64), torch.from_numpy(truth).float()])[:, None]
+        return {"kl": noise, "mahalanobis": 2 * masks + torch.randn(masks.shape, generator=generator)}
+
+    monkeypatch.setattr("ddad.training.choice.raw_maps", raw)
+    choice = choose(tiny_pipe, images, seed=0)
+    assert choice.alpha <= 0.1 and choice.image_auroc > 90
+    assert choice.alone["mahalanobis"]["pro"] > choice.alone["kl"]["pro"] + 20
+
+
+def test_an_image_score_of_several_cells():
+    cells = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
+    assert top_cells(cells, 1)[0] == 4 and top_cells(cells, 4)[0] == 2.5
