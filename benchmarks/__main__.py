@@ -35,7 +35,6 @@ ORDER = (
     "stfpm_anomalib",
 )  # fmt: skip
 NOTES = {
-    "combined": "alpha 0.5",
     "kl": "the paper's pixel score, calibrated",
     "mahalanobis": "feature residual under its Gaussians",
     "mse": "feature residual squared: the paper's feature score, calibrated",
@@ -47,7 +46,7 @@ NOTES = {
 def create_methods(pipe: DDADPipeline, checkpoint: Path, seconds: float) -> dict[str, Callable[[], Method]]:
     """The methods by the names that `--methods` takes."""
     return {
-        "combined": lambda: Ours(pipe, checkpoint, NOTES["combined"]),
+        "combined": lambda: Ours(pipe, checkpoint, f"alpha {pipe.config.alpha}, blur {pipe.config.blur_sigma}"),
         "authors": lambda: AuthorsProgram(pipe),
         "anoddpm": lambda: AnoDDPM(pipe),
         "padim_anomalib": lambda: Padim(pipe),

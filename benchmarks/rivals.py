@@ -17,7 +17,7 @@ from ddad.training.backbone import load_packaged_weights
 
 # Random patches that PatchCore's greedy selection starts from, and the part that it keeps: all patches of hundreds of
 # images would take it days on a CPU.
-PATCHES, PATCHES_KEPT = 100_000, 0.1
+PATCHES, PATCHES_KEPT = 50_000, 0.1
 
 
 @contextmanager

@@ -107,6 +107,9 @@ def write_card(folder: str | Path, repository: str = "PATH_OR_REPOSITORY") -> No
     results, evaluation = "Not evaluated on defective images.", None
     if evaluation_path.exists():
         evaluation = json.loads(evaluation_path.read_text(encoding="utf-8"))
+    if evaluation is not None and "scores" not in evaluation:
+        results, evaluation = "Evaluated by an earlier version: run `ddad evaluate` again.", None
+    if evaluation is not None:
         at = evaluation["at_threshold"]
         results = (
             f"{evaluation['good_images']} good images, none of which trained or calibrated the model, against"

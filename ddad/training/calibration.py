@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 4
 FOLDS = 5
-GRID_SIZE = 32
-NUM_COMPONENTS = 72
+GRID_SIZE = 16
+NUM_COMPONENTS = 100
 # Images that the principal components are found on.
 COMPONENT_IMAGES = 64
 # Copies are made until there are about so many views, at least one and at most eight of an image.

@@ -77,6 +77,12 @@ def test_measured_results_are_in_the_metadata(checkpoint, tmp_path):
     assert metrics["Defective images found at the stored threshold, %"] == 75.0
 
 
+def test_an_evaluation_of_an_earlier_version_is_not_taken_for_one_of_this(checkpoint, tmp_path):
+    (checkpoint / "evaluation.json").write_text(json.dumps({"good_images": 3, "image_auroc": {"combined": 95.0}}))
+    card = (dry_run(checkpoint, tmp_path) / "README.md").read_text()
+    assert "run `ddad evaluate` again" in card and "model-index" not in card
+
+
 def test_publishing_again_sends_only_what_changed(hub, run, checkpoint):
     run("publish", checkpoint, "factory/tiny")
     first, sent = published(hub), len(hub.uploaded)
