@@ -48,6 +48,7 @@ def format_table(results: dict[str, Any]) -> str:
     caption = (
         f"{results['data']} Machine: {machine['cores']} cores ({', '.join(machine['features'])}), {gpu}."
         " Memory is the process's peak; the fit of our rows is the checkpoint's training, which is not in it."
+        f" {results.get('note', '')}"
     )
     return "\n".join([*lines, "", caption])
 
