@@ -106,15 +106,6 @@ def top_cells(cells: torch.Tensor, count: int) -> np.ndarray:
     return cells.flatten(1).topk(count, dim=1).values.mean(dim=1).numpy()
 
 
-def measure(maps: torch.Tensor, cells: int, masks: np.ndarray, good: int) -> dict[str, float]:
-    """Image AUROC and PRO in percent of maps `[N, 128, 128]`, of which the first `good` are of good images."""
-    scores = top_cells(F.adaptive_avg_pool2d(maps, 32), cells)
-    return {
-        "image_auroc": round(100 * auroc(scores[:good], scores[good:]), 2),
-        "pro": round(100 * pro(maps.numpy(), masks), 2),
-    }
-
-
 def merit(measured: dict[str, float]) -> float:
     """What is made as large as possible: finding the part and finding the place count alike."""
     return measured["image_auroc"] + measured["pro"]

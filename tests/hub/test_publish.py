@@ -212,7 +212,7 @@ PUSH = """
 """
 
 
-@pytest.mark.parametrize("package", ["with", "without"])
+@pytest.mark.parametrize("package", [pytest.param("with", marks=pytest.mark.slow), "without"])
 def test_push_to_hub_gives_a_whole_repository_that_is_found(package, hub, run, checkpoint):
     run(checkpoint, "factory/pushed", package, code=PUSH)
     files = published(hub, "factory/pushed")
