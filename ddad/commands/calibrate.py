@@ -1,8 +1,6 @@
 """`ddad calibrate`."""
 
 import argparse
-import json
-from pathlib import Path
 
 from ddad.commands.loading import load_pipeline
 
@@ -27,11 +25,11 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 def run_calibrate(arguments: argparse.Namespace) -> int:
     """Loads, calibrates, saves."""
-    from ddad.hub.loading import find_folder
+    from ddad.hub.loading import find_folder, read_json
     from ddad.training.run import RECORD_NAME, calibrate_checkpoint
 
     path = find_folder(arguments.checkpoint, {}) / RECORD_NAME
-    record = json.loads(Path(path).read_text(encoding="utf-8")) if path.is_file() else None
+    record = read_json(path) if path.is_file() else None
     pipe = load_pipeline(arguments.checkpoint, arguments.device)
     calibrate_checkpoint(pipe, record, arguments.data, arguments.data_format, arguments.output)
     return 0

@@ -243,7 +243,7 @@ def refresh(pipe: Any, folder: Path) -> None:
     for name, component in pipe.components.items():
         component.save_config(folder / name)
         path = folder / name / component.config_name
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = read_json(path)
         # diffusers keeps settings that an earlier version had and this one has not.
         classes = [one for one in type(component).__mro__ if "__init__" in vars(one)]
         known = {key for one in classes for key in inspect.signature(vars(one)["__init__"]).parameters}

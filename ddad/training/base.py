@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import torch
-
 from ddad.hub.loading import find_folder
 from ddad.scheduling_ddad import DDADScheduler
 from ddad.training.config import TrainConfig
@@ -51,8 +49,3 @@ def create_from_base(config: TrainConfig, feature_channels: int) -> DDADUNet2DMo
 def describe_base(base: str) -> str:
     """What a record says of the base: a repository's id, or a folder's name without where it lay."""
     return Path(base).name if Path(base).is_dir() else base
-
-
-def create_optimizer(unet: torch.nn.Module, learning_rate: float) -> torch.optim.Optimizer:
-    """AdamW in one kernel for all weights (fused), on the CPU as well."""
-    return torch.optim.AdamW(unet.parameters(), lr=learning_rate, weight_decay=0.01, fused=True)

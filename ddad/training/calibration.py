@@ -8,7 +8,7 @@ images are scored in folds, each under Gaussians of all images but its own.
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ddad.images_ddad import DDADImageProcessor
 from ddad.normality_ddad import DDADNormalityModel
 from ddad.pipeline import DDADPipeline
 from ddad.scheduling_ddad import DDADScheduler
-from ddad.training.choice import choose
+from ddad.training.choice import MOST_IMAGES, choose
 from ddad.training.config import TrainConfig
 from ddad.training.data import ImageFolder, rotate, split_images
 from ddad.training.gaussians import Moments, choose_shrinkage, principal_components, shrink
@@ -89,7 +89,7 @@ def vary(image: torch.Tensor, degrees: float, generator: torch.Generator) -> tor
 def extract(
     pipe: DDADPipeline, images: torch.Tensor, generator: torch.Generator | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Residuals, their mean over the noise levels, and features of `[N, 3, S, S]`; `[N, C, h, w]` each.
+    """The residuals' mean over the noise levels, and the features, of `[N, 3, S, S]`; `[N, C, h, w]` each.
 
     Gaussians are fitted to that mean: the residuals of the levels hardly differ.
     """
@@ -227,9 +227,7 @@ def calibrate(
     trained = gather(pipe, train, list(range(len(train))), copies, config, progress)
     judged = [gather(pipe, held_out, indices, copies, config, progress) for indices in parts]
     progress.close()
-    everything = trained.residuals
-    for one in judged:
-        everything = everything + one.residuals
+    everything = sum((one.residuals for one in judged), trained.residuals)
     rest = [everything - one.residuals for one in judged]
     weight, likelihoods = choose_shrinkage(rest, [torch.cat(one.originals) for one in judged])
 
@@ -238,21 +236,22 @@ def calibrate(
         normality.set_gaussian(0, mean, shrink(covariance, weight))
         round_to_half(normality)
 
-    features = trained.features
-    for one in judged:
-        features = features + one.features
-    mean, covariance = features.gaussian()
+    mean, covariance = sum((one.features for one in judged), trained.features).gaussian()
     normality.set_gaussian(normality.features_index, mean, shrink(covariance, weight))
 
     record: dict[str, Any] = {"views_an_image": 1 + copies, "shrinkage": weight, "log_likelihoods": likelihoods}
     if config.choose_settings:
         store(trained.residuals)
-        choice = choose(pipe, torch.stack([held_out[index] for index in range(len(held_out))]), config.seed)
+        judges = torch.stack([held_out[index] for index in range(min(MOST_IMAGES, len(held_out)))])
+        choice = choose(pipe, judges, config.seed)
         pipe.register_to_config(alpha=choice.alpha, blur_sigma=choice.blur_sigma)
         normality.register_to_config(num_top_cells=choice.num_top_cells)
-        record["choice"] = choice.record()
+        record["choice"] = asdict(choice)
         logger.info(
-            "Chosen on synthetic defects: alpha %.1f, blur %.0f, %d cells.", *list(choice.record().values())[:3]
+            "Chosen on synthetic defects: alpha %.1f, blur %.0f, %d cells.",
+            choice.alpha,
+            choice.blur_sigma,
+            choice.num_top_cells,
         )
     levels = len(pipe.timesteps)
     found = Calibrated(

@@ -5,9 +5,7 @@ defects are found that nobody trained on (`synthetic`), pasted into good images 
 Gaussians have seen.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -48,10 +46,6 @@ class Choice:
     default: dict[str, float]
     alone: dict[str, dict[str, float]]
 
-    def record(self) -> dict[str, Any]:
-        """For the training record."""
-        return asdict(self)
-
 
 def make_defects(images: torch.Tensor, per_type: int, seed: int) -> tuple[torch.Tensor, np.ndarray]:
     """Good images with synthetic defects, every kind alike often.
@@ -79,11 +73,7 @@ def make_defects(images: torch.Tensor, per_type: int, seed: int) -> tuple[torch.
 
 @torch.no_grad()
 def raw_maps(pipe: DDADPipeline, images: torch.Tensor, batch_size: int = 4) -> dict[str, torch.Tensor]:
-    """Unsmoothed pixel and feature maps, the mean over noise levels of each in standard deviations of its level.
-
-    Returns:
-        `kl` as `[N, 1, S, S]` and `mahalanobis` as `[N, 1, g, g]`.
-    """
+    """Unsmoothed pixel and feature maps of many images: `kl` as `[N, K, S, S]`, `mahalanobis` as `[N, K, g, g]`."""
     timesteps = pipe.timesteps
     noise = pipe.get_noise(timesteps)
     found: dict[str, list[torch.Tensor]] = {"kl": [], "mahalanobis": []}
@@ -111,23 +101,21 @@ def merit(measured: dict[str, float]) -> float:
     return measured["image_auroc"] + measured["pro"]
 
 
-def choose(pipe: DDADPipeline, images: torch.Tensor, seed: int, blurs: Sequence[float] = BLURS) -> Choice:
+def choose(pipe: DDADPipeline, images: torch.Tensor, seed: int) -> Choice:
     """The settings under which synthetic defects are found best.
 
     Args:
         pipe: the pipeline with its Gaussians; those of the held-out images must not be among them.
-        images: held-out good images, `[M, 3, S, S]` in [-1, 1]; the first 48 are used.
+        images: held-out good images, `[M, 3, S, S]` in [-1, 1]; `MOST_IMAGES` are enough.
         seed: of the defects.
-        blurs: the blurs that are tried.
     """
-    images = images[:MOST_IMAGES]
     defective, truth = make_defects(images, DEFECTS_PER_TYPE, seed)
     good, size = len(images), images.shape[-1]
     masks = torch.cat([torch.zeros(good, size, size), torch.from_numpy(truth).float()])
     small = F.interpolate(masks[:, None], size=(MAP_SIZE, MAP_SIZE), mode="nearest")[:, 0].numpy() > 0
     raw = raw_maps(pipe, torch.cat([images, defective]))
     tried: dict[tuple[float, float, int], dict[str, float]] = {}
-    for blur in blurs:
+    for blur in BLURS:
         parts = {}
         for name, value in raw.items():
             resized = pipe.image_processor.resize(value, (size, size))
@@ -149,6 +137,6 @@ def choose(pipe: DDADPipeline, images: torch.Tensor, seed: int, blurs: Sequence[
         blur_sigma=blur,
         num_top_cells=count,
         **tried[best],
-        default=tried.get((0.5, 4.0, 1), tried[best]),
+        default=tried[0.5, 4.0, 1],
         alone={"kl": tried[1.0, blur, count], "mahalanobis": tried[0.0, blur, count]},
     )
