@@ -21,8 +21,9 @@ import torch
 from benchmarks.methods import Images, Method
 from benchmarks.neighbours import Spade
 from benchmarks.ours import AnoDDPM, AuthorsProgram, Ours
-from benchmarks.rivals import Dfm, Padim, Patchcore, Stfpm
+from benchmarks.rivals import Dfm, Padim, Patchcore
 from benchmarks.tables import RESULTS
+from benchmarks.trained import CFlow, CutPaste, Stfpm
 from ddad import DDADPipeline
 from ddad.datasets.layouts import Sample, read_dataset
 from ddad.evaluation.evaluate import measure, read_masks
@@ -32,7 +33,7 @@ SLOW_SAMPLES = 60
 PARTS = "parts"
 ORDER = (
     "combined", PARTS, "padim_anomalib", "patchcore_anomalib", "dfm_anomalib", "spade", "authors", "anoddpm",
-    "stfpm_anomalib",
+    "stfpm_anomalib", "cflow_anomalib", "cutpaste",
 )  # fmt: skip
 NOTES = {
     "kl": "the paper's pixel score, calibrated",
@@ -53,6 +54,8 @@ def create_methods(pipe: DDADPipeline, checkpoint: Path, seconds: float) -> dict
         "patchcore_anomalib": lambda: Patchcore(pipe),
         "dfm_anomalib": lambda: Dfm(pipe),
         "stfpm_anomalib": lambda: Stfpm(pipe, seconds),
+        "cflow_anomalib": lambda: CFlow(pipe, seconds),
+        "cutpaste": lambda: CutPaste(pipe, seconds),
         "spade": lambda: Spade(pipe),
     }
 
@@ -82,8 +85,8 @@ def run_method(name: str, checkpoint: Path, data: Path, seconds: float) -> dict[
         spent += time.perf_counter() - started
         maps.append(found)
         scores.append(image_scores)
-    masks = read_masks(samples, pipe.unet.config.sample_size)
-    measured = measure(np.concatenate(maps), np.concatenate(scores), samples, masks)
+    masks = None if maps[0] is None else read_masks(samples, pipe.unet.config.sample_size)
+    measured = measure(None if masks is None else np.concatenate(maps), np.concatenate(scores), samples, masks)
     return {
         "name": method.name,
         "note": method.note,

@@ -29,8 +29,8 @@ class Method(Protocol):
     def fit(self, images: "Images") -> None:
         """Learns from good images."""
 
-    def score(self, images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Images `[N, 3, S, S]` in [-1, 1] -> anomaly maps `[N, S, S]` and image scores `[N]`."""
+    def score(self, images: torch.Tensor) -> tuple[np.ndarray | None, np.ndarray]:
+        """Images `[N, 3, S, S]` in [-1, 1] -> anomaly maps `[N, S, S]`, or None, and image scores `[N]`."""
 
     def size(self) -> int:
         """Bytes that must be kept to score images."""

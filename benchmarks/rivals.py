@@ -1,6 +1,5 @@
-"""anomalib's methods with our backbone's weights and our image size."""
+"""anomalib's methods without training, with our backbone's weights and our image size."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -153,55 +152,4 @@ class Dfm(FeatureRival):
 
     def size(self) -> int:
         """The components at half precision."""
-        return network_size(self.model)
-
-
-class Stfpm:
-    """A student that learns the teacher's features of good images, trained for some seconds.
-
-    Source: "Student-Teacher Feature Pyramid Matching for Anomaly Detection" (Wang et al., 2021).
-    """
-
-    name = "STFPM (anomalib)"
-    slow = False
-
-    def __init__(self, pipe: DDADPipeline, seconds: float):
-        from anomalib.models.image.stfpm.loss import STFPMLoss
-        from anomalib.models.image.stfpm.torch_model import STFPMModel
-
-        self.pipe, self.seconds = pipe, seconds
-        self.note = f"strides 4, 8, 16; trained for {seconds / 60:.0f} minutes"
-        config = pipe.feature_extractor.config
-        torch.manual_seed(0)
-        with packaged_backbones():
-            self.model = STFPMModel(layer_names(pipe, tuple(config.strides)), config.backbone)
-        self.loss = STFPMLoss()
-
-    def fit(self, images: Images) -> None:
-        """Stochastic gradient descent with anomalib's settings."""
-        student = self.model.student_model
-        optimizer = torch.optim.SGD(student.parameters(), lr=0.4, momentum=0.9, weight_decay=0.001)
-        self.model.train()
-        self.model.teacher_model.eval()
-        store = torch.cat([batch.half() for batch in images.batches()])
-        started, steps = time.monotonic(), 0
-        while time.monotonic() - started < self.seconds:
-            batch = store[torch.randint(len(store), (32,))].float()
-            teacher, learned = self.model(backbone_input(self.pipe.feature_extractor, batch))
-            loss = self.loss(teacher, learned)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            steps += 1
-        self.note += f" ({steps} steps of 32)"
-        self.model.eval()
-
-    @torch.no_grad()
-    def score(self, images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Its own maps and image scores."""
-        output = self.model(backbone_input(self.pipe.feature_extractor, images))
-        return output.anomaly_map[:, 0].numpy(), output.pred_score.flatten().numpy()
-
-    def size(self) -> int:
-        """Teacher and student."""
         return network_size(self.model)

