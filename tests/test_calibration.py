@@ -11,8 +11,9 @@ from ddad import DDADPipeline
 from ddad.cli import main
 from ddad.datasets.layouts import find_images
 from ddad.training import calibration
-from ddad.training.calibration import CalibrationConfig, count_copies, recalibrate, vary
+from ddad.training.calibration import CalibrationConfig, count_copies, count_judges, recalibrate, vary
 from ddad.training.choice import ALPHAS, BLURS, TOP_CELLS, choose, make_defects, top_cells
+from ddad.training.data import ImageFolder
 from tests.conftest import create_tiny_pipeline
 from tests.hub.conftest import RECORD
 
@@ -29,6 +30,11 @@ def striped_images(folder, count, offset=0.0, seed=0):
     return folder
 
 
+def images_of(folder):
+    """What the tiny pipeline sees of a folder."""
+    return ImageFolder(find_images(folder), 64)
+
+
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
     return striped_images(tmp_path_factory.mktemp("good") / "parts", 24)
@@ -36,13 +42,13 @@ def good(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def adapted(good):
-    return recalibrate(create_tiny_pipeline(), find_images(good), 0.4, CalibrationConfig())
+    return recalibrate(create_tiny_pipeline(), images_of(good), CalibrationConfig())
 
 
 def test_all_of_it_follows_from_good_images(adapted, good):
     pipe, record = adapted
     config = pipe.normality.config
-    assert config.components and config.shared and config.num_calibration_images == 10
+    assert config.components and config.shared and config.num_calibration_images == 12
     choice = record["choice"]
     assert (choice["alpha"], choice["blur_sigma"]) == (pipe.config.alpha, pipe.config.blur_sigma)
     assert choice["num_top_cells"] == config.num_top_cells
@@ -60,8 +66,8 @@ def test_what_judges_has_not_been_seen(good, monkeypatch):
     monkeypatch.setattr(calibration, "count_copies", lambda _: 0)
     tiny = create_tiny_pipeline()
     tiny.feature_extractor.feature_std.fill_(0.02)  # what varies is larger than the regularisation
-    pipe, _ = recalibrate(tiny, find_images(good), 0.4, CalibrationConfig(choose_settings=False))
-    _, held_out = calibration.split_images(find_images(good), 0.4, 0)
+    pipe, _ = recalibrate(tiny, images_of(good), CalibrationConfig(choose_settings=False))
+    _, held_out = calibration.split_images(find_images(good), 12, 0)
     images = pipe.prepare([pipe.image_processor.read_image(path) for path in held_out])
     maps = pipe.score_maps(images, pipe.timesteps, pipe.get_noise(pipe.timesteps), ["mahalanobis"])["mahalanobis"]
     assert np.mean(pipe.normality.config.statistics["mahalanobis_mean"]) > 1.05 * float(maps.mean())
@@ -70,14 +76,14 @@ def test_what_judges_has_not_been_seen(good, monkeypatch):
 def test_the_pipeline_at_hand_stays_as_it_is(good, picture):
     pipe = create_tiny_pipeline()
     before = pipe(picture, denoise=False).image_score
-    recalibrate(pipe, find_images(good), 0.4, CalibrationConfig(choose_settings=False))
+    recalibrate(pipe, images_of(good), CalibrationConfig(choose_settings=False))
     assert pipe(picture, denoise=False).image_score == pytest.approx(before, rel=1e-2)  # weights are rounded to half
     assert not pipe.normality.config.components
 
 
 def test_the_command_adapts_a_checkpoint_to_a_changed_lamp(good, tmp_path, capsys):
     checkpoint, output = tmp_path / "old", tmp_path / "new"
-    pipe, _ = recalibrate(create_tiny_pipeline(), find_images(good), 0.4, CalibrationConfig())
+    pipe, _ = recalibrate(create_tiny_pipeline(), images_of(good), CalibrationConfig())
     pipe.save_pretrained(checkpoint)
     (checkpoint / "training.json").write_text(json.dumps(RECORD))
     bright = striped_images(tmp_path / "bright", 24, offset=60.0, seed=1)
@@ -138,7 +144,7 @@ def test_the_choice_follows_the_score_that_finds_defects(tiny_pipe, monkeypatch)
     images = torch.rand(12, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 0.2
     defective, truth = make_defects(images, 16, seed=0)
 
-    def raw(_, given):
+    def raw(_, given, __):
         generator = torch.Generator().manual_seed(1)
         noise = torch.randn(len(given), 2, 8, 8, generator=generator)
         masks = torch.cat([torch.zeros(12, 64, 64), torch.from_numpy(truth).float()])[:, None]
@@ -153,3 +159,23 @@ def test_the_choice_follows_the_score_that_finds_defects(tiny_pipe, monkeypatch)
 def test_an_image_score_of_several_cells():
     cells = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
     assert top_cells(cells, 1)[0] == 4 and top_cells(cells, 4)[0] == 2.5
+
+
+def test_half_of_few_images_judge_and_a_fifth_of_many():
+    assert [count_judges(number) for number in (4, 24, 100, 300, 1000)] == [2, 12, 50, 100, 200]
+
+
+def test_progress_is_told_and_can_end_the_work(good):
+    class EnoughError(Exception):
+        pass
+
+    told = []
+
+    def report(what, done, count):
+        told.append((what, done, count))
+        if what == "Scoring synthetic defects":
+            raise EnoughError
+
+    with pytest.raises(EnoughError):
+        recalibrate(create_tiny_pipeline(), images_of(good), CalibrationConfig(), report)
+    assert told[:2] == [("Fitting normality", 1, 24), ("Fitting normality", 2, 24)] and len(told) == 25

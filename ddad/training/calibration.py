@@ -9,13 +9,12 @@ images are scored in folds, each under Gaussians of all images but its own.
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm.auto import tqdm
+from torch.utils.data import Dataset, Subset
 
 from ddad.denoising_ddad import DDADDenoiser
 from ddad.features_ddad import DDADFeatureExtractor
@@ -25,8 +24,9 @@ from ddad.pipeline import DDADPipeline
 from ddad.scheduling_ddad import DDADScheduler
 from ddad.training.choice import MOST_IMAGES, choose
 from ddad.training.config import TrainConfig
-from ddad.training.data import ImageFolder, rotate, split_images
+from ddad.training.data import rotate, split_images
 from ddad.training.gaussians import Moments, choose_shrinkage, principal_components, shrink
+from ddad.training.progress import Report, track
 from ddad.unet_ddad import DDADUNet2DModel
 
 logger = logging.getLogger(__name__)
@@ -42,6 +42,11 @@ VIEWS = 1200
 MOST_COPIES = 8
 LARGEST_SHIFT = 4
 FEW_IMAGES = 50
+# A threshold rests on as many; each takes 25 KB of a checkpoint.
+MOST_JUDGES = 100
+
+# What hands out images by number, `[3, S, S]` in [-1, 1]: a list, an ImageFolder, a part of one.
+Images = Sequence[torch.Tensor] | Dataset[torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class CalibrationConfig:
     choose_settings: bool = True
 
 
-def batches(images: ImageFolder) -> Iterator[torch.Tensor]:
+def batches(images: Images) -> Iterator[torch.Tensor]:
     """The images in order, `[N, 3, S, S]`."""
     for first in range(0, len(images), BATCH_SIZE):
         yield torch.stack([images[index] for index in range(first, min(first + BATCH_SIZE, len(images)))])
@@ -104,7 +109,7 @@ def pool(features: torch.Tensor, grid_size: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def fit_components(pipe: DDADPipeline, images: ImageFolder) -> None:
+def fit_components(pipe: DDADPipeline, images: Images) -> None:
     """Finds the directions of the residuals that are modelled, on some of the good images."""
     normality = pipe.normality
     step = max(1, len(images) // COMPONENT_IMAGES)
@@ -126,22 +131,22 @@ class Sums:
 
 @torch.no_grad()
 def gather(
-    pipe: DDADPipeline, images: ImageFolder, indices: list[int], copies: int, config: CalibrationConfig, progress: tqdm
-) -> Sums:
-    """Sums over some images and their copies; every image has noise of its own: the Gaussians hold under any noise."""
+    pipe: DDADPipeline, groups: Sequence[Images], copies: int, config: CalibrationConfig, report: Report | None
+) -> list[Sums]:
+    """Sums of each group of images and their copies; every image has noise of its own: Gaussians hold under any."""
     normality = pipe.normality
-    positions, channels = normality.config.grid_size**2, normality.config.num_channels
-    sums = Sums(Moments.empty(positions, channels), Moments.empty(positions, channels), [])
-    for index in indices:
-        generator = torch.Generator().manual_seed(1_000_003 * config.seed + index)
+    shape = normality.config.grid_size**2, normality.config.num_channels
+    sums = [Sums(Moments.empty(*shape), Moments.empty(*shape), []) for _ in groups]
+    members = [(images, index, one) for images, one in zip(groups, sums, strict=True) for index in range(len(images))]
+    for number, (images, index, one) in enumerate(track(members, "Fitting normality", report)):
+        generator = torch.Generator().manual_seed(1_000_003 * config.seed + number)
         image = images[index][None]
         views = [image, *(vary(image, config.rotation_degrees, generator) for _ in range(copies))]
         residuals, features = extract(pipe, torch.cat(views).to(pipe.device), generator)
         values = normality.reduce(residuals).cpu()  # [V, P, c]
-        sums.residuals.add(values)
-        sums.features.add(normality.reduce(features).cpu())
-        sums.originals.append(values[:1])
-        progress.update()
+        one.residuals.add(values)
+        one.features.add(normality.reduce(features).cpu())
+        one.originals.append(values[:1])
     return sums
 
 
@@ -154,17 +159,13 @@ class Calibrated:
 
 
 @torch.no_grad()
-def score_held_out(pipe: DDADPipeline, images: ImageFolder, indices: list[int], found: Calibrated) -> None:
-    """Adds the score maps of some held-out images."""
-    names, timesteps = pipe.normality.scores, pipe.timesteps
-    noise = pipe.get_noise(timesteps)
-    for first in range(0, len(indices), BATCH_SIZE):
-        batch = torch.stack([images[index] for index in indices[first : first + BATCH_SIZE]])
-        for name, value in pipe.score_maps(batch.to(pipe.device), timesteps, noise, names).items():
-            value = value.double().cpu()  # [N, K, S, S]
-            found.sums[name][0] += value.mean(dim=(2, 3)).sum(dim=0)
-            found.sums[name][1] += value.square().mean(dim=(2, 3)).sum(dim=0)
-            found.cells[name].append(pipe.normality.pool(value).float())
+def score_held_out(pipe: DDADPipeline, batch: torch.Tensor, noise: torch.Tensor, found: Calibrated) -> None:
+    """Adds the score maps of some held-out images, `[N, 3, S, S]`."""
+    for name, value in pipe.score_maps(batch.to(pipe.device), pipe.timesteps, noise, pipe.normality.scores).items():
+        value = value.double().cpu()  # [N, K, S, S]
+        found.sums[name][0] += value.mean(dim=(2, 3)).sum(dim=0)
+        found.sums[name][1] += value.square().mean(dim=(2, 3)).sum(dim=0)
+        found.cells[name].append(pipe.normality.pool(value).float())
 
 
 def store_statistics(pipe: DDADPipeline, found: Calibrated, count: int) -> None:
@@ -198,7 +199,7 @@ def create_normality(
 
 @torch.no_grad()
 def calibrate(
-    pipe: DDADPipeline, train: ImageFolder, held_out: ImageFolder, config: CalibrationConfig
+    pipe: DDADPipeline, train: Images, held_out: Images, config: CalibrationConfig, report: Report | None = None
 ) -> dict[str, Any]:
     """Fits and measures everything that follows from good images without training.
 
@@ -207,6 +208,7 @@ def calibrate(
         train: good images that the Gaussians see.
         held_out: good images that judge: in folds, each under Gaussians of all others.
         config: how.
+        report: told of the progress.
 
     Returns:
         What was chosen, for the record.
@@ -222,11 +224,8 @@ def calibrate(
     fit_components(pipe, train)
     round_to_half(normality)
     copies = count_copies(len(train) + len(held_out))
-    parts = [list(range(fold, len(held_out), folds)) for fold in range(folds)]
-    progress = tqdm(total=len(train) + len(held_out), desc="Fitting normality", mininterval=1, unit="image")
-    trained = gather(pipe, train, list(range(len(train))), copies, config, progress)
-    judged = [gather(pipe, held_out, indices, copies, config, progress) for indices in parts]
-    progress.close()
+    parts = [Subset(held_out, range(fold, len(held_out), folds)) for fold in range(folds)]
+    trained, *judged = gather(pipe, [train, *parts], copies, config, report)
     everything = sum((one.residuals for one in judged), trained.residuals)
     rest = [everything - one.residuals for one in judged]
     weight, likelihoods = choose_shrinkage(rest, [torch.cat(one.originals) for one in judged])
@@ -243,7 +242,7 @@ def calibrate(
     if config.choose_settings:
         store(trained.residuals)
         judges = torch.stack([held_out[index] for index in range(min(MOST_IMAGES, len(held_out)))])
-        choice = choose(pipe, judges, config.seed)
+        choice = choose(pipe, judges, config.seed, report)
         pipe.register_to_config(alpha=choice.alpha, blur_sigma=choice.blur_sigma)
         normality.register_to_config(num_top_cells=choice.num_top_cells)
         record["choice"] = asdict(choice)
@@ -258,9 +257,13 @@ def calibrate(
         {name: torch.zeros(2, levels, dtype=torch.float64) for name in normality.scores},
         {name: [] for name in normality.scores},
     )
-    for indices, moments in zip(parts, rest, strict=True):
-        store(moments)
-        score_held_out(pipe, held_out, indices, found)
+    noise, current = pipe.get_noise(pipe.timesteps), None
+    scoring = [(batch, moments) for part, moments in zip(parts, rest, strict=True) for batch in batches(part)]
+    for batch, moments in track(scoring, "Measuring held-out images", report, unit="batch"):
+        if moments is not current:
+            store(moments)
+            current = moments
+        score_held_out(pipe, batch, noise, found)
     store(everything)
     store_statistics(pipe, found, len(held_out))
     round_to_half(normality)
@@ -272,8 +275,8 @@ def build_pipeline(
     unet: DDADUNet2DModel,
     features: DDADFeatureExtractor,
     scheduler: DDADScheduler,
-    train: ImageFolder,
-    held_out: ImageFolder,
+    train: Images,
+    held_out: Images,
 ) -> tuple[DDADPipeline, dict[str, Any]]:
     """Fits, calibrates and assembles the pipeline of a run; with what was chosen. All weights are exact in float16."""
     unet = unet.to(memory_format=torch.contiguous_format)
@@ -293,26 +296,31 @@ def build_pipeline(
     return pipe, calibrate(pipe, train, held_out, CalibrationConfig(config.rotation_degrees, config.seed))
 
 
+def count_judges(images: int) -> int:
+    """How many good images judge where no network was trained on the others: half of few, a fifth of many."""
+    return max(2, min(images // 2, MOST_JUDGES), round(images / 5))
+
+
 def recalibrate(
-    pipe: DDADPipeline, paths: list[Path], fraction: float, config: CalibrationConfig
+    pipe: DDADPipeline, images: Images, config: CalibrationConfig, report: Report | None = None
 ) -> tuple[DDADPipeline, dict[str, Any]]:
     """The same networks, calibrated on other good images: after a change of lamp or camera, without any training.
 
     Args:
         pipe: the pipeline, which stays as it is.
-        paths: good images.
-        fraction: the part of them that is held out.
+        images: good, `[3, S, S]` in [-1, 1] each.
         config: how.
+        report: told of the progress.
 
     Raises:
         ValueError: if there are fewer than four images.
     """
-    train, held_out = split_images(paths, fraction, config.seed)
+    train, held_out = split_images(list(range(len(images))), count_judges(len(images)), config.seed)
     logger.info("%d good images are seen by the Gaussians, %d judge.", len(train), len(held_out))
-    size, old = pipe.unet.config.sample_size, pipe.normality
+    old = pipe.normality
     for network in (pipe.unet, pipe.feature_extractor):
         round_to_half(network)
     fresh = create_normality(pipe.feature_extractor, pipe.timesteps, len(held_out), old.config.threshold_quantile)
     adapted = DDADPipeline.from_pipe(pipe, normality=fresh.to(pipe.device), threshold=None)
     adapted.set_progress_bar_config(disable=True)
-    return adapted, calibrate(adapted, ImageFolder(train, size), ImageFolder(held_out, size), config)
+    return adapted, calibrate(adapted, Subset(images, train), Subset(images, held_out), config, report)

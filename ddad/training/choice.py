@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm.auto import tqdm
 
 from ddad.evaluation.metrics import auroc, pro
 from ddad.pipeline import DDADPipeline
+from ddad.training.progress import Report, track
 from ddad.training.synthetic import DEFECT_TYPES, paste_defect
 
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
@@ -21,6 +21,7 @@ BLURS = (2.0, 4.0, 6.0)
 TOP_CELLS = (1, 4, 16)
 MOST_IMAGES = 48
 DEFECTS_PER_TYPE = 16
+BATCH_SIZE = 4
 MAP_SIZE = 128  # a quarter of the pixels ranks settings alike
 
 
@@ -72,12 +73,12 @@ def make_defects(images: torch.Tensor, per_type: int, seed: int) -> tuple[torch.
 
 
 @torch.no_grad()
-def raw_maps(pipe: DDADPipeline, images: torch.Tensor, batch_size: int = 4) -> dict[str, torch.Tensor]:
+def raw_maps(pipe: DDADPipeline, images: torch.Tensor, report: Report | None = None) -> dict[str, torch.Tensor]:
     """Unsmoothed pixel and feature maps of many images: `kl` as `[N, K, S, S]`, `mahalanobis` as `[N, K, g, g]`."""
     timesteps = pipe.timesteps
     noise = pipe.get_noise(timesteps)
     found: dict[str, list[torch.Tensor]] = {"kl": [], "mahalanobis": []}
-    for batch in tqdm(images.split(batch_size), desc="Scoring synthetic defects", mininterval=1):
+    for batch in track(images.split(BATCH_SIZE), "Scoring synthetic defects", report, unit="batch"):
         maps = pipe.raw_maps(batch.to(pipe.device), timesteps, noise, tuple(found))
         for name, value in maps.items():
             found[name].append(value.float().cpu())  # [N, K, h, w]
@@ -101,19 +102,20 @@ def merit(measured: dict[str, float]) -> float:
     return measured["image_auroc"] + measured["pro"]
 
 
-def choose(pipe: DDADPipeline, images: torch.Tensor, seed: int) -> Choice:
+def choose(pipe: DDADPipeline, images: torch.Tensor, seed: int, report: Report | None = None) -> Choice:
     """The settings under which synthetic defects are found best.
 
     Args:
         pipe: the pipeline with its Gaussians; those of the held-out images must not be among them.
         images: held-out good images, `[M, 3, S, S]` in [-1, 1]; `MOST_IMAGES` are enough.
         seed: of the defects.
+        report: told of the progress.
     """
     defective, truth = make_defects(images, DEFECTS_PER_TYPE, seed)
     good, size = len(images), images.shape[-1]
     masks = torch.cat([torch.zeros(good, size, size), torch.from_numpy(truth).float()])
     small = F.interpolate(masks[:, None], size=(MAP_SIZE, MAP_SIZE), mode="nearest")[:, 0].numpy() > 0
-    raw = raw_maps(pipe, torch.cat([images, defective]))
+    raw = raw_maps(pipe, torch.cat([images, defective]), report)
     tried: dict[tuple[float, float, int], dict[str, float]] = {}
     for blur in BLURS:
         parts = {}

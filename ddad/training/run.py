@@ -65,7 +65,8 @@ def train(config: TrainConfig) -> None:
         raise ValueError(f"{output} already holds a finished checkpoint: choose another folder, or delete it.")
     dataset = read_dataset(config.data, config.data_format)
     logger.info(dataset.describe())
-    train_paths, calibration_paths = split_images(dataset.train_paths, config.calibration_fraction, config.seed)
+    held_out_count = round(len(dataset.train_paths) * config.calibration_fraction)
+    train_paths, calibration_paths = split_images(dataset.train_paths, held_out_count, config.seed)
     logger.info("%d good images train, %d calibrate.", len(train_paths), len(calibration_paths))
     images = ImageFolder(train_paths, config.image_size)
     features = create_feature_extractor(config.backbone)
@@ -121,8 +122,8 @@ def calibrate_checkpoint(
     logger.info(dataset.describe())
     settings = record["config"] if record else {}
     config = CalibrationConfig(settings.get("rotation_degrees", CalibrationConfig.rotation_degrees))
-    fraction = settings.get("calibration_fraction", TrainConfig.calibration_fraction)
-    adapted, calibration = recalibrate(pipe, dataset.train_paths, fraction, config)
+    images = ImageFolder(dataset.train_paths, pipe.unet.config.sample_size)
+    adapted, calibration = recalibrate(pipe, images, config)
     if record is not None:
         held_out = adapted.normality.config.num_calibration_images
         record = record | {
