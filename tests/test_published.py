@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "hub": set(),
     "training": {"hub", "datasets", "evaluation"},
     "evaluation": {"datasets"},
-    "app": {"datasets", "report"},
+    "app": {"datasets", "report", "training"},
     "commands": {"datasets", "report", "hub", "training", "evaluation"},
     "cli": {"commands"},
 }

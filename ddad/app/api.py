@@ -5,6 +5,7 @@ from typing import Any
 import gradio as gr
 import PIL.Image
 
+from ddad.app.adapt import add_calibrate
 from ddad.app.categories import Categories
 from ddad.app.compute import evaluates_networks, give_way, needs_gpu
 from ddad.app.inspection import record_of
@@ -12,7 +13,7 @@ from ddad.app.uploads import create_image_input, open_category, output_path, ref
 
 
 def add_api(categories: Categories) -> None:
-    """Adds `/categories` and `/inspect`; their components are on the page and not seen."""
+    """Adds `/categories`, `/inspect` and `/calibrate`; their components are on the page and not seen."""
 
     def list_categories() -> list[str]:
         """Lists the categories (kinds of product) that `inspect` knows here. A repository on the Hub is one too.
@@ -81,3 +82,4 @@ def add_api(categories: Categories) -> None:
             concurrency_id="denoise",
             concurrency_limit=1,
         )
+        add_calibrate(categories)

@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import re
+import secrets
 import threading
 import time
 from collections import OrderedDict
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 HUB_TAG = "ddad"
 CHOSEN_NAME = "repositories.txt"
+# Between the name of a category and the secret that makes it one visitor's own.
+OWN_MARK = "#"
 SEARCH_AGAIN_SECONDS = 600
 MOST_FOUND = 100
 SEARCH_SECONDS = 5.0
@@ -57,7 +60,14 @@ class Category:
 
 def readable(name: str) -> str:
     """How a category is called on the page."""
-    return name if "/" in name else name.replace("_", " ").capitalize()
+    name, own, _ = name.partition(OWN_MARK)
+    shown = name if "/" in name else name.replace("_", " ").capitalize()
+    return f"{shown}, your good parts" if own else shown
+
+
+def label_choices(names: list[str]) -> list[tuple[str, str]]:
+    """Categories as a dropdown shows them."""
+    return [(readable(name), name) for name in names]
 
 
 def megabytes(size: int) -> str:
@@ -120,6 +130,22 @@ class Categories:
                 logger.info("Forgetting the category %s.", forgotten)
             return self._loaded[name]
 
+    def add_own(self, name: str, checkpoint: Path) -> str:
+        """Takes in a visitor's own version of a category, under a name that nobody can guess.
+
+        Args:
+            name: the category that it was made from.
+            checkpoint: its folder, which is not needed afterwards.
+
+        Returns:
+            The name; once the category is forgotten to make room for others, it cannot be had again.
+        """
+        category = self._hold(DDADPipeline.from_pretrained(checkpoint))
+        own = f"{name.partition(OWN_MARK)[0]}{OWN_MARK}{secrets.token_hex(16)}"
+        with self._lock:
+            self._loaded[own] = category
+        return own
+
     def load_offered(self, load: Callable[[str], Category]) -> None:
         """Loads what the page offers from the start; what cannot be loaded is not offered.
 
@@ -145,6 +171,8 @@ class Categories:
     def _load(self, name: str) -> Category:
         if name in self.bundled:
             source, options = str(self.folder / name), {}
+        elif OWN_MARK in name:
+            raise CategoryError("Your own version of this category was forgotten to make room: calibrate it again.")
         else:
             size = self.look_up(name)[0]
             if size > DOWNLOAD_LIMIT:
@@ -160,6 +188,10 @@ class Categories:
             raise CategoryError(
                 f"{name} cannot be loaded: it is no ddad checkpoint of this version, or a file of it is damaged."
             ) from None
+        return self._hold(pipe)
+
+    def _hold(self, pipe: DDADPipeline) -> Category:
+        """A pipeline on its device, with what judges beside it."""
         pipe.set_progress_bar_config(disable=True)
         networks = [one for one in pipe.components.values() if isinstance(one, torch.nn.Module)]
         size = sum(value.nbytes for one in networks for value in one.state_dict().values())

@@ -18,7 +18,7 @@ import torch
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 ZERO_GPU_SECONDS = 60
-QUICK, SLOW = 0, 1
+QUICK, SLOW, LONG = 0, 1, 2
 
 
 class ModelThread:
@@ -52,14 +52,14 @@ class ModelThread:
         self._jobs.put((priority, number, future, functools.partial(context.run, function, *args, **kwargs)))
         return future.result()
 
-    def give_way(self) -> None:
-        """Called between the steps of a long job: does the quick jobs that wait, here and now."""
+    def give_way(self, priority: int) -> None:
+        """Called between the steps of a job of some priority: does the quicker ones that wait, here and now."""
         while threading.current_thread() is self._thread:
             try:
                 job = self._jobs.get_nowait()
             except queue.Empty:
                 return
-            if job[0] != QUICK:
+            if job[0] >= priority:
                 self._jobs.put(job)
                 return
             self._do(job)
@@ -85,10 +85,10 @@ def model_thread() -> ModelThread:
     return ModelThread()
 
 
-def give_way() -> None:
-    """Lets quick jobs of other visitors go first; to be called between the steps of a long one."""
+def give_way(priority: int = SLOW) -> None:
+    """Lets quicker jobs of other visitors go first; to be called between the steps of one that takes its time."""
     if spaces is None:
-        model_thread().give_way()
+        model_thread().give_way(priority)
 
 
 def evaluates_networks(function: Function, priority: int = SLOW) -> Function:
@@ -103,6 +103,6 @@ def evaluates_networks(function: Function, priority: int = SLOW) -> Function:
     return in_model_thread  # type: ignore[return-value]
 
 
-def needs_gpu(function: Function) -> Function:
-    """Marks an event's function for ZeroGPU; everywhere else this changes nothing."""
-    return function if spaces is None else spaces.GPU(duration=ZERO_GPU_SECONDS)(function)
+def needs_gpu(function: Function, seconds: int = ZERO_GPU_SECONDS) -> Function:
+    """Marks an event's function for ZeroGPU, for so many seconds; everywhere else this changes nothing."""
+    return function if spaces is None else spaces.GPU(duration=seconds)(function)

@@ -7,8 +7,9 @@ import gradio as gr
 import torch
 
 from ddad.app.about import add_about
+from ddad.app.adapt import add_own_parts
 from ddad.app.api import add_api
-from ddad.app.categories import Categories, CategoryError, readable
+from ddad.app.categories import Categories, CategoryError, label_choices
 from ddad.app.compute import evaluates_networks
 from ddad.app.many import add_many_images
 from ddad.app.single import KEEP_SECONDS, add_single_image
@@ -33,12 +34,9 @@ LAUNCH = {
 }
 
 
-def label_choices(names: list[str]) -> list[tuple[str, str]]:
-    """Categories as a dropdown shows them."""
-    return [(readable(name), name) for name in names]
-
-
-def add_hub(page: gr.Blocks, categories: Categories, category: gr.Dropdown, session: gr.State) -> None:
+def add_hub(
+    page: gr.Blocks, categories: Categories, category: gr.Dropdown, known: gr.State, session: gr.State
+) -> None:
     """The place where a visitor opens a repository that is not in the list: first what it is, then the question."""
 
     def look_up(repository: str):
@@ -63,7 +61,6 @@ def add_hub(page: gr.Blocks, categories: Categories, category: gr.Dropdown, sess
             check = gr.Button("What is it?", scale=1)
         description = gr.Markdown()
         agree = gr.Button("Open it", variant="primary", visible=False)
-    known = gr.State(categories.offered)
     hidden = {"api_visibility": "private"}
     # What is opened is what was described, whatever stands in the field by then.
     described = gr.State("")
@@ -77,8 +74,14 @@ def add_hub(page: gr.Blocks, categories: Categories, category: gr.Dropdown, sess
         """
         names = [*categories.offered, *(name for name in categories.search() if name not in categories.offered)]
         asked = request.query_params.get("category")
-        chosen = gr.Dropdown(choices=label_choices(names), value=asked if asked in names else names[0])
-        return chosen, names, asked if asked and asked not in names else None, secrets.token_hex(16)
+        # The Hub may take seconds to answer: what the visitor chose meanwhile stays.
+        value = {"value": asked} if asked in names else {}
+        return (
+            gr.Dropdown(choices=label_choices(names), **value),
+            names,
+            asked if asked and asked not in names else None,
+            secrets.token_hex(16),
+        )
 
     page.load(welcome, None, [category, known, repository, session], show_progress="hidden", **hidden)
 
@@ -96,18 +99,20 @@ def create_page(checkpoints: str | Path) -> gr.Blocks:
     categories.load_offered(evaluates_networks(categories.get))
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=DELETE_CACHE) as page:
         gr.Markdown(INTRODUCTION)
-        session = gr.State("")
+        session, known = gr.State(""), gr.State(categories.offered)
         with gr.Row():
             category = gr.Dropdown(
                 label_choices(categories.offered), value=categories.offered[0], interactive=True, min_width=280,
                 label="Category: what kind of part is it?",
             )  # fmt: skip
             with gr.Column(scale=2, min_width=300):
-                add_hub(page, categories, category, session)
+                add_hub(page, categories, category, known, session)
         with gr.Tab("One image"):
             add_single_image(categories, category, session)
         with gr.Tab("Many images"):
             add_many_images(categories, category)
+        with gr.Tab("Calibrate"):
+            add_own_parts(categories, category, known, session)
         with gr.Tab("About"):
             add_about()
         add_api(categories)

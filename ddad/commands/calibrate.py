@@ -26,7 +26,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 def run_calibrate(arguments: argparse.Namespace) -> int:
     """Loads, calibrates, saves."""
     from ddad.hub.loading import find_folder, read_json
-    from ddad.training.run import RECORD_NAME, calibrate_checkpoint
+    from ddad.training.run import calibrate_checkpoint
+    from ddad.training.saving import RECORD_NAME
 
     path = find_folder(arguments.checkpoint, {}) / RECORD_NAME
     record = read_json(path) if path.is_file() else None

@@ -63,6 +63,12 @@ class CalibrationConfig:
     seed: int = 0
     choose_settings: bool = True
 
+    @classmethod
+    def of(cls, record: dict[str, Any] | None) -> "CalibrationConfig":
+        """As a checkpoint with this training record was calibrated."""
+        settings = record["config"] if record else {}
+        return cls(settings.get("rotation_degrees", cls.rotation_degrees))
+
 
 def batches(images: Images) -> Iterator[torch.Tensor]:
     """The images in order, `[N, 3, S, S]`."""

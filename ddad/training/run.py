@@ -1,7 +1,6 @@
 """One training run from the folder of images to the saved pipeline."""
 
 import dataclasses
-import json
 import logging
 import os
 import platform
@@ -13,7 +12,6 @@ import timm
 import torch
 
 from ddad.datasets.layouts import DataFormat, read_dataset
-from ddad.hub.card import write_card
 from ddad.pipeline import DDADPipeline
 from ddad.training.backbone import create_feature_extractor
 from ddad.training.base import describe_base
@@ -21,37 +19,10 @@ from ddad.training.calibration import CalibrationConfig, batches, build_pipeline
 from ddad.training.config import TrainConfig
 from ddad.training.data import ImageFolder, split_images
 from ddad.training.loop import create_scheduler, train_unet
+from ddad.training.saving import save_checkpoint, update_record
 from ddad.training.state import read_record, state_folder
 
 logger = logging.getLogger(__name__)
-
-# Plain git refuses files above 10 MB on the Hub; weights are split below that.
-MAX_SHARD_SIZE = "9MB"
-RECORD_NAME = "training.json"
-
-
-def save_checkpoint(pipe: DDADPipeline, record: dict | None, output: str | Path) -> None:
-    """Saves pipeline and, if there is a record, that and the card in float16; the folder is complete or not there.
-
-    The weights must be exact in float16 (`build_pipeline` sees to it); the given pipeline is float16 afterwards.
-    """
-    output = Path(output)
-    fresh = output / "checkpoint.new"
-    shutil.rmtree(fresh, ignore_errors=True)
-    for name in ("unet", "feature_extractor", "normality"):
-        # diffusers' own `to` warns of modules to keep in float32 where there are none.
-        torch.nn.Module.to(getattr(pipe, name), torch.float16)
-    pipe.save_pretrained(fresh, max_shard_size=MAX_SHARD_SIZE)
-    if record is not None:
-        (fresh / RECORD_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        write_card(fresh)
-    # The index goes last: a folder without it is no checkpoint.
-    for path in sorted(fresh.iterdir(), key=lambda path: path.name == DDADPipeline.config_name):
-        target = output / path.name
-        if target.is_dir():
-            shutil.rmtree(target)
-        os.replace(path, target)
-    fresh.rmdir()
 
 
 def train(config: TrainConfig) -> None:
@@ -120,16 +91,9 @@ def calibrate_checkpoint(
         raise ValueError(f"{output} is not empty: choose another folder.")
     dataset = read_dataset(data, data_format)
     logger.info(dataset.describe())
-    settings = record["config"] if record else {}
-    config = CalibrationConfig(settings.get("rotation_degrees", CalibrationConfig.rotation_degrees))
     images = ImageFolder(dataset.train_paths, pipe.unet.config.sample_size)
-    adapted, calibration = recalibrate(pipe, images, config)
+    adapted, calibration = recalibrate(pipe, images, CalibrationConfig.of(record))
     if record is not None:
-        held_out = adapted.normality.config.num_calibration_images
-        record = record | {
-            "calibration": calibration | {"data": dataset.name, "images": len(dataset.train_paths)},
-            "calibration_images": held_out,
-            "threshold": adapted.threshold,
-        }
+        record = update_record(record, adapted, calibration, dataset.name, len(images))
     save_checkpoint(adapted, record, output)
     logger.info("Saved to %s.", output)

@@ -46,7 +46,7 @@ def test_settings_and_what_is_not_asked_for(client, defective):
 
 def test_only_what_is_meant_for_programs_is_offered(client):
     endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    assert set(endpoints) == {"/categories", "/inspect"}
+    assert set(endpoints) == {"/categories", "/inspect", "/calibrate"}
     assert client.predict(api_name="/categories") == ["solar_cell_mono", "tiny_part"]
 
 
@@ -86,7 +86,7 @@ def test_mcp_tools_are_described_and_answer(server):
     # Another thread: the browser of the other tests has a loop of its own in this one.
     with ThreadPoolExecutor(1) as thread:
         tools, answer = thread.submit(asyncio.run, talk()).result()
-    assert len(tools) == 2
+    assert len(tools) == 3
     inspect = next(tool for name, tool in tools.items() if name.endswith("inspect"))
     assert "Finds the defects" in inspect.description
     properties = inspect.inputSchema["properties"]

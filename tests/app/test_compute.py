@@ -37,7 +37,7 @@ def test_quick_jobs_go_between_the_steps_of_a_long_one(threads):
         for step in range(3):
             order.append(f"step {step}")
             time.sleep(0.1)
-            threads.give_way()
+            threads.give_way(SLOW)
 
     with ThreadPoolExecutor(3) as visitors:
         first = visitors.submit(threads.run, SLOW, long_job)

@@ -1,0 +1,54 @@
+"""A calibrated pipeline becomes a folder: weights in float16, the record of how it was made, the card."""
+
+import copy
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddad.hub.card import write_card
+from ddad.pipeline import DDADPipeline
+
+# Plain git refuses files above 10 MB on the Hub; weights are split below that.
+MAX_SHARD_SIZE = "9MB"
+RECORD_NAME = "training.json"
+
+
+def save_checkpoint(pipe: DDADPipeline, record: dict[str, Any] | None, output: str | Path) -> None:
+    """Saves a pipeline and, if there is a record, that and the card; the folder is complete or not there.
+
+    The weights must be exact in float16 (`training.calibration` sees to it). The pipeline stays as it is.
+    """
+    output = Path(output)
+    fresh = output / "checkpoint.new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    halves = {
+        # diffusers' own `to` warns of modules to keep in float32 where there are none.
+        name: torch.nn.Module.to(copy.deepcopy(getattr(pipe, name)), torch.float16)
+        for name in ("unet", "feature_extractor", "normality")
+    }
+    DDADPipeline.from_pipe(pipe, **halves).save_pretrained(fresh, max_shard_size=MAX_SHARD_SIZE)
+    if record is not None:
+        (fresh / RECORD_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_card(fresh)
+    # The index goes last: a folder without it is no checkpoint.
+    for path in sorted(fresh.iterdir(), key=lambda path: path.name == DDADPipeline.config_name):
+        target = output / path.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(path, target)
+    fresh.rmdir()
+
+
+def update_record(
+    record: dict[str, Any], pipe: DDADPipeline, calibration: dict[str, Any], data: str, images: int
+) -> dict[str, Any]:
+    """The record of a pipeline that was calibrated anew: what was trained stays, what was measured is replaced."""
+    return record | {
+        "calibration": calibration | {"data": data, "images": images},
+        "calibration_images": pipe.normality.config.num_calibration_images,
+        "threshold": pipe.threshold,
+    }

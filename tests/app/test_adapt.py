@@ -1,0 +1,132 @@
+"""A category calibrated on a visitor's own good parts: on the page, through the API, and where it is forgotten."""
+
+import re
+import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+
+import gradio as gr
+import numpy as np
+import PIL.Image
+import pytest
+from gradio_client import Client, handle_file
+from playwright.sync_api import expect
+
+from ddad import DDADPipeline
+from ddad.app import adapt
+from ddad.app.categories import Categories, CategoryError, readable
+from ddad.app.compute import LONG, QUICK, SLOW, ModelThread
+from tests.app.conftest import give
+from tests.conftest import create_tiny_pipeline
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """Twelve good parts in a zip, and a file that is none."""
+    folder, random = tmp_path_factory.mktemp("parts"), np.random.default_rng(0)
+    path = folder / "good parts.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(12):
+            stripes = 110 + 60 * np.sin(np.arange(80) / 6 + random.normal(0, 0.3)) + random.normal(0, 3, (80, 80))
+            file = folder / f"{number:02d}.png"
+            PIL.Image.fromarray(stripes.clip(0, 255).astype(np.uint8)).save(file)
+            archive.write(file, file.name)
+        archive.writestr("notes.txt", "no image")
+    return path
+
+
+def choose_tiny(page) -> None:
+    page.get_by_role("listbox", name=re.compile("Category")).or_(
+        page.get_by_label(re.compile("Category:"))
+    ).first.click()
+    page.get_by_role("option", name=re.compile("Tiny part")).click()
+    expect(page.get_by_label(re.compile("Category:")).first).to_have_value("Tiny part")
+
+
+def test_a_visitor_calibrates_looks_and_downloads(open_page, parts, tmp_path):
+    page = open_page()
+    choose_tiny(page)
+    page.get_by_role("tab", name="Calibrate").click()
+    page.get_by_role("button", name="Calibrate").click()
+    expect(page.get_by_text("Choose images of good parts, a folder or a zip first.")).to_be_visible()
+    page.get_by_role("tabpanel").locator("visible=true").locator("input[type=file]").first.set_input_files(parts)
+    page.get_by_role("button", name="Calibrate").click()
+    expect(page.get_by_role("heading", name="Calibrated on your good parts")).to_be_visible(timeout=120_000)
+    told = page.get_by_role("tabpanel").locator("visible=true").inner_text()
+    assert "12 images." in told and "These are few images" in told and "notes.txt: this file is not an image" in told
+    threshold = float(re.search(r"The new threshold, (\S+) ", told).group(1))
+    with page.expect_download() as download:
+        page.get_by_role("row", name=re.compile("my_tiny_part")).get_by_role("link").click()
+    with zipfile.ZipFile(download.value.path()) as archive:
+        archive.extractall(tmp_path)
+    pipe = DDADPipeline.from_pretrained(tmp_path / "my_tiny_part")
+    assert pipe.threshold == pytest.approx(threshold, abs=0.05)
+    # It is the page's category now, and says of an image what the download says.
+    assert page.get_by_label(re.compile("Category:")).first.input_value() == "Tiny part, your good parts"
+    page.get_by_role("tab", name="One image").click()
+    image = parts.parent / "03.png"
+    give(page, image)
+    score = page.locator("p").filter(has_text=re.compile("^Score "))
+    expect(score).to_contain_text(f"Score {pipe(image, denoise=False).image_score[0]:.1f}")
+    expect(score).to_contain_text(f"threshold of {pipe.threshold:.1f}")
+
+
+def test_programs_calibrate_and_inspect(server, parts, tmp_path):
+    client = Client(server, verbose=False, download_files=str(tmp_path))
+    report, archive = client.predict([handle_file(parts)], "tiny_part", api_name="/calibrate")
+    assert report["images"] == 12 and report["asked"] == 12 and report["judges"] == 6
+    assert archive.endswith("my_tiny_part.zip")
+    found = client.predict(
+        handle_file(parts.parent / "00.png"), report["category"], None, None, False, api_name="/inspect"
+    )[0]
+    assert found["threshold"] == pytest.approx(report["threshold"], abs=1e-3)
+    # Its name is a secret, and on no list.
+    assert report["category"] not in client.predict(api_name="/categories")
+    with pytest.raises(Exception, match="0 good images are too few.*1 files cannot be read"):
+        text = tmp_path / "text.png"
+        text.write_text("no image")
+        client.predict([handle_file(text)], "tiny_part", api_name="/calibrate")
+
+
+def test_too_many_images_are_refused(tiny_pipe, parts, monkeypatch):
+    monkeypatch.setattr(adapt, "MOST_IMAGES", 11)
+    with pytest.raises(gr.Error, match="at most 11 images"):
+        adapt.read_good_images(tiny_pipe, [str(parts)])
+
+
+def test_a_calibration_can_be_stopped(tiny_pipe, parts, tmp_path):
+    def stop(*_):
+        raise adapt.Stopped
+
+    with pytest.raises(adapt.Stopped):
+        adapt.calibrate_own(tiny_pipe, None, [str(parts)], str(tmp_path / "output"), stop)
+    assert not (tmp_path / "output").exists()
+
+
+def test_an_own_category_is_forgotten_like_others(tmp_path):
+    create_tiny_pipeline().save_pretrained(tmp_path / "tiny")
+    categories = Categories(tmp_path, "cpu", memory_limit=1)
+    own = categories.add_own("tiny", tmp_path / "tiny")
+    again = categories.add_own(own, tmp_path / "tiny")
+    assert own != again and len(again) == len(own) and readable(own) == "Tiny, your good parts"
+    categories.get("tiny")
+    with pytest.raises(CategoryError, match="was forgotten to make room"):
+        categories.get(own)
+    assert categories.offered == ["tiny"]
+
+
+def test_repairs_go_before_the_rest_of_a_calibration():
+    thread, done = ModelThread(), []
+
+    def calibrate():
+        for step in range(4):
+            time.sleep(0.05)
+            done.append(f"step {step}")
+            thread.give_way(LONG)
+
+    with ThreadPoolExecutor(3) as pool:
+        pool.submit(thread.run, LONG, calibrate)
+        time.sleep(0.02)
+        pool.submit(thread.run, SLOW, done.append, "repair")
+        pool.submit(thread.run, QUICK, done.append, "look")
+    assert done[:2] == ["step 0", "look"] and done[2] == "repair" and done[-1] == "step 3"
