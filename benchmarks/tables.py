@@ -1,4 +1,4 @@
-"""The tables of the README from the results: `python -m benchmarks.tables`, or `make benchmark-table`."""
+"""Writes the tables of the README from the results: `python -m benchmarks.tables`, or `make benchmark-table`."""
 
 import json
 import sys
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parent.parent / "README.md"
+BEGIN, END = "<!-- benchmarks begin: `make benchmark-table` -->", "<!-- benchmarks end -->"
 COLUMNS = {
     "image_auroc": "image AUROC",
     "pixel_auroc": "pixel AUROC",
@@ -36,7 +38,8 @@ def format_value(key: str, value: float | None) -> str:
 
 def format_table(results: dict[str, Any]) -> str:
     """One data set's table in Markdown."""
-    methods = list(results["methods"].values())
+    # Ours first, whenever they were measured.
+    methods = sorted(results["methods"].values(), key=lambda one: not one["name"].startswith("ddad"))
     columns = [key for key in COLUMNS if any(key in one for one in methods)]
     lines = [f"| | {' | '.join(COLUMNS[key] for key in columns)} | |", "|---" * (len(columns) + 2) + "|"]
     usual = max(one["test_images"] for one in methods)
@@ -54,10 +57,30 @@ def format_table(results: dict[str, Any]) -> str:
     return "\n".join([*lines, "", caption])
 
 
-def main() -> int:
-    """Prints all tables."""
+def render() -> str:
+    """All tables, under a heading each."""
+    parts = []
     for path in sorted(RESULTS.glob("*.json")):
-        print(f"### {path.stem}\n\n{format_table(json.loads(path.read_text(encoding='utf-8')))}\n")
+        results = json.loads(path.read_text(encoding="utf-8"))
+        parts.append(f"### {path.stem.replace('_', ' ').capitalize()}\n\n{format_table(results)}")
+    return "\n\n".join(parts)
+
+
+def insert(text: str, tables: str) -> str:
+    """A text with the tables between its two marks.
+
+    Raises:
+        ValueError: if a mark is missing.
+    """
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"The README needs the lines {BEGIN} and {END}: the tables go between them.")
+    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
+    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}"
+
+
+def main() -> int:
+    """Writes them into the README."""
+    README.write_text(insert(README.read_text(encoding="utf-8"), render()), encoding="utf-8")
     return 0
 
 
