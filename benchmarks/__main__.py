@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.methods import Images, Method
 from benchmarks.neighbours import Spade
-from benchmarks.ours import AnoDDPM, AuthorsProgram, Ours
+from benchmarks.ours import AnoDDPM, AuthorsProgram, Ours, WithoutUNet
 from benchmarks.rivals import Dfm, Padim, Patchcore
 from benchmarks.tables import RESULTS
 from benchmarks.trained import CFlow, CutPaste, Stfpm
@@ -32,15 +32,15 @@ from ddad.evaluation.scoring import FORMS, score_images
 SLOW_SAMPLES = 60
 PARTS = "parts"
 ORDER = (
-    "combined", PARTS, "padim_anomalib", "patchcore_anomalib", "dfm_anomalib", "spade", "authors", "anoddpm",
-    "stfpm_anomalib", "cflow_anomalib", "cutpaste",
+    "combined", PARTS, "without_unet", "padim_anomalib", "patchcore_anomalib", "dfm_anomalib", "spade", "authors",
+    "anoddpm", "stfpm_anomalib", "cflow_anomalib", "cutpaste",
 )  # fmt: skip
 NOTES = {
     "kl": "the paper's pixel score, calibrated",
-    "mahalanobis": "feature residual under its Gaussians",
+    "mahalanobis": "feature residual under factors and Gaussians",
     "mse": "feature residual squared: the paper's feature score, calibrated",
     "rgb": "squared error of the one-step prediction",
-    "padim": "the features themselves under our Gaussians",
+    "padim": "the features themselves under our Gaussians, without factors",
 }
 
 
@@ -48,6 +48,7 @@ def create_methods(pipe: DDADPipeline, checkpoint: Path, seconds: float) -> dict
     """The methods by the names that `--methods` takes."""
     return {
         "combined": lambda: Ours(pipe, checkpoint, f"alpha {pipe.config.alpha}, blur {pipe.config.blur_sigma}"),
+        "without_unet": lambda: WithoutUNet(pipe),
         "authors": lambda: AuthorsProgram(pipe),
         "anoddpm": lambda: AnoDDPM(pipe),
         "padim_anomalib": lambda: Padim(pipe),

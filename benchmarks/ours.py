@@ -1,5 +1,6 @@
 """The pipeline's own scores, and what the paper compares with inside the same model."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,10 @@ import torch.nn.functional as F
 from benchmarks.methods import Images, network_size, top_pixels
 from ddad import DDADPipeline
 from ddad.evaluation.scoring import score_batch
+from ddad.training.calibration import recalibrate
+from ddad.training.data import ImageFolder
+from ddad.training.fitting import CalibrationConfig
+from ddad.unet_ddad import DDADUNet2DOutput
 
 
 class Ours:
@@ -32,6 +37,48 @@ class Ours:
     def size(self) -> int:
         """The checkpoint's weights on disk."""
         return sum(path.stat().st_size for path in self.checkpoint.rglob("*.safetensors"))
+
+
+class WithoutUNet:
+    """Our statistics on the features themselves: what the feature score is worth without a diffusion model.
+
+    Everything is fitted as `ddad calibrate` does, with a U-Net that predicts nothing: the residual is the features.
+    """
+
+    name, slow = "our statistics without the U-Net", False
+    note = "factors and Gaussians of the features themselves"
+
+    def __init__(self, pipe: DDADPipeline):
+        self.num_top_cells = pipe.normality.config.num_top_cells
+        blind = copy.copy(pipe.unet)
+
+        def forward(sample: torch.Tensor, _: torch.Tensor) -> DDADUNet2DOutput:
+            grid = (pipe.feature_extractor.config.grid_size,) * 2
+            channels = pipe.feature_extractor.feature_channels
+            return DDADUNet2DOutput(
+                sample=sample.new_zeros(len(sample), 6, *sample.shape[2:]),
+                features=sample.new_zeros(len(sample), channels, *grid),
+            )
+
+        blind.forward = forward
+        self.pipe = DDADPipeline.from_pipe(pipe, unet=blind)
+
+    def fit(self, images: Images) -> None:
+        """Calibrates on all good images."""
+        folder = ImageFolder(images.paths, self.pipe.unet.config.sample_size)
+        self.pipe, _ = recalibrate(self.pipe, folder, CalibrationConfig(choose_settings=False))
+        self.pipe.normality.register_to_config(num_top_cells=self.num_top_cells)
+
+    @torch.no_grad()
+    def score(self, images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """The feature score alone."""
+        noise = self.pipe.get_noise(self.pipe.timesteps)
+        maps = score_batch(self.pipe, images, noise, ["mahalanobis"])["mahalanobis"]
+        return maps.numpy(), self.pipe.normality.image_score(maps).numpy()
+
+    def size(self) -> int:
+        """The backbone and the statistics."""
+        return network_size(self.pipe.feature_extractor, self.pipe.normality)
 
 
 class AnoDDPM:

@@ -10,10 +10,11 @@ import torch
 from ddad import DDADPipeline
 from ddad.cli import main
 from ddad.datasets.layouts import find_images
-from ddad.training import calibration
-from ddad.training.calibration import CalibrationConfig, count_copies, count_judges, recalibrate, vary
+from ddad.training import calibration, fitting
+from ddad.training.calibration import count_judges, recalibrate
 from ddad.training.choice import ALPHAS, BLURS, TOP_CELLS, choose, make_defects, top_cells
 from ddad.training.data import ImageFolder
+from ddad.training.fitting import CalibrationConfig, count_copies, count_factors, spread, vary
 from tests.conftest import create_tiny_pipeline
 from tests.hub.conftest import RECORD
 
@@ -54,7 +55,8 @@ def test_all_of_it_follows_from_good_images(adapted, good):
     assert choice["num_top_cells"] == config.num_top_cells
     assert choice["alpha"] in ALPHAS and choice["blur_sigma"] in BLURS and choice["num_top_cells"] in TOP_CELLS
     assert choice["image_auroc"] + choice["pro"] >= choice["default"]["image_auroc"] + choice["default"]["pro"]
-    assert record["shrinkage"] == max(record["log_likelihoods"], key=record["log_likelihoods"].get)
+    assert record["factors"] == max(record["log_likelihoods"], key=record["log_likelihoods"].get)
+    assert 0 <= record["shrinkage"] < 1 and config.num_factors == 16 >= record["factors"]
     # The stored cells of held-out images have mean 0 for every score and level.
     assert pipe.normality.calibration_maps.float().mean(dim=(0, 2, 3)).abs().max() < 0.02
     assert pipe.threshold > 0
@@ -62,8 +64,8 @@ def test_all_of_it_follows_from_good_images(adapted, good):
 
 def test_what_judges_has_not_been_seen(good, monkeypatch):
     """The distance of held-out images is larger than under Gaussians that have seen them."""
-    monkeypatch.setattr(calibration, "choose_shrinkage", lambda *_: (0.0, {}))
-    monkeypatch.setattr(calibration, "count_copies", lambda _: 0)
+    monkeypatch.setattr(fitting, "choose_shrinkage", lambda *_: (0.0, {0.0: 0.0}))
+    monkeypatch.setattr(fitting, "count_copies", lambda _: 0)
     tiny = create_tiny_pipeline()
     tiny.feature_extractor.feature_std.fill_(0.02)  # what varies is larger than the regularisation
     pipe, _ = recalibrate(tiny, images_of(good), CalibrationConfig(choose_settings=False))
@@ -179,3 +181,8 @@ def test_progress_is_told_and_can_end_the_work(good):
     with pytest.raises(EnoughError):
         recalibrate(create_tiny_pipeline(), images_of(good), CalibrationConfig(), report)
     assert told[:2] == [("Fitting normality", 1, 24), ("Fitting normality", 2, 24)] and len(told) == 25
+
+
+def test_more_views_speak_for_more_factors():
+    assert [count_factors(number) for number in (4, 10, 50, 761)] == [0, 16, 48, 96]
+    assert spread(5, 9) == [0, 1, 2, 3, 4] and spread(101, 3) == [0, 50, 100]

@@ -18,7 +18,8 @@ from ddad.app.many import open_all
 from ddad.app.uploads import open_category, output_path, refusal
 from ddad.app.work import Runs, Stopped
 from ddad.pipeline import DDADPipeline
-from ddad.training.calibration import FEW_IMAGES, CalibrationConfig, recalibrate
+from ddad.training.calibration import FEW_IMAGES, recalibrate
+from ddad.training.fitting import CalibrationConfig
 from ddad.training.saving import RECORD_NAME, save_checkpoint, update_record
 
 LEAST_IMAGES, MOST_IMAGES = 10, 300

@@ -18,7 +18,7 @@ from ddad.training.synthetic import DEFECT_TYPES, paste_defect
 
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 BLURS = (2.0, 4.0, 6.0)
-TOP_CELLS = (1, 4, 16)
+TOP_CELLS = (1, 4, 16, 64)
 MOST_IMAGES = 48
 DEFECTS_PER_TYPE = 16
 BATCH_SIZE = 4

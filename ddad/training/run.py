@@ -15,9 +15,10 @@ from ddad.datasets.layouts import DataFormat, read_dataset
 from ddad.pipeline import DDADPipeline
 from ddad.training.backbone import create_feature_extractor
 from ddad.training.base import describe_base
-from ddad.training.calibration import CalibrationConfig, batches, build_pipeline, recalibrate
+from ddad.training.calibration import batches, build_pipeline, recalibrate
 from ddad.training.config import TrainConfig
 from ddad.training.data import ImageFolder, split_images
+from ddad.training.fitting import CalibrationConfig
 from ddad.training.loop import create_scheduler, train_unet
 from ddad.training.saving import save_checkpoint, update_record
 from ddad.training.state import read_record, state_folder

@@ -1,0 +1,103 @@
+"""What good images have in common as a whole: factors, and what is left of each image without them.
+
+A Gaussian at every position knows nothing of the rest of the image. Good parts differ in few ways at once, though: the
+lamp, the batch, how the part lies. These are the principal components of whole feature images, and what they explain
+is no defect (factor analysis; as a score of its own "DFM", Ahuja et al., 2019). Factors explain the images that they
+were fitted to better than others, so covariances and likelihoods are those of images that they have not seen: in
+folds.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from ddad.training.gaussians import Moments
+
+NUM_FACTORS = (0, 16, 48, 96)
+# Fewer views than this for each factor say little about it.
+VIEWS_PER_FACTOR = 4
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Mean and factors of some images.
+
+    Attributes:
+        mean: `[P, C]`.
+        basis: orthonormal columns in descending order of variance, `[P C, k]`.
+    """
+
+    mean: torch.Tensor
+    basis: torch.Tensor
+
+    def first(self, count: int) -> "Factors":
+        """The `count` largest alone."""
+        return Factors(self.mean, self.basis[:, :count])
+
+    def unexplained(self, values: torch.Tensor) -> torch.Tensor:
+        """(I - B B^T)(x - mean), `[N, P, C]` -> `[N, P, C]`."""
+        centred = (values - self.mean).flatten(1)
+        return (centred - (centred @ self.basis) @ self.basis.T).view_as(values)
+
+
+def fit_factors(values: torch.Tensor, count: int) -> Factors:
+    """The leading principal components of `[N, P, C]`, by way of the `[N, N]` products of images.
+
+    There are N - 1 of them at most, fewer if `count` is fewer.
+    """
+    mean = values.mean(dim=0)
+    centred = (values - mean).flatten(1)  # [N, P C]
+    variances, vectors = torch.linalg.eigh((centred @ centred.T).double())  # ascending
+    count = min(count, len(values) - 1)
+    directions = centred.T @ vectors.flip(1)[:, :count].float()
+    lengths = variances.flip(0)[:count].clamp(min=1e-12).sqrt().float()
+    # Rounded as they are stored, so that what is measured is what is saved.
+    return Factors(mean, (directions / lengths).half().float())
+
+
+@dataclass
+class Views:
+    """The features of images and of their copies, one view a row.
+
+    Attributes:
+        values: `[V, P, C]`.
+        fold: the fold of each view's image, `[V]`.
+        held_out: whether the image is held out, `[V]` bool.
+        original: whether the view is the image itself and no copy, `[V]` bool.
+    """
+
+    values: torch.Tensor
+    fold: torch.Tensor
+    held_out: torch.Tensor
+    original: torch.Tensor
+
+    @property
+    def folds(self) -> list[int]:
+        """The folds, in order."""
+        return sorted(self.fold.unique().tolist())
+
+
+def cross_fit(views: Views, count: int) -> dict[int, Factors]:
+    """For each fold the factors of all images that are not in it."""
+    return {fold: fit_factors(views.values[views.fold != fold], count) for fold in views.folds}
+
+
+def unexplained(views: Views, factors: dict[int, Factors], count: int) -> torch.Tensor:
+    """What `count` factors that have not seen an image leave of it, `[V, P, C]`."""
+    result = torch.empty_like(views.values)
+    for fold, found in factors.items():
+        chosen = views.fold == fold
+        result[chosen] = found.first(count).unexplained(views.values[chosen])
+    return result
+
+
+def moments_of(values: torch.Tensor) -> Moments:
+    """Moments of `[V, P, C]`."""
+    moments = Moments.empty(*values.shape[1:])
+    moments.add(values)
+    return moments
+
+
+def candidates(views: int) -> list[int]:
+    """The numbers of factors that so many views can speak for."""
+    return [count for count in NUM_FACTORS if count * VIEWS_PER_FACTOR <= views]
