@@ -3,7 +3,9 @@
 Source: "PaDiM: a Patch Distribution Modeling Framework for Anomaly Detection and Localization" (Defard et al., 2020),
 sections III.B and III.C; "Removing Anomalies as Noises for Industrial Defect Localization" (Lu et al., ICCV 2023).
 Beside the features F(x_0) themselves, Gaussians are fitted to the residuals F(x_0) - f(x_t, t) of the U-Net's
-prediction.
+prediction, less what good images have in common as a whole: with mean mu, orthonormal factors B of whole feature images
+and W^T W = Sigma^-1 at each position, the score is |W (I - B B^T)(r - mu)|, the noise of factor analysis ("Modeling the
+manifolds of images of handwritten digits", Hinton et al., 1997) whose covariance is its own at every position.
 
 Score maps of held-out normal images give each score its mean and standard deviation, the threshold, and the level down
 to which a defect reaches. The authors' program normalises by each image's own statistics instead, after which two
@@ -201,19 +203,25 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
         factors, flat = self.factors.float(), centred.flatten(1)
         return (flat - (flat @ factors) @ factors.T).view_as(centred)
 
-    def forward(self, features: torch.Tensor, index: int) -> torch.Tensor:
-        """Mahalanobis distance to model `index` at each position, `[N, C, h, w]` -> `[N, 1, grid_size, grid_size]`.
+    def distance(self, reduced: torch.Tensor, index: int) -> torch.Tensor:
+        """Mahalanobis distance to model `index`, `[N, P, c]` as `reduce` gives them -> `[N, 1, grid_size, grid_size]`.
 
-        Of residuals it is the distance of what the factors leave. Differentiable in `features`. Computed in float32
-        whatever the weights' type.
+        Of residuals it is the distance of what the factors leave. Computed in float32 whatever the weights' type.
         """
-        centred = self.reduce(features).float() - self.mean[index].float()  # [N, P, c]
+        centred = reduced.float() - self.mean[index].float()  # [N, P, c]
         if self.config.num_factors and index != self.features_index:
             centred = self.unexplained(centred)
         whitened = torch.einsum("pcd,npd->npc", self.whitening_matrix(index).float(), centred)
         # The root has no slope at zero; the constant is far below the distance of any image.
         distance = (whitened.square().sum(dim=-1) + 1e-12).sqrt()
         return distance.view(-1, 1, self.config.grid_size, self.config.grid_size)
+
+    def forward(self, features: torch.Tensor, index: int) -> torch.Tensor:
+        """Mahalanobis distance to model `index` at each position, `[N, C, h, w]` -> `[N, 1, grid_size, grid_size]`.
+
+        Differentiable in `features`; see `distance`.
+        """
+        return self.distance(self.reduce(features), index)
 
     # -------------------------------------------------------------------------------------------------- calibration
 

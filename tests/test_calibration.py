@@ -146,14 +146,18 @@ def test_the_choice_follows_the_score_that_finds_defects(tiny_pipe, monkeypatch)
     images = torch.rand(12, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 0.2
     defective, truth = make_defects(images, 16, seed=0)
 
-    def raw(_, given, __):
+    def raw(_, given, set_shrinkage, shrinkages, __):
         generator = torch.Generator().manual_seed(1)
         noise = torch.randn(len(given), 2, 8, 8, generator=generator)
         masks = torch.cat([torch.zeros(12, 64, 64), torch.from_numpy(truth).float()])[:, None]
-        return {"kl": noise, "mahalanobis": 2 * masks + torch.randn(masks.shape, generator=generator)}
+        # The stronger the shrinkage, the noisier the distances.
+        return noise, {
+            one: 2 * masks + (1 + 5 * one) * torch.randn(masks.shape, generator=generator) for one in shrinkages
+        }
 
     monkeypatch.setattr("ddad.training.choice.raw_maps", raw)
-    choice = choose(tiny_pipe, images, seed=0)
+    choice = choose(tiny_pipe, images, 0, lambda _: None, likeliest=0.1)
+    assert choice.shrinkage == 0.1
     assert choice.alpha <= 0.1 and choice.image_auroc > 90
     assert choice.alone["mahalanobis"]["pro"] > choice.alone["kl"]["pro"] + 20
 

@@ -140,15 +140,14 @@ def calibrate(
     fit = fit_residuals(views)
     everything = sum(list(fit.moments.values())[1:], next(iter(fit.moments.values())))
 
-    def store(factors: Factors, moments: Moments) -> None:
+    shrinkage = fit.shrinkage
+
+    def store(factors: Factors, moments: Moments, shrinkage: float) -> None:
         """What is scored from now on: factors, and the covariances of what factors leave of images."""
         _, covariance = moments.gaussian()
-        normality.set_gaussian(0, factors.mean, shrink(covariance, fit.shrinkage))
+        normality.set_gaussian(0, factors.mean, shrink(covariance, shrinkage))
         normality.set_factors(factors.basis)
         round_to_half(normality)
-
-    mean, covariance = features.gaussian()
-    normality.set_gaussian(normality.features_index, mean, shrink(covariance, fit.shrinkage))
 
     record: dict[str, Any] = {
         "views_an_image": 1 + copies,
@@ -158,18 +157,24 @@ def calibrate(
     }
     if config.choose_settings:
         seen = ~views.held_out
-        store(fit_factors(views.values[seen], fit.num_factors), moments_of(fit.left[seen]))
+        train_factors, train_moments = fit_factors(views.values[seen], fit.num_factors), moments_of(fit.left[seen])
         judges = torch.stack([held_out[index] for index in range(min(MOST_IMAGES, len(held_out)))])
-        choice = choose(pipe, judges, config.seed, report)
+        choice = choose(
+            pipe, judges, config.seed, lambda one: store(train_factors, train_moments, one), shrinkage, report
+        )
+        shrinkage = choice.shrinkage
         pipe.register_to_config(alpha=choice.alpha, blur_sigma=choice.blur_sigma)
         normality.register_to_config(num_top_cells=choice.num_top_cells)
         record["choice"] = asdict(choice)
         logger.info(
-            "Chosen on synthetic defects: alpha %.1f, blur %.0f, %d cells.",
+            "Chosen on synthetic defects: alpha %.1f, blur %.0f, %d cells, shrinkage %.2f.",
             choice.alpha,
             choice.blur_sigma,
             choice.num_top_cells,
+            choice.shrinkage,
         )
+    mean, covariance = features.gaussian()
+    normality.set_gaussian(normality.features_index, mean, shrink(covariance, shrinkage))
     levels = len(pipe.timesteps)
     found = Calibrated(
         {name: torch.zeros(2, levels, dtype=torch.float64) for name in normality.scores},
@@ -180,10 +185,10 @@ def calibrate(
     scoring = [(fold, batch) for fold, part in parts.items() for batch in batches(part)]
     for fold, batch in track(scoring, "Measuring held-out images", report, unit="batch"):
         if fold != current:
-            store(fit.factors[fold].first(fit.num_factors), everything - fit.moments[fold])
+            store(fit.factors[fold].first(fit.num_factors), everything - fit.moments[fold], shrinkage)
             current = fold
         score_held_out(pipe, batch, noise, found)
-    store(fit_factors(views.values, fit.num_factors), everything)
+    store(fit_factors(views.values, fit.num_factors), everything, shrinkage)
     store_statistics(pipe, found, len(held_out))
     round_to_half(normality)
     return record

@@ -1,11 +1,13 @@
 """Settings chosen without a test image: by synthetic defects on held-out good images.
 
-The weight of the pixel score, the blur of the maps and how many cells make the image score are chosen by how well
-defects are found that nobody trained on (`synthetic`), pasted into good images that neither the U-Net nor the
-Gaussians have seen.
+The weight of the pixel score, the blur of the maps, how many cells make the image score and how far the covariances
+are shrunk are chosen by how well defects are found that nobody trained on (`synthetic`), pasted into good images that
+neither the U-Net nor the statistics have seen.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,10 +21,20 @@ from ddad.training.synthetic import DEFECT_TYPES, paste_defect
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 BLURS = (2.0, 4.0, 6.0)
 TOP_CELLS = (1, 4, 16, 64)
+SHRINKAGES = (0.4, 0.7, 0.9)
 MOST_IMAGES = 48
 DEFECTS_PER_TYPE = 16
 BATCH_SIZE = 4
-MAP_SIZE = 128  # a quarter of the pixels ranks settings alike
+MAP_SIZE = 64  # as fine as the smallest defect; more pixels rank settings alike and take longer
+
+
+class Settings(NamedTuple):
+    """What is chosen; see `Choice`."""
+
+    alpha: float
+    blur_sigma: float
+    num_top_cells: int
+    shrinkage: float
 
 
 @dataclass(frozen=True)
@@ -33,15 +45,17 @@ class Choice:
         alpha: weight of the pixel score.
         blur_sigma: the Gaussian that smoothes the maps, in pixels.
         num_top_cells: cells that make the image score.
+        shrinkage: of the covariances.
         image_auroc: with them.
         pro: with them.
-        default: what alpha 0.5, blur 4 and the highest cell measured: `image_auroc` and `pro`.
-        alone: what the pixel and the feature score alone measured, at the chosen blur and cells.
+        default: what alpha 0.5, blur 4, the highest cell and the likeliest shrinkage measured: `image_auroc`, `pro`.
+        alone: what the pixel and the feature score alone measured, with all else as chosen.
     """
 
     alpha: float
     blur_sigma: float
     num_top_cells: int
+    shrinkage: float
     image_auroc: float
     pro: float
     default: dict[str, float]
@@ -73,16 +87,30 @@ def make_defects(images: torch.Tensor, per_type: int, seed: int) -> tuple[torch.
 
 
 @torch.no_grad()
-def raw_maps(pipe: DDADPipeline, images: torch.Tensor, report: Report | None = None) -> dict[str, torch.Tensor]:
-    """Unsmoothed pixel and feature maps of many images: `kl` as `[N, K, S, S]`, `mahalanobis` as `[N, K, g, g]`."""
-    timesteps = pipe.timesteps
+def raw_maps(
+    pipe: DDADPipeline,
+    images: torch.Tensor,
+    set_shrinkage: Callable[[float], None],
+    shrinkages: Sequence[float],
+    report: Report | None = None,
+) -> tuple[torch.Tensor, dict[float, torch.Tensor]]:
+    """Unsmoothed maps of many images: KL as `[N, K, S, S]`, and for each shrinkage distances as `[N, K, g, g]`."""
+    timesteps, normality = pipe.timesteps, pipe.normality
     noise = pipe.get_noise(timesteps)
-    found: dict[str, list[torch.Tensor]] = {"kl": [], "mahalanobis": []}
+    kl, residuals = [], []
     for batch in track(images.split(BATCH_SIZE), "Scoring synthetic defects", report, unit="batch"):
-        maps = pipe.raw_maps(batch.to(pipe.device), timesteps, noise, tuple(found))
-        for name, value in maps.items():
-            found[name].append(value.float().cpu())  # [N, K, h, w]
-    return {name: torch.cat(values) for name, values in found.items()}
+        batch = batch.to(pipe.device)
+        originals, noisy, levels, output, predicted = pipe.predict_at(batch, timesteps, noise)
+        kl.append(pipe.scheduler.pixel_maps(originals, noisy, output, levels, ["kl"])["kl"].float().cpu())
+        features = pipe.extract_features(batch).repeat_interleave(len(timesteps), dim=0)
+        residuals.append(normality.reduce(features - predicted))  # [N K, P, c]
+    index = normality.residual_index(timesteps[0])  # one Gaussian for all noise levels
+    distances = {}
+    for shrinkage in shrinkages:
+        set_shrinkage(shrinkage)
+        found = [normality.distance(one, index).float().cpu() for one in residuals]
+        distances[shrinkage] = torch.cat(found)[:, 0].unflatten(0, (len(images), -1))
+    return torch.cat(kl).view(len(images), len(timesteps), *images.shape[2:]), distances
 
 
 def calibrated(maps: torch.Tensor, good: int) -> torch.Tensor:
@@ -102,43 +130,54 @@ def merit(measured: dict[str, float]) -> float:
     return measured["image_auroc"] + measured["pro"]
 
 
-def choose(pipe: DDADPipeline, images: torch.Tensor, seed: int, report: Report | None = None) -> Choice:
+def choose(
+    pipe: DDADPipeline,
+    images: torch.Tensor,
+    seed: int,
+    set_shrinkage: Callable[[float], None],
+    likeliest: float,
+    report: Report | None = None,
+) -> Choice:
     """The settings under which synthetic defects are found best.
 
     Args:
-        pipe: the pipeline with its Gaussians; those of the held-out images must not be among them.
+        pipe: the pipeline with its statistics; those of the held-out images must not be among them.
         images: held-out good images, `[M, 3, S, S]` in [-1, 1]; `MOST_IMAGES` are enough.
         seed: of the defects.
+        set_shrinkage: gives the pipeline's covariances another shrinkage.
+        likeliest: the shrinkage under which good images are most likely; stronger ones are tried too.
         report: told of the progress.
     """
     defective, truth = make_defects(images, DEFECTS_PER_TYPE, seed)
     good, size = len(images), images.shape[-1]
     masks = torch.cat([torch.zeros(good, size, size), torch.from_numpy(truth).float()])
-    small = F.interpolate(masks[:, None], size=(MAP_SIZE, MAP_SIZE), mode="nearest")[:, 0].numpy() > 0
-    raw = raw_maps(pipe, torch.cat([images, defective]), report)
-    tried: dict[tuple[float, float, int], dict[str, float]] = {}
-    for blur in BLURS:
-        parts = {}
-        for name, value in raw.items():
-            resized = pipe.image_processor.resize(value, (size, size))
-            smooth = pipe.image_processor.blur(resized, blur)
-            parts[name] = F.adaptive_avg_pool2d(calibrated(smooth, good), MAP_SIZE)
+    small = F.adaptive_max_pool2d(masks, MAP_SIZE).numpy() > 0
+    shrinkages = [likeliest, *(one for one in SHRINKAGES if one > likeliest)]
+    kl, distances = raw_maps(pipe, torch.cat([images, defective]), set_shrinkage, shrinkages, report)
+
+    def smooth(maps: torch.Tensor, blur: float) -> torch.Tensor:
+        resized = pipe.image_processor.resize(maps, (size, size))
+        return F.adaptive_avg_pool2d(calibrated(pipe.image_processor.blur(resized, blur), good), MAP_SIZE)
+
+    tried: dict[Settings, dict[str, float]] = {}
+    pixel = {blur: smooth(kl, blur) for blur in BLURS}
+    trials = [(blur, shrinkage) for blur in BLURS for shrinkage in shrinkages]
+    for blur, shrinkage in track(trials, "Choosing settings", report, unit="trial"):
+        feature = smooth(distances[shrinkage], blur)
         for alpha in ALPHAS:
-            fused = alpha * parts["kl"] + (1 - alpha) * parts["mahalanobis"]
+            fused = alpha * pixel[blur] + (1 - alpha) * feature
             overlap = pro(fused.numpy(), small)
             cells = F.adaptive_avg_pool2d(fused, 32)
             for count in TOP_CELLS:
                 scores = top_cells(cells, count)
                 area = auroc(scores[:good], scores[good:])
-                tried[alpha, blur, count] = {"image_auroc": round(100 * area, 2), "pro": round(100 * overlap, 2)}
+                measured = {"image_auroc": round(100 * area, 2), "pro": round(100 * overlap, 2)}
+                tried[Settings(alpha, blur, count, shrinkage)] = measured
     # Of equals the one nearest to the default.
-    best = max(tried, key=lambda one: (merit(tried[one]), -abs(one[0] - 0.5), -abs(one[1] - 4.0), -one[2]))
-    alpha, blur, count = best
+    best = max(tried, key=lambda one: (merit(tried[one]), -abs(one.alpha - 0.5), -abs(one.blur_sigma - 4.0)))
     return Choice(
-        alpha=alpha,
-        blur_sigma=blur,
-        num_top_cells=count,
+        **best._asdict(),
         **tried[best],
-        default=tried[0.5, 4.0, 1],
-        alone={"kl": tried[1.0, blur, count], "mahalanobis": tried[0.0, blur, count]},
+        default=tried[Settings(0.5, 4.0, 1, likeliest)],
+        alone={"kl": tried[best._replace(alpha=1.0)], "mahalanobis": tried[best._replace(alpha=0.0)]},
     )
