@@ -3,9 +3,10 @@
 Source: "PaDiM: a Patch Distribution Modeling Framework for Anomaly Detection and Localization" (Defard et al., 2020),
 sections III.B and III.C; "Removing Anomalies as Noises for Industrial Defect Localization" (Lu et al., ICCV 2023).
 Beside the features F(x_0) themselves, Gaussians are fitted to the residuals F(x_0) - f(x_t, t) of the U-Net's
-prediction, less what good images have in common as a whole: with mean mu, orthonormal factors B of whole feature images
-and W^T W = Sigma^-1 at each position, the score is |W (I - B B^T)(r - mu)|, the noise of factor analysis ("Modeling the
-manifolds of images of handwritten digits", Hinton et al., 1997) whose covariance is its own at every position.
+prediction, less what good images have in common as a whole: with mean mu, orthonormal factors B of whole feature
+images and W^T W = Sigma^-1 at each position, the score is |W (I - B B^T)(r - mu)|, the noise of factor analysis
+("Modeling the manifolds of images of handwritten digits", Hinton et al., 1997), its covariance another at each
+position.
 
 Score maps of held-out normal images give each score its mean and standard deviation, the threshold, and the level down
 to which a defect reaches. The authors' program normalises by each image's own statistics instead, after which two
