@@ -13,10 +13,7 @@ from ddad.evaluation.metrics import (
     best_f1,
     integrate_to,
     judge,
-    pixel_auroc,
-    pixel_average_precision,
-    pro,
-    pro_curve,
+    pixel_curves,
 )
 
 
@@ -68,6 +65,10 @@ def random_maps(seed=0, count=6, size=48, levels=None):
     return (np.round(maps * levels) / levels if levels else maps).astype(np.float32), masks
 
 
+def pro(maps, masks, limit=0.3):
+    return pixel_curves(maps, masks).pro(limit)
+
+
 def pro_by_thresholds(maps, masks, limit):
     """PRO as its definition reads: a loop over thresholds and regions."""
     points = []
@@ -100,7 +101,7 @@ def test_pro_has_its_closed_forms():
     masks[0, :20, :20], masks[0, 30, 30] = True, True
     maps = np.zeros((1, 40, 40), dtype=np.float32)
     maps[0, :20, :20], maps[0, 30, 30] = 1, -1
-    assert pro(maps, masks) == pytest.approx(0.5) and pixel_auroc(maps, masks) > 0.99
+    assert pro(maps, masks) == pytest.approx(0.5) and pixel_curves(maps, masks).auroc > 0.99
 
 
 def test_regions_that_touch_at_a_corner_are_one():
@@ -108,8 +109,10 @@ def test_regions_that_touch_at_a_corner_are_one():
     masks[0, 1, 1] = masks[0, 2, 2] = masks[0, 3, 3] = masks[0, 6, 6] = True
     maps = np.zeros((1, 8, 8), dtype=np.float32)
     maps[0, 6, 6] = 1
-    rates, overlaps = pro_curve(maps, masks)
-    assert overlaps[1] == pytest.approx(0.5) and rates[1] == 0  # one region of two, not one of four
+    curves = pixel_curves(maps, masks)
+    assert (
+        curves.overlap[1] == pytest.approx(0.5) and curves.false_positive_rate[1] == 0
+    )  # one region of two, not one of four
 
 
 def test_the_last_trapezoid_is_cut_at_the_limit():
@@ -119,15 +122,15 @@ def test_the_last_trapezoid_is_cut_at_the_limit():
 
 def test_pixel_metrics_are_those_of_images_over_all_pixels():
     maps, masks = random_maps(levels=10)
-    assert pixel_auroc(maps, masks) == pytest.approx(auroc(maps[~masks], maps[masks]))
-    assert pixel_average_precision(maps, masks) == pytest.approx(average_precision(maps[~masks], maps[masks]))
-    for metric in (pixel_auroc, pixel_average_precision, pro):
-        with pytest.raises(ValueError, match="alike"):
-            metric(maps[:, 1:], masks)
-        with pytest.raises(ValueError, match="defective and normal pixels"):
-            metric(maps, np.zeros_like(masks))
-        with pytest.raises(ValueError, match="finite maps"):
-            metric(np.where(masks, np.nan, maps), masks)
+    curves = pixel_curves(maps, masks)
+    assert curves.auroc == pytest.approx(auroc(maps[~masks], maps[masks]))
+    assert curves.average_precision == pytest.approx(average_precision(maps[~masks], maps[masks]))
+    with pytest.raises(ValueError, match="alike"):
+        pixel_curves(maps[:, 1:], masks)
+    with pytest.raises(ValueError, match="defective and normal pixels"):
+        pixel_curves(maps, np.zeros_like(masks))
+    with pytest.raises(ValueError, match="finite maps"):
+        pixel_curves(np.where(masks, np.nan, maps), masks)
 
 
 def test_aupimo_equals_its_definition():

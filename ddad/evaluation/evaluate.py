@@ -28,12 +28,12 @@ def measure_images(good: np.ndarray, defective: np.ndarray) -> dict[str, float]:
 
 def measure_pixels(maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
     """Pixel and region metrics of maps, in percent; AUPIMO is the mean over images."""
-    curve = metrics.pro_curve(maps, masks)
+    curves = metrics.pixel_curves(maps, masks)
     measured = {
-        "pixel_auroc": percent(metrics.pixel_auroc(maps, masks)),
-        "pixel_ap": percent(metrics.pixel_average_precision(maps, masks)),
-        "pro": percent(metrics.integrate_to(*curve, 0.3)),
-        "pro_5": percent(metrics.integrate_to(*curve, 0.05)),
+        "pixel_auroc": percent(curves.auroc),
+        "pixel_ap": percent(curves.average_precision),
+        "pro": percent(curves.pro(0.3)),
+        "pro_5": percent(curves.pro(0.05)),
     }
     if (~masks.any(axis=(1, 2))).any():
         measured["aupimo"] = percent(metrics.aupimo(maps, masks).mean())

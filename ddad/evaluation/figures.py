@@ -10,7 +10,7 @@ import PIL.ImageFont
 from sklearn.metrics import roc_curve
 
 from ddad.datasets.layouts import Sample, read_mask
-from ddad.evaluation.metrics import pro_curve
+from ddad.evaluation.metrics import pixel_curves
 from ddad.evaluation.scoring import ScoredImages
 from ddad.pipeline import DDADPipeline
 
@@ -97,9 +97,11 @@ def draw_curves(
         panels[0].plot(rates, recall, label=form, color=colour)
         if masks is not None:
             known = ~defective | masks.any(axis=(1, 2))
-            x, y = pro_curve(scored.maps[form][known], masks[known])
+            curves = pixel_curves(scored.maps[form][known], masks[known])
             shown = np.linspace(0, 0.3, 301)
-            panels[1].plot(shown, np.interp(shown, x, y), label=form, color=colour)
+            panels[1].plot(
+                shown, np.interp(shown, curves.false_positive_rate, curves.overlap), label=form, color=colour
+            )
     panels[0].set(xlabel="good images called defective", ylabel="defective images found", title="ROC of images")
     if masks is not None:
         panels[1].set(xlabel="false-positive rate of pixels", ylabel="overlap of a region", title="PRO")

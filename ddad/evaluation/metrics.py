@@ -90,26 +90,6 @@ def judge(good: np.ndarray, defective: np.ndarray, threshold: float) -> Verdicts
 # ------------------------------------------------------------------------------------------------------------ pixels
 
 
-def pixel_auroc(maps: np.ndarray, masks: np.ndarray) -> float:
-    """Area under the ROC curve of all pixels of all images together.
-
-    Args:
-        maps: anomaly maps, `[N, H, W]`.
-        masks: ground truth, `[N, H, W]` bool; all False for a good image.
-
-    Raises:
-        ValueError: if shapes differ, no pixel or every pixel is defective, or a map is not finite.
-    """
-    _check_maps(maps, masks)
-    return float(roc_auc_score(masks.ravel(), maps.ravel()))
-
-
-def pixel_average_precision(maps: np.ndarray, masks: np.ndarray) -> float:
-    """Area under the precision-recall curve of all pixels of all images together; see `pixel_auroc`."""
-    _check_maps(maps, masks)
-    return float(average_precision_score(masks.ravel(), maps.ravel()))
-
-
 def _check_maps(maps: np.ndarray, masks: np.ndarray) -> None:
     if maps.shape != masks.shape or maps.ndim != 3:
         raise ValueError(f"Maps and masks must be `[N, H, W]` alike, found {maps.shape} and {masks.shape}.")
@@ -119,39 +99,75 @@ def _check_maps(maps: np.ndarray, masks: np.ndarray) -> None:
         raise ValueError("Pixel metrics need finite maps.")
 
 
-# ----------------------------------------------------------------------------------------------------------- regions
+@dataclass(frozen=True)
+class PixelCurves:
+    """What every threshold finds, from the highest to the lowest, of all pixels of all images together.
+
+    Attributes:
+        false_positive_rate: the part of normal pixels above the threshold, ascending from 0 to 1, `[K]`.
+        recall: the part of defective pixels above it, likewise.
+        precision: the part of pixels above it that are defective; 1 at the first, where there are none.
+        overlap: per-region overlap, ascending from 0 to 1: for each connected region of defective pixels the part of
+            it that lies above, and then the mean over regions, so that a small region counts as much as a large one
+            (Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021, section 5.2; regions of eight
+            neighbours as in their program).
+    """
+
+    false_positive_rate: np.ndarray
+    recall: np.ndarray
+    precision: np.ndarray
+    overlap: np.ndarray
+
+    @property
+    def auroc(self) -> float:
+        """Area under the ROC curve of pixels."""
+        return float(np.trapezoid(self.recall, self.false_positive_rate))
+
+    @property
+    def average_precision(self) -> float:
+        """Area under the precision-recall curve, summed over its steps."""
+        return float(np.sum(np.diff(self.recall) * self.precision[1:]))
+
+    def pro(self, limit: float = 0.3) -> float:
+        """Mean per-region overlap at false-positive rates from 0 to `limit`; 0.3 in most papers."""
+        return integrate_to(self.false_positive_rate, self.overlap, limit)
 
 
-def pro_curve(maps: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Per-region overlap against the false-positive rate of pixels, from (0, 0) to (1, 1).
-
-    The overlap at a threshold is, for each connected region of defective pixels, the part of it that lies above, and
-    then the mean over regions: a small region counts as much as a large one (Bergmann et al., "The MVTec Anomaly
-    Detection Dataset", IJCV 2021, section 5.2; regions of eight neighbours as in their program).
+def pixel_curves(maps: np.ndarray, masks: np.ndarray) -> PixelCurves:
+    """One sort of all pixels serves all thresholds and all pixel metrics.
 
     Args:
         maps: anomaly maps, `[N, H, W]`.
-        masks: ground truth, `[N, H, W]` bool.
+        masks: ground truth, `[N, H, W]` bool; all False for a good image.
 
     Returns:
-        False-positive rates and overlaps, one for each different value of the maps, `[K]` each, both ascending.
+        The curves, a point for each different value of the maps and one before them.
+
+    Raises:
+        ValueError: if shapes differ, no pixel or every pixel is defective, or a map is not finite.
     """
     _check_maps(maps, masks)
     gains = np.zeros(masks.shape, dtype=np.float64)
     regions = 0
     for mask, gain in zip(masks, gains, strict=True):
+        if not mask.any():
+            continue
         labels, count = ndimage.label(mask, structure=EIGHT_NEIGHBOURS)
         regions += count
         sizes = np.bincount(labels.ravel())
         gain[mask] = 1 / sizes[labels[mask]]
-    # One sort serves all thresholds: a pixel adds to its region's overlap, or to the false positives.
-    order = np.argsort(-maps.ravel(), kind="stable")
+    order = np.argsort(-maps.ravel())
     values = maps.ravel()[order]
-    overlap = np.cumsum(gains.ravel()[order]) / regions
-    normal = ~masks.ravel()[order]
-    rate = np.cumsum(normal) / normal.sum()
     last = np.append(values[1:] != values[:-1], True)  # equal values pass a threshold together
-    return np.append(0.0, rate[last]), np.append(0.0, overlap[last])
+    defective = masks.ravel()[order]
+    found, above = np.cumsum(defective)[last], np.flatnonzero(last) + 1
+    overlap = np.cumsum(gains.ravel()[order])[last] / regions
+    return PixelCurves(
+        false_positive_rate=np.append(0.0, (above - found) / (~masks).sum()),
+        recall=np.append(0.0, found / masks.sum()),
+        precision=np.append(1.0, found / above),
+        overlap=np.append(0.0, overlap),
+    )
 
 
 def integrate_to(rates: np.ndarray, overlaps: np.ndarray, limit: float) -> float:
@@ -160,11 +176,6 @@ def integrate_to(rates: np.ndarray, overlaps: np.ndarray, limit: float) -> float
     x = np.append(rates[inside], limit)
     y = np.append(overlaps[inside], np.interp(limit, rates, overlaps))
     return float(np.trapezoid(y, x) / limit)
-
-
-def pro(maps: np.ndarray, masks: np.ndarray, limit: float = 0.3) -> float:
-    """PRO: mean per-region overlap at false-positive rates from 0 to `limit`; 0.3 in most papers; see `pro_curve`."""
-    return integrate_to(*pro_curve(maps, masks), limit)
 
 
 def aupimo(

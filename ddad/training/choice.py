@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ddad.evaluation.metrics import auroc, pro
+from ddad.evaluation.metrics import auroc, pixel_curves
 from ddad.pipeline import DDADPipeline
 from ddad.training.progress import Report, track
 from ddad.training.synthetic import DEFECT_TYPES, paste_defect
@@ -166,7 +166,7 @@ def choose(
         feature = smooth(distances[shrinkage], blur)
         for alpha in ALPHAS:
             fused = alpha * pixel[blur] + (1 - alpha) * feature
-            overlap = pro(fused.numpy(), small)
+            overlap = pixel_curves(fused.numpy(), small).pro()
             cells = F.adaptive_avg_pool2d(fused, 32)
             for count in TOP_CELLS:
                 scores = top_cells(cells, count)
