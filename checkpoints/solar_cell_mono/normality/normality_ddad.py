@@ -3,7 +3,10 @@
 Source: "PaDiM: a Patch Distribution Modeling Framework for Anomaly Detection and Localization" (Defard et al., 2020),
 sections III.B and III.C; "Removing Anomalies as Noises for Industrial Defect Localization" (Lu et al., ICCV 2023).
 Beside the features F(x_0) themselves, Gaussians are fitted to the residuals F(x_0) - f(x_t, t) of the U-Net's
-prediction.
+prediction, less what good images have in common as a whole: with mean mu, orthonormal factors B of whole feature
+images and W^T W = Sigma^-1 at each position, the score is |W (I - B B^T)(r - mu)|, the noise of factor analysis
+("Modeling the manifolds of images of handwritten digits", Hinton et al., 1997), its covariance another at each
+position.
 
 Score maps of held-out normal images give each score its mean and standard deviation, the threshold, and the level down
 to which a defect reaches. The authors' program normalises by each image's own statistics instead, after which two
@@ -89,6 +92,8 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
             as `{"kl_mean": [...], "kl_std": [...], "rgb_mean": ...}`. Without them nothing can be judged.
         threshold_quantile: the part of held-out normal images that the measured threshold lets pass.
         num_top_cells: an image's score is the mean of so many of its highest cells.
+        num_factors: how many principal components of whole feature images are taken off the residuals before their
+            distance is measured: what good parts have in common as a whole is no defect. Needs `shared`.
 
     Raises:
         ValueError: if more dimensions are to be modelled than there are.
@@ -115,10 +120,13 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
         components: bool = False,
         shared: bool = False,
         num_top_cells: int = 1,  # noqa: ARG002 - kept in the config
+        num_factors: int = 0,
     ):
         super().__init__()
         if num_channels > feature_channels:
             raise ValueError(f"`num_channels` must be at most {feature_channels}, found {num_channels}.")
+        if num_factors and not shared:
+            raise ValueError("`num_factors` need `shared`: there is one set of factors for all noise levels.")
         positions, triangle = grid_size**2, num_channels * (num_channels + 1) // 2
 
         def parameter(*shape: int) -> nn.Parameter:
@@ -130,6 +138,8 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
         self.whitening = nn.ParameterList([parameter(positions, triangle) for _ in gaussians])
         if components:
             self.basis = parameter(feature_channels, num_channels)
+        if num_factors:
+            self.factors = parameter(positions * num_channels, num_factors)
         num_maps = len(self.scores) * len(timesteps)
         self.calibration_maps = parameter(num_calibration_images, num_maps, calibration_size, calibration_size)
 
@@ -182,16 +192,37 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
         self.mean[index].copy_(mean)
         self.whitening[index].copy_(whitening[:, rows, columns])
 
-    def forward(self, features: torch.Tensor, index: int) -> torch.Tensor:
-        """Mahalanobis distance to model `index` at each position, `[N, C, h, w]` -> `[N, 1, grid_size, grid_size]`.
+    @torch.no_grad()
+    def set_factors(self, factors: torch.Tensor) -> None:
+        """Stores orthonormal factors, `[P c, k]` with k at most `num_factors`; the others do nothing."""
+        if self.config.num_factors:
+            self.factors.zero_()
+            self.factors[:, : factors.shape[1]].copy_(factors)
 
-        Differentiable in `features`. Computed in float32 whatever the weights' type.
+    def unexplained(self, centred: torch.Tensor) -> torch.Tensor:
+        """(I - B B^T) x with orthonormal factors B of whole feature images, `[N, P, c]` -> `[N, P, c]`."""
+        factors, flat = self.factors.float(), centred.flatten(1)
+        return (flat - (flat @ factors) @ factors.T).view_as(centred)
+
+    def distance(self, reduced: torch.Tensor, index: int) -> torch.Tensor:
+        """Mahalanobis distance to model `index`, `[N, P, c]` as `reduce` gives them -> `[N, 1, grid_size, grid_size]`.
+
+        Of residuals it is the distance of what the factors leave. Computed in float32 whatever the weights' type.
         """
-        centred = self.reduce(features).float() - self.mean[index].float()  # [N, P, c]
+        centred = reduced.float() - self.mean[index].float()  # [N, P, c]
+        if self.config.num_factors and index != self.features_index:
+            centred = self.unexplained(centred)
         whitened = torch.einsum("pcd,npd->npc", self.whitening_matrix(index).float(), centred)
         # The root has no slope at zero; the constant is far below the distance of any image.
         distance = (whitened.square().sum(dim=-1) + 1e-12).sqrt()
         return distance.view(-1, 1, self.config.grid_size, self.config.grid_size)
+
+    def forward(self, features: torch.Tensor, index: int) -> torch.Tensor:
+        """Mahalanobis distance to model `index` at each position, `[N, C, h, w]` -> `[N, 1, grid_size, grid_size]`.
+
+        Differentiable in `features`; see `distance`.
+        """
+        return self.distance(self.reduce(features), index)
 
     # -------------------------------------------------------------------------------------------------- calibration
 
