@@ -12,7 +12,7 @@ from ddad.cli import main
 from ddad.datasets.layouts import find_images
 from ddad.training import calibration, fitting
 from ddad.training.calibration import count_judges, recalibrate
-from ddad.training.choice import ALPHAS, BLURS, TOP_CELLS, choose, make_defects, top_cells
+from ddad.training.choice import ALPHAS, BLURS, TOP_CELLS, choose, make_defects
 from ddad.training.data import ImageFolder
 from ddad.training.fitting import CalibrationConfig, count_copies, count_factors, spread, vary
 from tests.conftest import create_tiny_pipeline
@@ -160,11 +160,6 @@ def test_the_choice_follows_the_score_that_finds_defects(tiny_pipe, monkeypatch)
     assert choice.shrinkage == 0.1
     assert choice.alpha <= 0.1 and choice.image_auroc > 90
     assert choice.alone["mahalanobis"]["pro"] > choice.alone["kl"]["pro"] + 20
-
-
-def test_an_image_score_of_several_cells():
-    cells = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
-    assert top_cells(cells, 1)[0] == 4 and top_cells(cells, 4)[0] == 2.5
 
 
 def test_half_of_few_images_judge_and_a_fifth_of_many():

@@ -160,7 +160,9 @@ class SingleImage:
         except ValueError as error:
             raise refusal(str(error), "This ground truth cannot be drawn") from None
         maps = pipe.normality.normal_maps(alpha, timesteps)
-        normal = [] if maps is None else maps.amax(dim=1).tolist()
+        normal = []
+        if maps is not None:
+            normal = pipe.normality.top_cells(maps, pipe.normality.config.num_top_cells).tolist()
         return (
             views.verdict(found, score, limit, result.is_anomalous[0], pipe.normality.config.threshold_quantile),
             gr.Image(heatmap, height=None if heatmap.width >= heatmap.height else TALLEST),

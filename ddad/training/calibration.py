@@ -138,8 +138,6 @@ def calibrate(
     copies = count_copies(len(train) + len(held_out))
     views, features = gather(pipe, train, held_out, copies, config, report)
     fit = fit_residuals(views)
-    everything = sum(list(fit.moments.values())[1:], next(iter(fit.moments.values())))
-
     shrinkage = fit.shrinkage
 
     def store(factors: Factors, moments: Moments, shrinkage: float) -> None:
@@ -181,14 +179,16 @@ def calibrate(
         {name: [] for name in normality.scores},
     )
     noise, current = pipe.get_noise(pipe.timesteps), None
-    parts = {fold: Subset(held_out, range(fold, len(held_out), len(views.folds))) for fold in views.folds}
-    scoring = [(fold, batch) for fold, part in parts.items() for batch in batches(part)]
-    for fold, batch in track(scoring, "Measuring held-out images", report, unit="batch"):
+    parts = [(fold, range(fold, len(held_out), len(views.folds))) for fold in views.folds]
+    scoring = [
+        (fold, part[first : first + BATCH_SIZE]) for fold, part in parts for first in range(0, len(part), BATCH_SIZE)
+    ]
+    for fold, chosen in track(scoring, "Measuring held-out images", report, unit="batch"):
         if fold != current:
-            store(fit.factors[fold].first(fit.num_factors), everything - fit.moments[fold], shrinkage)
+            store(fit.factors[fold].first(fit.num_factors), fit.moments_without(fold), shrinkage)
             current = fold
-        score_held_out(pipe, batch, noise, found)
-    store(fit_factors(views.values, fit.num_factors), everything, shrinkage)
+        score_held_out(pipe, torch.stack([held_out[index] for index in chosen]), noise, found)
+    store(fit_factors(views.values, fit.num_factors), fit.moments_without(None), shrinkage)
     store_statistics(pipe, found, len(held_out))
     round_to_half(normality)
     return record

@@ -120,11 +120,6 @@ def calibrated(maps: torch.Tensor, good: int) -> torch.Tensor:
     return ((maps - mean) / normal.std(dim=(0, 2, 3), keepdim=True).clamp(min=1e-6)).mean(dim=1)
 
 
-def top_cells(cells: torch.Tensor, count: int) -> np.ndarray:
-    """The mean of the highest cells, `[N, 32, 32]` -> `[N]`."""
-    return cells.flatten(1).topk(count, dim=1).values.mean(dim=1).numpy()
-
-
 def merit(measured: dict[str, float]) -> float:
     """What is made as large as possible: finding the part and finding the place count alike."""
     return measured["image_auroc"] + measured["pro"]
@@ -149,7 +144,7 @@ def choose(
         report: told of the progress.
     """
     defective, truth = make_defects(images, DEFECTS_PER_TYPE, seed)
-    good, size = len(images), images.shape[-1]
+    normality, good, size = pipe.normality, len(images), images.shape[-1]
     masks = torch.cat([torch.zeros(good, size, size), torch.from_numpy(truth).float()])
     small = F.adaptive_max_pool2d(masks, MAP_SIZE).numpy() > 0
     shrinkages = [likeliest, *(one for one in SHRINKAGES if one > likeliest)]
@@ -167,9 +162,9 @@ def choose(
         for alpha in ALPHAS:
             fused = alpha * pixel[blur] + (1 - alpha) * feature
             overlap = pixel_curves(fused.numpy(), small).pro()
-            cells = F.adaptive_avg_pool2d(fused, 32)
+            cells = normality.pool(fused).flatten(1)
             for count in TOP_CELLS:
-                scores = top_cells(cells, count)
+                scores = normality.top_cells(cells, count).numpy()
                 area = auroc(scores[:good], scores[good:])
                 measured = {"image_auroc": round(100 * area, 2), "pro": round(100 * overlap, 2)}
                 tried[Settings(alpha, blur, count, shrinkage)] = measured

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from ddad.pipeline import DDADPipeline
 from ddad.training.data import rotate
 from ddad.training.factors import Factors, Views, candidates, cross_fit, moments_of, unexplained
-from ddad.training.gaussians import Moments, choose_shrinkage, principal_components
+from ddad.training.gaussians import Moments, choose_shrinkage, principal_components, sum_moments
 from ddad.training.progress import Report, track
 
 FOLDS = 5
@@ -89,11 +89,6 @@ def extract(
     return features - predicted.unflatten(0, (len(images), -1)).mean(dim=1), features
 
 
-def pool(features: torch.Tensor, grid_size: int) -> torch.Tensor:
-    """`[N, C, h, w]` -> `[N, P, C]` on the grid of the Gaussians."""
-    return F.adaptive_avg_pool2d(features, (grid_size, grid_size)).flatten(2).transpose(1, 2)
-
-
 @torch.no_grad()
 def fit_components(pipe: DDADPipeline, images: Images) -> None:
     """Finds the directions of the residuals that are modelled, on some of the good images."""
@@ -101,9 +96,7 @@ def fit_components(pipe: DDADPipeline, images: Images) -> None:
     step = max(1, len(images) // COMPONENT_IMAGES)
     chosen = [images[index][None].to(pipe.device) for index in range(0, len(images), step)]
     residuals = torch.cat([extract(pipe, one, None)[0] for one in chosen])
-    normality.basis.copy_(
-        principal_components(pool(residuals, normality.config.grid_size), normality.config.num_channels)
-    )
+    normality.basis.copy_(principal_components(normality.to_grid(residuals), normality.config.num_channels))
 
 
 @torch.no_grad()
@@ -161,6 +154,10 @@ class Fit:
     left: torch.Tensor
     moments: dict[int, Moments]
 
+    def moments_without(self, fold: int | None) -> Moments:
+        """Moments of what is left of all images but those of a fold; None leaves none out."""
+        return sum_moments(one for number, one in self.moments.items() if number != fold)
+
 
 def fit_residuals(views: Views) -> Fit:
     """Chooses number of factors and shrinkage by the likelihood of images that neither has seen."""
@@ -171,7 +168,7 @@ def fit_residuals(views: Views) -> Fit:
     for count in counts:
         left = unexplained(views, factors, count)
         moments = {fold: moments_of(left[views.fold == fold]) for fold in views.folds}
-        everything = sum(list(moments.values())[1:], moments[views.folds[0]])
+        everything = sum_moments(moments.values())
         rest = [everything - moments[fold] for fold in views.folds]
         originals = [left[(views.fold == fold) & views.original] for fold in views.folds]
         shrinkage, found = choose_shrinkage(rest, originals)

@@ -161,12 +161,15 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
         order = torch.randperm(self.config.feature_channels, generator=generator)
         return order[: self.config.num_channels].sort().values
 
+    def to_grid(self, features: torch.Tensor) -> torch.Tensor:
+        """Means over the positions of the grid, `[N, C, h, w]` -> `[N, positions, C]`."""
+        return F.adaptive_avg_pool2d(features, (self.config.grid_size,) * 2).flatten(2).transpose(1, 2)
+
     def reduce(self, features: torch.Tensor) -> torch.Tensor:
         """Averages to the grid and picks the modelled dimensions: `[N, C, h, w]` -> `[N, positions, num_channels]`."""
-        size = (self.config.grid_size, self.config.grid_size)
         if not self.config.components:
             features = features[:, self.channels.to(features.device)]
-        pooled = F.adaptive_avg_pool2d(features, size).flatten(2).transpose(1, 2)  # [N, P, C]
+        pooled = self.to_grid(features)
         return pooled @ self.basis.to(pooled.dtype) if self.config.components else pooled
 
     def whitening_matrix(self, index: int) -> torch.Tensor:
@@ -290,11 +293,12 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
 
     def image_score(self, anomaly_maps: torch.Tensor) -> torch.Tensor:
         """The mean of the highest cells of each map, `[N, S, S]` -> `[N]`."""
-        return self.top_cells(self.pool(anomaly_maps).flatten(1))
+        return self.top_cells(self.pool(anomaly_maps).flatten(1), self.config.num_top_cells)
 
-    def top_cells(self, cells: torch.Tensor) -> torch.Tensor:
-        """The mean of the `num_top_cells` highest, `[N, cells]` -> `[N]`."""
-        return cells.topk(self.config.num_top_cells, dim=1).values.mean(dim=1)
+    @staticmethod
+    def top_cells(cells: torch.Tensor, count: int) -> torch.Tensor:
+        """The mean of the `count` highest, `[N, cells]` -> `[N]`."""
+        return cells.topk(count, dim=1).values.mean(dim=1)
 
     @staticmethod
     def fuse(pixel_maps: torch.Tensor, feature_maps: torch.Tensor, alpha: float) -> torch.Tensor:
@@ -326,7 +330,8 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
         fused = self.normal_maps(alpha, timesteps, pixel_score, feature_score)  # [M, cells]
         if fused is None:
             return None, None
-        threshold = torch.quantile(self.top_cells(fused), self.config.threshold_quantile)
+        scores = self.top_cells(fused, self.config.num_top_cells)
+        threshold = torch.quantile(scores, self.config.threshold_quantile)
         # torch.quantile refuses more than 16 M values.
         cells = fused.flatten().sort().values
         return float(threshold), float(cells[int(0.99 * (len(cells) - 1))])
