@@ -244,7 +244,7 @@ def test_an_interruption_while_saving_leaves_no_half_checkpoint(good_images, tmp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("ddad.training.run.write_card", interrupt)
+        patch.setattr("ddad.training.saving.write_card", interrupt)
         assert main(tiny_flags(good_images, output)) == 130
     assert "interrupted" in capsys.readouterr().err
     assert not (output / "model_index.json").exists()

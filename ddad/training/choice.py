@@ -19,7 +19,7 @@ from ddad.training.progress import Report, track
 from ddad.training.synthetic import DEFECT_TYPES, paste_defect
 
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
-BLURS = (2.0, 4.0, 6.0)
+BLURS = (2.0, 4.0)
 TOP_CELLS = (1, 4, 16, 64)
 SHRINKAGES = (0.4, 0.7, 0.9)
 MOST_IMAGES = 48
