@@ -98,6 +98,7 @@ def test_publishing_again_sends_only_what_changed(hub, run, checkpoint):
     assert len(hub.uploaded) == sent + 1
 
 
+@pytest.mark.slow  # half a minute of process starts
 def test_private_revision_and_pull_request(hub, run, checkpoint):
     assert "401" in run("publish", checkpoint, "factory/other", status=2, HF_TOKEN="hf_wrong")
     run("publish", checkpoint, "factory/secret", "--private")
@@ -177,6 +178,7 @@ def test_flipped_missing_and_foreign_weights_are_found(checkpoint, tmp_path):
         DDADPipeline.from_pretrained(unreadable)
 
 
+@pytest.mark.slow  # half a minute of process starts
 def test_half_precision_beside_full(hub, run, checkpoint, picture, tmp_path, capsys):
     run("publish", checkpoint, "factory/tiny", "--variant", "fp16")
     files = published(hub)
