@@ -48,7 +48,7 @@ def create_methods(pipe: DDADPipeline, checkpoint: Path, seconds: float) -> dict
     """The methods by the names that `--methods` takes."""
     return {
         "combined": lambda: Ours(pipe, checkpoint, f"alpha {pipe.config.alpha}, blur {pipe.config.blur_sigma}"),
-        "without_unet": lambda: WithoutUNet(pipe),
+        "without_unet": lambda: WithoutUNet(pipe, checkpoint),
         "authors": lambda: AuthorsProgram(pipe),
         "anoddpm": lambda: AnoDDPM(pipe),
         "padim_anomalib": lambda: Padim(pipe),

@@ -19,7 +19,7 @@ from ddad.unet_ddad import DDADUNet2DOutput
 class Ours:
     """The checkpoint's own score."""
 
-    name, slow = "ddad: combined", False
+    name, slow, form = "ddad: combined", False, "combined"
 
     def __init__(self, pipe: DDADPipeline, checkpoint: Path, note: str):
         self.pipe, self.checkpoint, self.note = pipe, checkpoint, note
@@ -31,7 +31,7 @@ class Ours:
     @torch.no_grad()
     def score(self, images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Maps and cell scores as the pipeline makes them."""
-        maps = score_batch(self.pipe, images, self.noise, ["combined"])["combined"]
+        maps = score_batch(self.pipe, images, self.noise, [self.form])[self.form]
         return maps.numpy(), self.pipe.normality.image_score(maps).numpy()
 
     def size(self) -> int:
@@ -39,16 +39,15 @@ class Ours:
         return sum(path.stat().st_size for path in self.checkpoint.rglob("*.safetensors"))
 
 
-class WithoutUNet:
+class WithoutUNet(Ours):
     """Our statistics on the features themselves: what the feature score is worth without a diffusion model.
 
     Everything is fitted as `ddad calibrate` does, with a U-Net that predicts nothing: the residual is the features.
     """
 
-    name, slow = "our statistics without the U-Net", False
-    note = "factors and Gaussians of the features themselves"
+    name, form = "our statistics without the U-Net", "mahalanobis"
 
-    def __init__(self, pipe: DDADPipeline):
+    def __init__(self, pipe: DDADPipeline, checkpoint: Path):
         self.num_top_cells = pipe.normality.config.num_top_cells
         blind = copy.copy(pipe.unet)
 
@@ -61,20 +60,14 @@ class WithoutUNet:
             )
 
         blind.forward = forward
-        self.pipe = DDADPipeline.from_pipe(pipe, unet=blind)
+        blind_pipe = DDADPipeline.from_pipe(pipe, unet=blind)
+        super().__init__(blind_pipe, checkpoint, "factors and Gaussians of the features themselves")
 
     def fit(self, images: Images) -> None:
         """Calibrates on all good images."""
         folder = ImageFolder(images.paths, self.pipe.unet.config.sample_size)
         self.pipe, _ = recalibrate(self.pipe, folder, CalibrationConfig(choose_settings=False))
         self.pipe.normality.register_to_config(num_top_cells=self.num_top_cells)
-
-    @torch.no_grad()
-    def score(self, images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """The feature score alone."""
-        noise = self.pipe.get_noise(self.pipe.timesteps)
-        maps = score_batch(self.pipe, images, noise, ["mahalanobis"])["mahalanobis"]
-        return maps.numpy(), self.pipe.normality.image_score(maps).numpy()
 
     def size(self) -> int:
         """The backbone and the statistics."""

@@ -42,10 +42,26 @@ def layer_names(pipe: DDADPipeline, strides: tuple[int, ...]) -> list[str]:
     return [info.module_name()[info.reduction().index(stride)] for stride in strides]
 
 
-class FeatureRival:
-    """PaDiM or PatchCore of anomalib: features of all good images, then one fit."""
+class Rival:
+    """A network of anomalib, that sees what the backbone was trained to see."""
 
     slow = False
+    pipe: DDADPipeline
+    model: nn.Module
+
+    @torch.no_grad()
+    def score(self, images: torch.Tensor) -> tuple[np.ndarray | None, np.ndarray]:
+        """Its own maps and image scores."""
+        output = self.model(backbone_input(self.pipe.feature_extractor, images))
+        return output.anomaly_map.view(len(images), *images.shape[2:]).numpy(), output.pred_score.flatten().numpy()
+
+    def size(self) -> int:
+        """All of it at half precision."""
+        return network_size(self.model)
+
+
+class FeatureRival(Rival):
+    """PaDiM or PatchCore of anomalib: features of all good images, then one fit."""
 
     def __init__(self, pipe: DDADPipeline):
         self.pipe = pipe
@@ -69,12 +85,6 @@ class FeatureRival:
             self.model(backbone_input(self.pipe.feature_extractor, batch))
         self.finish()
         self.model.eval()
-
-    @torch.no_grad()
-    def score(self, images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Its own maps and image scores."""
-        output = self.model(backbone_input(self.pipe.feature_extractor, images))
-        return output.anomaly_map[:, 0].numpy(), output.pred_score.flatten().numpy()
 
 
 class Padim(FeatureRival):
@@ -149,7 +159,3 @@ class Dfm(FeatureRival):
     def finish(self) -> None:
         """Fits the principal components."""
         self.model.fit()
-
-    def size(self) -> int:
-        """The components at half precision."""
-        return network_size(self.model)

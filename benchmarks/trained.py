@@ -1,7 +1,7 @@
 """Methods with networks of their own, trained on the good images for a time that is equal for all."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 import numpy as np
 import timm
@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.methods import Images, backbone_input, network_size
-from benchmarks.rivals import layer_names, packaged_backbones
+from benchmarks.rivals import Rival, layer_names, packaged_backbones
 from ddad import DDADPipeline
 
 
-class Trained:
+class Trained(Rival):
     """A method that learns from batches of good images until its time is over.
 
     Args:
@@ -22,8 +22,7 @@ class Trained:
         seconds: its time.
     """
 
-    name, note, slow, batch_size = "", "", False, 32
-    model: nn.Module
+    name, note, batch_size = "", "", 32
 
     def __init__(self, pipe: DDADPipeline, seconds: float):
         self.pipe, self.seconds = pipe, seconds
@@ -49,16 +48,6 @@ class Trained:
             steps += 1
         self.note += f"; trained for {self.seconds / 60:.0f} minutes: {steps} steps of {self.batch_size}"
         self.model.eval()
-
-    @torch.no_grad()
-    def score(self, images: torch.Tensor) -> tuple[np.ndarray | None, np.ndarray]:
-        """Its own maps and image scores."""
-        output = self.model(backbone_input(self.pipe.feature_extractor, images))
-        return output.anomaly_map.view(len(images), *images.shape[2:]).numpy(), output.pred_score.flatten().numpy()
-
-    def size(self) -> int:
-        """The networks that score."""
-        return network_size(self.model)
 
 
 class Stfpm(Trained):
@@ -172,7 +161,7 @@ class CutPaste(Trained):
         F.cross_entropy(self.model(backbone_input(self.pipe.feature_extractor, batch)), labels).backward()
         self.optimizer.step()
 
-    def codes(self, batches: Iterator[torch.Tensor]) -> torch.Tensor:
+    def codes(self, batches: Iterable[torch.Tensor]) -> torch.Tensor:
         """Pooled features of images, `[N, C]`."""
         return torch.cat([self.model[0](backbone_input(self.pipe.feature_extractor, one)) for one in batches])
 
@@ -187,7 +176,7 @@ class CutPaste(Trained):
     @torch.no_grad()
     def score(self, images: torch.Tensor) -> tuple[np.ndarray | None, np.ndarray]:
         """Mahalanobis distances."""
-        centred = self.codes(iter([images])) - self.mean
+        centred = self.codes([images]) - self.mean
         return None, torch.einsum("nc,cd,nd->n", centred, self.inverse, centred).sqrt().numpy()
 
     def size(self) -> int:

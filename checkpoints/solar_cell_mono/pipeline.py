@@ -220,10 +220,10 @@ class DDADPipeline(DiffusionPipeline):
         return originals, noisy, levels, output.sample.float(), features
 
     @torch.no_grad()
-    def raw_maps(
+    def score_maps(
         self, images: torch.Tensor, timesteps: Sequence[int], noise: torch.Tensor, scores: Sequence[str]
     ) -> dict[str, torch.Tensor]:
-        """The score maps before smoothing, on grids of their own; one evaluation of the U-Net for all.
+        """The score maps before calibration, smoothed, at the model's size; one evaluation of the U-Net for all.
 
         Args:
             images: `[N, 3, S, S]` in [-1, 1].
@@ -233,7 +233,7 @@ class DDADPipeline(DiffusionPipeline):
                 `mse` (see `DDADNormalityModel.feature_maps`).
 
         Returns:
-            The maps by name, `[N, K, h, w]` each.
+            The maps by name, `[N, K, S, S]` each.
         """
         count = len(images)
         originals, noisy, levels, output, predicted = self.predict_at(images, timesteps, noise)
@@ -241,14 +241,8 @@ class DDADPipeline(DiffusionPipeline):
         if set(scores) & set(self.normality.feature_scores):
             residuals = self.extract_features(images)[:, None] - predicted.unflatten(0, (count, -1))  # [N, K, C, h, w]
             maps |= self.normality.feature_maps(residuals, timesteps, scores)
-        return {name: value.view(count, len(timesteps), *value.shape[-2:]) for name, value in maps.items()}
-
-    def score_maps(
-        self, images: torch.Tensor, timesteps: Sequence[int], noise: torch.Tensor, scores: Sequence[str]
-    ) -> dict[str, torch.Tensor]:
-        """The maps of `raw_maps`, smoothed, at the model's size: `[N, K, S, S]` each."""
-        maps = self.raw_maps(images, timesteps, noise, scores)
-        return {name: self.smooth(value, images.shape[-1]) for name, value in maps.items()}
+        by_level = {name: value.view(count, len(timesteps), *value.shape[-2:]) for name, value in maps.items()}
+        return {name: self.smooth(value, images.shape[-1]) for name, value in by_level.items()}
 
     def smooth(self, maps: torch.Tensor, size: int) -> torch.Tensor:
         """Maps on any grid, `[N, C, h, w]` -> smoothed, `[N, C, size, size]`."""
@@ -299,13 +293,12 @@ class DDADPipeline(DiffusionPipeline):
         """
         level = sorted(self.timesteps)[len(self.timesteps) // 2]
         (index,) = self.normality.index([level])
-        residuals = self.normality.residual_index(level)
+        gaussian = self.normality.features_index if whole else self.normality.residual_index(level)
 
         def evaluate(noisy: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
             return self.unet(noisy.to(self.unet.dtype), levels).sample.float()
 
         def distance(images: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-            gaussian = self.normality.features_index if whole else residuals
             values = self.normality(self.extract_features(images) - target, gaussian)  # [N, 1, g, g]
             return (values * weight).sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3))
 

@@ -1,15 +1,12 @@
 """The tab that calibrates a category on a visitor's own good parts: after a change of camera, lamp or batch."""
 
-import json
 import secrets
+import shutil
 import tempfile
-import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import numpy as np
 import torch
 
 from ddad.app.categories import OWN_MARK, Categories, label_choices
@@ -20,15 +17,14 @@ from ddad.app.work import Runs, Stopped
 from ddad.pipeline import DDADPipeline
 from ddad.training.calibration import FEW_IMAGES, recalibrate
 from ddad.training.fitting import CalibrationConfig
-from ddad.training.saving import RECORD_NAME, save_checkpoint, update_record
+from ddad.training.progress import Report
+from ddad.training.saving import load_record, save_checkpoint, update_record
 
 LEAST_IMAGES, MOST_IMAGES = 10, 300
 ZERO_GPU_SECONDS = 180
 # How many of the images the category as it was is asked about.
 ASKED = 40
 TITLE = "These images cannot be used"
-
-Report = Callable[[str, int, int], None]
 
 
 def read_good_images(pipe: DDADPipeline, files: list[str]) -> tuple[list[torch.Tensor], list[str]]:
@@ -58,11 +54,7 @@ def read_good_images(pipe: DDADPipeline, files: list[str]) -> tuple[list[torch.T
 
 def read_record(categories: Categories, category: str) -> dict[str, Any] | None:
     """How a bundled category was trained; None of others, of which only networks and settings are loaded."""
-    path = categories.folder / category / RECORD_NAME
-    if category not in categories.bundled or not path.is_file():
-        return None
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return record
+    return load_record(categories.folder / category) if category in categories.bundled else None
 
 
 def calibrate_own(
@@ -87,7 +79,7 @@ def calibrate_own(
     return {
         "images": len(images),
         "problems": problems,
-        "alarms_before": int(np.sum(alarms)),
+        "alarms_before": sum(alarms),
         "asked": len(asked),
         "threshold_before": pipe.threshold,
         "threshold": adapted.threshold,
@@ -116,16 +108,6 @@ def describe(facts: dict[str, Any], quantile: float) -> str:
         shown = "; ".join(facts["problems"][:3])
         lines.append(f"{len(facts['problems'])} files were left out. {shown}")
     return "\n\n".join(lines)
-
-
-def pack(folder: str, name: str) -> str:
-    """The checkpoint as one zip, in a folder of that name."""
-    path = output_path(f"{name}.zip")
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        for file in sorted(Path(folder).rglob("*")):
-            if file.is_file():
-                archive.write(file, Path(name) / file.relative_to(folder))
-    return str(path)
 
 
 class OwnParts:
@@ -166,10 +148,12 @@ class OwnParts:
         """
         if not files:
             raise refusal("Choose images of good parts, a folder or a zip first.", "No images yet")
-        with tempfile.TemporaryDirectory(prefix="ddad-") as folder:
-            facts = self.compute(files, category, session, folder, progress)
-            own = self.categories.add_own(category, Path(folder))
-            archive = pack(folder, f"my_{category.partition(OWN_MARK)[0].rpartition('/')[2]}")
+        name = f"my_{category.partition(OWN_MARK)[0].rpartition('/')[2]}"
+        with tempfile.TemporaryDirectory(prefix="ddad-") as scratch:
+            checkpoint = Path(scratch) / name
+            facts = self.compute(files, category, session, str(checkpoint), progress)
+            own = self.categories.add_own(category, checkpoint)
+            archive = shutil.make_archive(str(output_path(name)), "zip", scratch, name)
         quantile = self.categories.get(own).judge.normality.config.threshold_quantile
         return own, facts, describe(facts, quantile), archive
 

@@ -25,12 +25,11 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 def run_calibrate(arguments: argparse.Namespace) -> int:
     """Loads, calibrates, saves."""
-    from ddad.hub.loading import find_folder, read_json
+    from ddad.hub.loading import find_folder
     from ddad.training.run import calibrate_checkpoint
-    from ddad.training.saving import RECORD_NAME
+    from ddad.training.saving import load_record
 
-    path = find_folder(arguments.checkpoint, {}) / RECORD_NAME
-    record = read_json(path) if path.is_file() else None
+    record = load_record(find_folder(arguments.checkpoint, {}))
     pipe = load_pipeline(arguments.checkpoint, arguments.device)
     calibrate_checkpoint(pipe, record, arguments.data, arguments.data_format, arguments.output)
     return 0

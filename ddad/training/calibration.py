@@ -185,10 +185,10 @@ def calibrate(
     ]
     for fold, chosen in track(scoring, "Measuring held-out images", report, unit="batch"):
         if fold != current:
-            store(fit.factors[fold].first(fit.num_factors), fit.moments_without(fold), shrinkage)
+            store(fit.factors[fold].first(fit.num_factors), fit.rest[fold], shrinkage)
             current = fold
         score_held_out(pipe, torch.stack([held_out[index] for index in chosen]), noise, found)
-    store(fit_factors(views.values, fit.num_factors), fit.moments_without(None), shrinkage)
+    store(fit_factors(views.values, fit.num_factors), fit.everything, shrinkage)
     store_statistics(pipe, found, len(held_out))
     round_to_half(normality)
     return record

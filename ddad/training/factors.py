@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ddad.normality_ddad import DDADNormalityModel
 from ddad.training.gaussians import Moments
 
 NUM_FACTORS = (0, 16, 48, 96)
@@ -36,8 +37,7 @@ class Factors:
 
     def unexplained(self, values: torch.Tensor) -> torch.Tensor:
         """(I - B B^T)(x - mean), `[N, P, C]` -> `[N, P, C]`."""
-        centred = (values - self.mean).flatten(1)
-        return (centred - (centred @ self.basis) @ self.basis.T).view_as(values)
+        return DDADNormalityModel.unexplained(values - self.mean, self.basis)
 
 
 def fit_factors(values: torch.Tensor, count: int) -> Factors:

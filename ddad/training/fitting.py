@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from ddad.pipeline import DDADPipeline
 from ddad.training.data import rotate
 from ddad.training.factors import Factors, Views, candidates, cross_fit, moments_of, unexplained
-from ddad.training.gaussians import Moments, choose_shrinkage, principal_components, sum_moments
+from ddad.training.gaussians import Moments, choose_shrinkage, principal_components
 from ddad.training.progress import Report, track
 
 FOLDS = 5
@@ -144,7 +144,8 @@ class Fit:
         log_likelihoods: of each number of factors at its best shrinkage.
         factors: for each fold those of all other images.
         left: what they leave of each view, `[V, P, C]`.
-        moments: of that, by fold.
+        everything: moments of that.
+        rest: for each fold the moments of all that is not in it.
     """
 
     num_factors: int
@@ -152,11 +153,8 @@ class Fit:
     log_likelihoods: dict[int, float]
     factors: dict[int, Factors]
     left: torch.Tensor
-    moments: dict[int, Moments]
-
-    def moments_without(self, fold: int | None) -> Moments:
-        """Moments of what is left of all images but those of a fold; None leaves none out."""
-        return sum_moments(one for number, one in self.moments.items() if number != fold)
+    everything: Moments
+    rest: dict[int, Moments]
 
 
 def fit_residuals(views: Views) -> Fit:
@@ -168,14 +166,15 @@ def fit_residuals(views: Views) -> Fit:
     for count in counts:
         left = unexplained(views, factors, count)
         moments = {fold: moments_of(left[views.fold == fold]) for fold in views.folds}
-        everything = sum_moments(moments.values())
-        rest = [everything - moments[fold] for fold in views.folds]
+        first, *others = moments.values()
+        everything = sum(others, first)
+        rest = {fold: everything - one for fold, one in moments.items()}
         originals = [left[(views.fold == fold) & views.original] for fold in views.folds]
-        shrinkage, found = choose_shrinkage(rest, originals)
+        shrinkage, found = choose_shrinkage(rest.values(), originals)
         # Any k directions taken off D dimensions make what is left smaller by k / D; that alone explains nothing.
         freedom = math.log1p(-count / views.values[0].numel()) / 2
         likelihoods[count] = found[shrinkage] / int(views.original.sum()) + freedom
         if best is None or likelihoods[count] > likelihoods[best.num_factors] + LEAST_GAIN:
-            best = Fit(count, shrinkage, likelihoods, factors, left, moments)
+            best = Fit(count, shrinkage, likelihoods, factors, left, everything, rest)
     assert best is not None
     return best

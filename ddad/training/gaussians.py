@@ -63,12 +63,6 @@ class Moments:
         return mean, (self.products - self.count * outer) / (self.count - 1)
 
 
-def sum_moments(parts: Iterable[Moments]) -> Moments:
-    """Moments of all images of the parts, of which there is one at least."""
-    first, *others = parts
-    return sum(others, first)
-
-
 def shrink(covariance: torch.Tensor, weight: float) -> torch.Tensor:
     """(1 - w) Sigma_p + w mean over positions of Sigma + 0.01 I, `[P, C, C]`."""
     identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ddad.hub.card import write_card
+from ddad.hub.loading import read_json
 from ddad.pipeline import DDADPipeline
 
 # Plain git refuses files above 10 MB on the Hub; weights are split below that.
@@ -41,6 +42,12 @@ def save_checkpoint(pipe: DDADPipeline, record: dict[str, Any] | None, output: s
             shutil.rmtree(target)
         os.replace(path, target)
     fresh.rmdir()
+
+
+def load_record(checkpoint: Path) -> dict[str, Any] | None:
+    """How a checkpoint was trained; None if its folder does not say."""
+    path = checkpoint / RECORD_NAME
+    return read_json(path) if path.is_file() else None
 
 
 def update_record(

@@ -202,9 +202,10 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
             self.factors.zero_()
             self.factors[:, : factors.shape[1]].copy_(factors)
 
-    def unexplained(self, centred: torch.Tensor) -> torch.Tensor:
-        """(I - B B^T) x with orthonormal factors B of whole feature images, `[N, P, c]` -> `[N, P, c]`."""
-        factors, flat = self.factors.float(), centred.flatten(1)
+    @staticmethod
+    def unexplained(centred: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+        """(I - B B^T) x with orthonormal factors B of whole feature images, `[P c, k]`; x is `[N, P, c]`, less mu."""
+        flat = centred.flatten(1)
         return (flat - (flat @ factors) @ factors.T).view_as(centred)
 
     def distance(self, reduced: torch.Tensor, index: int) -> torch.Tensor:
@@ -214,7 +215,7 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
         """
         centred = reduced.float() - self.mean[index].float()  # [N, P, c]
         if self.config.num_factors and index != self.features_index:
-            centred = self.unexplained(centred)
+            centred = self.unexplained(centred, self.factors.float())
         whitened = torch.einsum("pcd,npd->npc", self.whitening_matrix(index).float(), centred)
         # The root has no slope at zero; the constant is far below the distance of any image.
         distance = (whitened.square().sum(dim=-1) + 1e-12).sqrt()
