@@ -17,7 +17,7 @@ from tests.test_saving import run_without_package
 def test_its_files_are_small_and_safe():
     sizes = {path: path.stat().st_size for path in CHECKPOINT.rglob("*") if path.is_file()}
     assert max(sizes.values()) < 10_000_000 and sum(sizes.values()) < 42_000_000
-    assert {path.suffix for path in sizes} <= {".safetensors", ".json", ".py", ".md", ".png"}
+    assert {path.suffix for path in sizes} <= {".safetensors", ".json", ".py", ".md", ".webp"}
     card = (CHECKPOINT / "README.md").read_text()
     assert "license: cc-by-nc-sa-4.0" in card and "elpv-dataset" in card
 

@@ -89,6 +89,6 @@ def make_screenshots(image: Path) -> None:
 if __name__ == "__main__":
     ABOUT.mkdir(exist_ok=True)
     SCREENSHOTS.mkdir(exist_ok=True)
-    example = write_examples(CATEGORY)[0][0]
+    example = write_examples(ROOT / "checkpoints" / CATEGORY)[0][0]
     make_about_pictures(example)
     make_screenshots(example)

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 
 from ddad.app.examples import write_examples
-from tools.serve import running_page
+from tools.serve import ROOT, running_page
 
 CATEGORY = "solar_cell_mono"
 LONGEST_WAIT = 600
@@ -93,7 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--visitors", type=int, default=30)
     count = parser.parse_args().visitors
-    image = write_examples(CATEGORY)[0][0]
+    image = write_examples(ROOT / "checkpoints" / CATEGORY)[0][0]
     with running_page() as url:
         Visitor(url, 0).visit(image)  # the first visit warms the page up
         visitors = [Visitor(url, number) for number in range(1, count + 1)]

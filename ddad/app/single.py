@@ -9,6 +9,7 @@ from ddad.app.categories import Categories
 from ddad.app.examples import write_examples
 from ddad.app.uploads import create_image_input
 from ddad.app.work import TALLEST, SingleImage
+from ddad.training.saving import load_record
 
 KEEP_SECONDS = 3600
 OPACITY = 0.7
@@ -20,19 +21,26 @@ PICTURE = {
 }
 
 
+def introduce(checkpoint: Path) -> str:
+    """What stands above a category's examples: what its images show, and whose they are."""
+    record = load_record(checkpoint)
+    return f"Or click an example. {record['config']['data_source'] if record else ''}".rstrip()
+
+
 def add_single_image(categories: Categories, category: gr.Dropdown, session: gr.State) -> None:
     """Builds the tab."""
     work = SingleImage(categories)
     pipe = categories.get(categories.offered[0]).judge
     found = gr.State(time_to_live=KEEP_SECONDS)
-    examples = {name: write_examples(name) for name in categories.offered}
+    examples = {name: write_examples(categories.folder / name) for name in categories.offered}
+    sources = {name: introduce(categories.folder / name) for name in categories.offered}
 
     def choose_example(category: str, event: gr.SelectData) -> tuple[str, None]:
         return str(examples[category][event.index][0]), None
 
-    def show_examples(category: str) -> tuple[gr.Column, list[tuple[Path, str]]]:
+    def show_examples(category: str) -> tuple[gr.Column, str, list[tuple[Path, str]]]:
         found = examples.get(category, [])
-        return gr.Column(visible=bool(found)), found
+        return gr.Column(visible=bool(found)), sources.get(category, ""), found
 
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
@@ -48,7 +56,7 @@ def add_single_image(categories: Categories, category: gr.Dropdown, session: gr.
                 stop = gr.Button("Stop", variant="stop")
             first = examples[categories.offered[0]]
             with gr.Column(visible=bool(first)) as samples_place:
-                gr.Markdown("Or click an example (elpv-dataset, CC BY-NC-SA 4.0):")
+                source = gr.Markdown(sources[categories.offered[0]])
                 samples = gr.Gallery(
                     first, columns=3, height="auto", allow_preview=False, interactive=False, buttons=[],
                     elem_id="examples", label="Examples", show_label=False,
@@ -155,4 +163,4 @@ def add_single_image(categories: Categories, category: gr.Dropdown, session: gr.
     for combine in (alpha.input, levels.input):
         combine(work.judge_measured, [found, alpha, levels, *views_inputs], [limit, threshold, *judged], **live)
     reset.click(work.judge_by_default, [found, *views_inputs], [alpha, levels, limit, threshold, *judged], **fast)
-    category.change(show_examples, category, [samples_place, samples], show_progress="hidden", **hidden)
+    category.change(show_examples, category, [samples_place, source, samples], show_progress="hidden", **hidden)

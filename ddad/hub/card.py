@@ -7,9 +7,13 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from ddad.hub.curve import draw_losses
+
 TEMPLATE = Path(__file__).with_name("card.md")
 EVALUATION_NAME = "evaluation.json"
 FIGURE_NAME = "figure.webp"
+CURVE_NAME = "training.webp"
+CURVE = f"![The terms of the loss over the steps of the training]({CURVE_NAME})"
 FIGURE = f"![From left to right: a part, its heatmap, and the same part without its defects]({FIGURE_NAME})"
 
 
@@ -92,7 +96,7 @@ def front_matter(config: dict[str, Any], evaluation: dict[str, Any] | None, repo
 
 
 def write_card(folder: str | Path, repository: str = "PATH_OR_REPOSITORY") -> None:
-    """Writes `README.md` into a checkpoint's folder, from what lies there.
+    """Writes `README.md` and the picture of the training log into a checkpoint's folder, from what lies there.
 
     That is `training.json` and, if they are there, `evaluation.json` and the figure.
 
@@ -120,10 +124,13 @@ def write_card(folder: str | Path, repository: str = "PATH_OR_REPOSITORY") -> No
         )
         if "denoising" in evaluation:
             results += f"\n\n{denoising_sentence(evaluation['denoising'])}"
+    if record["losses"]:
+        draw_losses(record["losses"]).save(folder / CURVE_NAME, quality=90)
     card = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         front_matter=front_matter(config, evaluation, repository),
         repository=repository,
         figure=f"\n{FIGURE}\n" if (folder / FIGURE_NAME).exists() else "",
+        curve=f"\n{CURVE}\n" if record["losses"] else "",
         category=config["category"],
         data_source=config["data_source"] or "Images of good parts only.",
         training_images=record["training_images"],

@@ -16,7 +16,7 @@ from ddad.hub.card import FIGURE_NAME, write_card
 
 FIGURE_SIDE, FIGURE_GAP = 320, 12
 # A checkpoint's folder may hold more: the state of a run, a user's notes. This is what is published.
-PUBLISHED = ("*.json", "*.py", "*.safetensors", "README.md", FIGURE_NAME)
+PUBLISHED = ("*.json", "*.py", "*.safetensors", "README.md", FIGURE_NAME, "examples/*.webp")
 TAG = "ddad"
 
 

@@ -14,7 +14,7 @@ from tests.hub.server import TOKEN, running_hub
 RECORD = {
     "config": {"category": "tiny", "license": "apache-2.0", "data_source": "", "steps": 4, "threshold_quantile": 0.95},
     "training_images": 7, "calibration_images": 5, "images_seen": 8, "seconds": 60, "device": "a processor",
-    "parameters": 1e6, "threshold": 3.0,
+    "parameters": 1e6, "threshold": 3.0, "losses": [{"step": 4, "pixel": 0.1, "variance": 0.01, "feature": 0.9}],
 }  # fmt: skip
 
 
