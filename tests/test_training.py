@@ -193,6 +193,7 @@ def test_the_command_trains_and_saves(good_images, tmp_path, capsys):
         "pipeline.py",
         "scheduler",
         "training.json",
+        "training.webp",
         "unet",
         "versions.json",
     ]

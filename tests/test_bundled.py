@@ -1,0 +1,59 @@
+"""Every bundled checkpoint: what its folder holds, and what it says of its own examples."""
+
+import json
+
+import PIL.Image
+import pytest
+
+import ddad
+from ddad import DDADPipeline
+from tests.conftest import ROOT
+
+FOLDERS = sorted(path.parent for path in (ROOT / "checkpoints").glob("*/model_index.json"))
+WITH_EXAMPLES = [folder for folder in FOLDERS if (folder / "examples").is_dir()]
+
+
+@pytest.fixture(params=FOLDERS, ids=lambda folder: folder.name)
+def folder(request):
+    return request.param
+
+
+def test_its_files_are_small_and_safe(folder):
+    sizes = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    assert max(sizes.values()) < 10_000_000 and sum(sizes.values()) < 42_000_000
+    assert {path.suffix for path in sizes} <= {".safetensors", ".json", ".py", ".md", ".webp"}
+
+
+def test_its_code_is_that_of_the_package(folder):
+    package = ROOT / "ddad"
+    assert ddad.__file__.startswith(str(package))
+    assert (folder / "pipeline.py").read_bytes() == (package / "pipeline.py").read_bytes()
+    for name, (module, _) in DDADPipeline.component_classes.items():
+        assert (folder / name / f"{module}.py").read_bytes() == (package / f"{module}.py").read_bytes()
+
+
+def test_its_card_names_licence_source_and_what_was_measured(folder):
+    config = json.loads((folder / "training.json").read_text())["config"]
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    card = (folder / "README.md").read_text()
+    assert config["category"] == folder.name and config["data_source"] in card
+    assert f"license: {config['license']}" in card and config["license"]
+    assert f"| combined | {evaluation['scores']['combined']['image_auroc']:.1f}" in card
+    assert "(training.webp)" in card and (folder / "training.webp").is_file()
+
+
+@pytest.mark.parametrize("folder", WITH_EXAMPLES, ids=lambda folder: folder.name)
+def test_its_examples_are_judged_right_and_a_good_part_comes_out_as_it_went_in(folder):
+    pipe = DDADPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    paths = sorted((folder / "examples").iterdir())
+    assert 2 <= len(paths) <= 6 and {path.stem.rpartition("_")[0] for path in paths} == {"defective", "good"}
+    found = pipe(paths, denoise=False)
+    assert found.is_anomalous == [path.stem.startswith("defective") for path in paths]
+    # Only what is found is repaired: one of each kind is enough.
+    for path in (paths[0], paths[-1]):
+        result = pipe(path)
+        with PIL.Image.open(path) as picture:
+            unchanged = result.denoised_image[0].tobytes() == picture.convert("RGB").tobytes()
+        before, after = result.normality_distance[0]
+        assert unchanged == path.stem.startswith("good") and (unchanged or after < 0.8 * before)
