@@ -1,0 +1,126 @@
+"""Image -> deep features of a frozen ImageNet backbone, the target that the U-Net predicts for the clean image.
+
+Source: "Removing Anomalies as Noises for Industrial Defect Localization" (Lu et al., ICCV 2023). The
+neighbourhood average is that of "Towards Total Recall in Industrial Anomaly Detection" (Roth et al., 2022).
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from diffusers import ModelMixin
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from timm.models import get_pretrained_cfg
+from torch import nn
+
+
+class DDADFeatureExtractor(ModelMixin, ConfigMixin):
+    """Features of several strides of a timm backbone, on one grid, standardised by channel.
+
+    The weights are those of the checkpoint; nothing is downloaded here. The part of the backbone behind the last
+    stride that is used is not built.
+
+    Args:
+        backbone: any timm model name that supports `features_only`.
+        strides: the strides whose features are taken; each must be one that the backbone has.
+        grid_size: height and width of the grid on which all features are brought together.
+        neighborhood: side of the square over which features are averaged first; 1 averages nothing.
+        image_mean: mean of the backbone's training images, RGB in [0, 1]; None takes timm's for this backbone.
+        image_std: their standard deviation; None takes timm's for this backbone.
+
+    Raises:
+        ValueError: if timm has no such backbone, a stride is not one of its own, or `neighborhood` is even.
+    """
+
+    source_code = Path(__file__).read_text(encoding="utf-8")
+
+    @register_to_config
+    def __init__(
+        self,
+        backbone: str = "tf_efficientnet_lite0",
+        strides: tuple[int, ...] = (4, 8, 16),
+        grid_size: int = 32,  # noqa: ARG002 - kept in the config
+        neighborhood: int = 3,
+        image_mean: tuple[float, ...] | None = None,
+        image_std: tuple[float, ...] | None = None,
+    ):
+        super().__init__()
+        if neighborhood % 2 == 0:
+            raise ValueError(f"`neighborhood` must be odd, found {neighborhood}.")
+        # timm would take a name with a colon or slash from a hub or a folder: a checkpoint brings its weights itself.
+        if not timm.is_model(backbone):
+            raise ValueError(f"`backbone` must be the name of a model that timm has, found {backbone!r}.")
+        with torch.device("meta"):
+            available = timm.create_model(backbone, features_only=True, feature_cls="getter").feature_info.reduction()
+        missing = [stride for stride in strides if stride not in available]
+        if missing:
+            raise ValueError(f"`strides` {missing} are not among those of {backbone}, which are {available}.")
+        self.network = timm.create_model(
+            backbone,
+            features_only=True,
+            feature_cls="getter",
+            out_indices=[available.index(stride) for stride in strides],
+        )
+        pretrained = get_pretrained_cfg(backbone)
+        self.register_to_config(image_mean=tuple(image_mean or pretrained.mean))
+        self.register_to_config(image_std=tuple(image_std or pretrained.std))
+        # Parameters and not buffers: offloading and the check for missing weights see parameters only.
+        channels = sum(self.network.feature_info.channels())
+        self.feature_mean = nn.Parameter(torch.zeros(channels), requires_grad=False)
+        self.feature_std = nn.Parameter(torch.ones(channels), requires_grad=False)
+        self.requires_grad_(False)
+        self.eval()
+
+    @property
+    def feature_channels(self) -> int:
+        """Number of channels of the features."""
+        return len(self.feature_mean)
+
+    def train(self, mode: bool = True) -> "DDADFeatureExtractor":  # noqa: ARG002
+        """Stays in evaluation mode: the backbone is frozen, its batch statistics too."""
+        return super().train(False)
+
+    def extract(self, images: torch.Tensor) -> torch.Tensor:
+        """Features before standardisation: images `[N, 3, H, W]` in [-1, 1] -> `[N, C, grid_size, grid_size]`."""
+        mean, std = (
+            torch.tensor(v, device=images.device, dtype=images.dtype).view(1, 3, 1, 1)
+            for v in (self.config.image_mean, self.config.image_std)
+        )
+        size = (self.config.grid_size, self.config.grid_size)
+        grids = []
+        for features in self.network(((images + 1) / 2 - mean) / std):
+            if self.config.neighborhood > 1:
+                features = F.avg_pool2d(
+                    features,
+                    self.config.neighborhood,
+                    stride=1,
+                    padding=self.config.neighborhood // 2,
+                    count_include_pad=False,
+                )
+            if features.shape[-1] > self.config.grid_size:
+                grids.append(F.adaptive_avg_pool2d(features, size))
+            else:
+                grids.append(F.interpolate(features, size=size, mode="bilinear", align_corners=False))
+        return torch.cat(grids, dim=1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Standardised features: images `[N, 3, H, W]` in [-1, 1] -> `[N, C, grid_size, grid_size]`."""
+        return (self.extract(images) - self.feature_mean.view(1, -1, 1, 1)) / self.feature_std.view(1, -1, 1, 1)
+
+    @torch.no_grad()
+    def fit(self, batches: Iterable[torch.Tensor]) -> None:
+        """Measures mean and standard deviation of each channel on normal images, batches of `[N, 3, H, W]`."""
+        count, total, squares = 0, 0.0, 0.0
+        for images in batches:
+            features = self.extract(images).double()
+            count += features.numel() // features.shape[1]
+            total = total + features.sum(dim=(0, 2, 3))
+            squares = squares + features.square().sum(dim=(0, 2, 3))
+        if count == 0:
+            raise ValueError("`batches` is empty: features cannot be standardised without images.")
+        mean = total / count
+        std = (squares / count - mean.square()).clamp(min=0).sqrt()
+        self.feature_mean.copy_(mean)
+        self.feature_std.copy_(std.clamp(min=1e-3 * float(std.max())))

@@ -1,0 +1,338 @@
+"""The model of normality: Gaussians of features, and all that was measured on normal images to judge scores by.
+
+Source: "PaDiM: a Patch Distribution Modeling Framework for Anomaly Detection and Localization" (Defard et al., 2020),
+sections III.B and III.C; "Removing Anomalies as Noises for Industrial Defect Localization" (Lu et al., ICCV 2023).
+Beside the features F(x_0) themselves, Gaussians are fitted to the residuals F(x_0) - f(x_t, t) of the U-Net's
+prediction, less what good images have in common as a whole: with mean mu, orthonormal factors B of whole feature
+images and W^T W = Sigma^-1 at each position, the score is |W (I - B B^T)(r - mu)|, the noise of factor analysis
+("Modeling the manifolds of images of handwritten digits", Hinton et al., 1997), its covariance another at each
+position.
+
+Score maps of held-out normal images give each score its mean and standard deviation, the threshold, and the level down
+to which a defect reaches. The authors' program normalises by each image's own statistics instead, after which two
+images cannot be compared.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import ModelMixin
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from torch import nn
+
+
+@dataclass
+class DDADScores:
+    """Images and their calibrated score maps: all that the U-Net has to say of them before anything is repaired.
+
+    Given to the pipeline in place of the images, they are fused and judged anew with another `alpha`, `threshold` or
+    fewer `timesteps`, and no network is evaluated for it.
+
+    Attributes:
+        images: the images, `[3, H, W]` in [0, 1] each, of their own sizes.
+        pixel_maps: `[N, K, S, S]` float32, in standard deviations of normal images.
+        feature_maps: likewise.
+        timesteps: the K noise levels.
+        pixel_score: the pixel score's name.
+        feature_score: the feature score's name.
+    """
+
+    images: list[torch.Tensor]
+    pixel_maps: torch.Tensor
+    feature_maps: torch.Tensor
+    timesteps: list[int]
+    pixel_score: str
+    feature_score: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def select(self, images: slice, timesteps: Sequence[int]) -> "DDADScores":
+        """Some of the images, at some of the noise levels.
+
+        Raises:
+            ValueError: for a noise level that was not scored.
+        """
+        unknown = [timestep for timestep in timesteps if timestep not in self.timesteps]
+        if unknown:
+            raise ValueError(f"`timesteps` {unknown} were not scored; choose from {self.timesteps}.")
+        index = [self.timesteps.index(timestep) for timestep in timesteps]
+        return replace(
+            self,
+            images=self.images[images],
+            pixel_maps=self.pixel_maps[images][:, index],
+            feature_maps=self.feature_maps[images][:, index],
+            timesteps=list(timesteps),
+        )
+
+
+class DDADNormalityModel(ModelMixin, ConfigMixin):
+    """Models of normality, each a Gaussian N(mu, Sigma) at every position of a square grid, and calibration.
+
+    Stored is the inverse W of Sigma's Cholesky factor, so that the distance is |W (f - mu)|: a product, no solver,
+    differentiable in the features. Of the triangular W only the lower half is kept.
+
+    Args:
+        feature_channels: channels of the features that come in.
+        num_channels: how many dimensions of the features are modelled (100 in PaDiM for ResNet-18).
+        components: whether these are principal components, whose directions are stored in `basis`, or a random
+            subset of the channels, as in PaDiM.
+        shared: whether one Gaussian serves the residuals at all noise levels, which hardly differ, or each has one.
+        grid_size: height and width of the grid; features on a finer grid are averaged down to it.
+        timesteps: the noise levels that score images, as timesteps of the training process; about {20, 200, 400} of
+            1000 in the paper. The last Gaussian is that of the features themselves.
+        num_calibration_images: held-out normal images whose calibrated maps are kept, one for each score and level.
+        calibration_size: height and width of those maps, and of the cells that image scores are made of: at 256x256 a
+            cell of 8x8 pixels has the 64 pixels of the authors' image score.
+        channel_seed: seed of the random subset.
+        statistics: mean and standard deviation of each score on held-out normal images, one for each of `timesteps`,
+            as `{"kl_mean": [...], "kl_std": [...], "rgb_mean": ...}`. Without them nothing can be judged.
+        threshold_quantile: the part of held-out normal images that the measured threshold lets pass.
+        num_top_cells: an image's score is the mean of so many of its highest cells.
+        num_factors: how many principal components of whole feature images are taken off the residuals before their
+            distance is measured: what good parts have in common as a whole is no defect. Needs `shared`.
+
+    Raises:
+        ValueError: if more dimensions are to be modelled than there are.
+    """
+
+    source_code = Path(__file__).read_text(encoding="utf-8")
+
+    scores_class = DDADScores  # other published files cannot import it
+    pixel_scores = ("kl", "rgb")
+    feature_scores = ("mahalanobis", "mse")
+
+    @register_to_config
+    def __init__(
+        self,
+        feature_channels: int = 176,
+        num_channels: int = 100,
+        grid_size: int = 16,
+        timesteps: tuple[int, ...] = (20, 201, 401),
+        num_calibration_images: int = 0,
+        calibration_size: int = 32,
+        channel_seed: int = 0,  # noqa: ARG002 - kept in the config
+        statistics: dict[str, list[float]] | None = None,  # noqa: ARG002 - kept in the config
+        threshold_quantile: float = 0.95,  # noqa: ARG002 - kept in the config
+        components: bool = False,
+        shared: bool = False,
+        num_top_cells: int = 1,  # noqa: ARG002 - kept in the config
+        num_factors: int = 0,
+    ):
+        super().__init__()
+        if num_channels > feature_channels:
+            raise ValueError(f"`num_channels` must be at most {feature_channels}, found {num_channels}.")
+        if num_factors and not shared:
+            raise ValueError("`num_factors` need `shared`: there is one set of factors for all noise levels.")
+        positions, triangle = grid_size**2, num_channels * (num_channels + 1) // 2
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.zeros(*shape), requires_grad=False)
+
+        # One parameter a model, and not one for all: files of a checkpoint are split between parameters.
+        gaussians = range((1 if shared else len(timesteps)) + 1)
+        self.mean = nn.ParameterList([parameter(positions, num_channels) for _ in gaussians])
+        self.whitening = nn.ParameterList([parameter(positions, triangle) for _ in gaussians])
+        if components:
+            self.basis = parameter(feature_channels, num_channels)
+        if num_factors:
+            self.factors = parameter(positions * num_channels, num_factors)
+        num_maps = len(self.scores) * len(timesteps)
+        self.calibration_maps = parameter(num_calibration_images, num_maps, calibration_size, calibration_size)
+
+    # ---------------------------------------------------------------------------------------------------- Gaussians
+
+    @property
+    def features_index(self) -> int:
+        """The Gaussian of the features themselves."""
+        return len(self.mean) - 1
+
+    def residual_index(self, timestep: int) -> int:
+        """The Gaussian of the residuals at a noise level."""
+        return 0 if self.config.shared else self.index([timestep])[0]
+
+    @property
+    def channels(self) -> torch.Tensor:
+        """Indices of the modelled channels, `[num_channels]`, in ascending order."""
+        generator = torch.Generator().manual_seed(self.config.channel_seed)
+        order = torch.randperm(self.config.feature_channels, generator=generator)
+        return order[: self.config.num_channels].sort().values
+
+    def to_grid(self, features: torch.Tensor) -> torch.Tensor:
+        """Means over the positions of the grid, `[N, C, h, w]` -> `[N, positions, C]`."""
+        return F.adaptive_avg_pool2d(features, (self.config.grid_size,) * 2).flatten(2).transpose(1, 2)
+
+    def reduce(self, features: torch.Tensor) -> torch.Tensor:
+        """Averages to the grid and picks the modelled dimensions: `[N, C, h, w]` -> `[N, positions, num_channels]`."""
+        if not self.config.components:
+            features = features[:, self.channels.to(features.device)]
+        pooled = self.to_grid(features)
+        return pooled @ self.basis.to(pooled.dtype) if self.config.components else pooled
+
+    def whitening_matrix(self, index: int) -> torch.Tensor:
+        """W of one model as full matrices, `[positions, num_channels, num_channels]`, zero above the diagonal."""
+        size = self.config.num_channels
+        whitening = self.whitening[index]
+        rows, columns = torch.tril_indices(size, size, device=whitening.device)
+        matrix = whitening.new_zeros(len(whitening), size, size)
+        matrix[:, rows, columns] = whitening
+        return matrix
+
+    @torch.no_grad()
+    def set_gaussian(self, index: int, mean: torch.Tensor, covariance: torch.Tensor) -> None:
+        """Stores model `index`: mean `[P, c]` and covariance `[P, c, c]`, which must be positive definite.
+
+        Raises:
+            torch.linalg.LinAlgError: if it is not.
+        """
+        factor = torch.linalg.cholesky(covariance)
+        identity = torch.eye(self.config.num_channels, dtype=factor.dtype, device=factor.device)
+        whitening = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
+        rows, columns = torch.tril_indices(self.config.num_channels, self.config.num_channels, device=factor.device)
+        self.mean[index].copy_(mean)
+        self.whitening[index].copy_(whitening[:, rows, columns])
+
+    @torch.no_grad()
+    def set_factors(self, factors: torch.Tensor) -> None:
+        """Stores orthonormal factors, `[P c, k]` with k at most `num_factors`; the others do nothing."""
+        if self.config.num_factors:
+            self.factors.zero_()
+            self.factors[:, : factors.shape[1]].copy_(factors)
+
+    @staticmethod
+    def unexplained(centred: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+        """(I - B B^T) x with orthonormal factors B of whole feature images, `[P c, k]`; x is `[N, P, c]`, less mu."""
+        flat = centred.flatten(1)
+        return (flat - (flat @ factors) @ factors.T).view_as(centred)
+
+    def distance(self, reduced: torch.Tensor, index: int) -> torch.Tensor:
+        """Mahalanobis distance to model `index`, `[N, P, c]` as `reduce` gives them -> `[N, 1, grid_size, grid_size]`.
+
+        Of residuals it is the distance of what the factors leave. Computed in float32 whatever the weights' type.
+        """
+        centred = reduced.float() - self.mean[index].float()  # [N, P, c]
+        if self.config.num_factors and index != self.features_index:
+            centred = self.unexplained(centred, self.factors.float())
+        whitened = torch.einsum("pcd,npd->npc", self.whitening_matrix(index).float(), centred)
+        # The root has no slope at zero; the constant is far below the distance of any image.
+        distance = (whitened.square().sum(dim=-1) + 1e-12).sqrt()
+        return distance.view(-1, 1, self.config.grid_size, self.config.grid_size)
+
+    def forward(self, features: torch.Tensor, index: int) -> torch.Tensor:
+        """Mahalanobis distance to model `index` at each position, `[N, C, h, w]` -> `[N, 1, grid_size, grid_size]`.
+
+        Differentiable in `features`; see `distance`.
+        """
+        return self.distance(self.reduce(features), index)
+
+    # -------------------------------------------------------------------------------------------------- calibration
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """The names of all scores, in the order of the stored maps."""
+        return self.pixel_scores + self.feature_scores
+
+    def check(self, alpha: float, timesteps: Sequence[int], pixel_score: str, feature_score: str) -> None:
+        """Raises a ValueError that names the argument, the rule and the value found."""
+        if self.config.statistics is None:
+            raise ValueError(
+                "This pipeline is not calibrated: train it with `ddad train`, which measures `statistics`."
+            )
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"`alpha` must lie in [0, 1], found {alpha}.")
+        if len(timesteps) == 0 or len(set(timesteps)) != len(timesteps):
+            raise ValueError(f"`timesteps` must be one or more different noise levels, found {list(timesteps)}.")
+        levels = list(self.config.timesteps)
+        unknown = [timestep for timestep in timesteps if timestep not in levels]
+        if unknown:
+            raise ValueError(f"`timesteps` {unknown} are not calibrated in this pipeline; choose from {levels}.")
+        for name, value, allowed in (
+            ("pixel_score", pixel_score, self.pixel_scores),
+            ("feature_score", feature_score, self.feature_scores),
+        ):
+            if value not in allowed:
+                raise ValueError(f"`{name}` must be one of {allowed}, found {value!r}.")
+
+    def index(self, timesteps: Sequence[int]) -> list[int]:
+        """Positions of noise levels among those that are modelled."""
+        return [list(self.config.timesteps).index(timestep) for timestep in timesteps]
+
+    def feature_maps(
+        self, residuals: torch.Tensor, timesteps: Sequence[int], scores: Sequence[str]
+    ) -> dict[str, torch.Tensor]:
+        """Feature scores before calibration: how large, or how unusual, the error of the predicted features is.
+
+        Args:
+            residuals: F(x_0) - f(x_t, t), `[N, K, C, h, w]`.
+            timesteps: the K noise levels.
+            scores: `mse`, the squared error averaged over channels (the paper's), as `[N, K, h, w]`; `mahalanobis`,
+                the distance to the Gaussian of normal residuals at its position and level, as `[N, K, g, g]`.
+        """
+        maps = {}
+        if "mse" in scores:
+            maps["mse"] = residuals.square().mean(dim=2)
+        if "mahalanobis" in scores:
+            distances = [self(residuals[:, k], self.residual_index(t)) for k, t in enumerate(timesteps)]
+            maps["mahalanobis"] = torch.cat(distances, dim=1)
+        return maps
+
+    def calibrate(self, name: str, maps: torch.Tensor, timesteps: Sequence[int]) -> torch.Tensor:
+        """Maps `[N, K, S, S]` in units of normal images: minus their mean, over their standard deviation."""
+        index = self.index(timesteps)
+        mean, std = (
+            torch.tensor(self.config.statistics[f"{name}_{statistic}"], device=maps.device)[index].view(1, -1, 1, 1)
+            for statistic in ("mean", "std")
+        )
+        return (maps - mean) / std
+
+    def pool(self, maps: torch.Tensor) -> torch.Tensor:
+        """Means over the cells that image scores are made of, `[..., S, S]` -> `[..., 32, 32]`."""
+        return F.adaptive_avg_pool2d(maps, (self.config.calibration_size,) * 2)
+
+    def image_score(self, anomaly_maps: torch.Tensor) -> torch.Tensor:
+        """The mean of the highest cells of each map, `[N, S, S]` -> `[N]`."""
+        return self.top_cells(self.pool(anomaly_maps).flatten(1), self.config.num_top_cells)
+
+    @staticmethod
+    def top_cells(cells: torch.Tensor, count: int) -> torch.Tensor:
+        """The mean of the `count` highest, `[N, cells]` -> `[N]`."""
+        return cells.topk(count, dim=1).values.mean(dim=1)
+
+    @staticmethod
+    def fuse(pixel_maps: torch.Tensor, feature_maps: torch.Tensor, alpha: float) -> torch.Tensor:
+        """A = 1/K sum over noise levels of alpha pixel + (1 - alpha) feature (the paper's map), `[N, S, S]`."""
+        return (alpha * pixel_maps + (1 - alpha) * feature_maps).mean(dim=1)
+
+    def normal_maps(
+        self, alpha: float, timesteps: Sequence[int], pixel_score: str = "kl", feature_score: str = "mahalanobis"
+    ) -> torch.Tensor | None:
+        """The anomaly maps of the held-out normal images in cells, `[M, cells]`; None if none are stored.
+
+        `top_cells` of them are those images' scores.
+        """
+        if not self.config.num_calibration_images:
+            return None
+        maps = self.calibration_maps.float().unflatten(1, (len(self.scores), -1))  # [M, 4, K, 32, 32]
+        index = self.index(timesteps)
+        pixel, feature = (maps[:, self.scores.index(name)][:, index] for name in (pixel_score, feature_score))
+        return self.fuse(pixel, feature, alpha).flatten(1)
+
+    def levels(
+        self, alpha: float, timesteps: Sequence[int], pixel_score: str = "kl", feature_score: str = "mahalanobis"
+    ) -> tuple[float | None, float | None]:
+        """Threshold and mask level, from the stored maps of held-out normal images; None without such maps.
+
+        The threshold is the quantile `threshold_quantile` of their image scores. The mask level is the 99 % quantile
+        of their cells: how far a defect region grows from the cells above the threshold.
+        """
+        fused = self.normal_maps(alpha, timesteps, pixel_score, feature_score)  # [M, cells]
+        if fused is None:
+            return None, None
+        scores = self.top_cells(fused, self.config.num_top_cells)
+        threshold = torch.quantile(scores, self.config.threshold_quantile)
+        # torch.quantile refuses more than 16 M values.
+        cells = fused.flatten().sort().values
+        return float(threshold), float(cells[int(0.99 * (len(cells) - 1))])

@@ -1,0 +1,611 @@
+"""The pipeline: an image in; anomaly map, verdict and the image without its defects out.
+
+Source: "Removing Anomalies as Noises for Industrial Defect Localization" (Lu et al., ICCV 2023). This file is
+published with every checkpoint, so it imports third-party packages only.
+"""
+
+import contextlib
+import copy
+import hashlib
+import importlib
+import importlib.metadata
+import inspect
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import PIL.Image
+import torch
+import torch.nn.functional as F
+from diffusers import DiffusionPipeline
+from diffusers.utils import BaseOutput
+from huggingface_hub import ModelCard
+
+ImageInput = str | os.PathLike | PIL.Image.Image | np.ndarray | torch.Tensor
+
+
+@dataclass
+class DDADPipelineOutput(BaseOutput):
+    """What the pipeline found. Every list has one entry an image; H and W are that image's own height and width.
+
+    Attributes:
+        image_score: how anomalous the image is, in standard deviations of normal images: the mean of the most
+            anomalous of 32x32 cells of the anomaly map, one unless the pipeline's normality says otherwise.
+        threshold: the score above which an image is called anomalous.
+        is_anomalous: whether `image_score` is above `threshold`.
+        anomaly_map: `[H, W]` float32, the weighted mean of pixel and feature map, zero for an average normal pixel.
+        pixel_map: `[H, W]` float32, the calibrated pixel-level score (KL divergence), mean over the noise levels.
+        feature_map: `[H, W]` float32, the calibrated feature-level score, mean over the noise levels.
+        overlay: the image under the heatmap, on a scale fixed by the threshold: a normal part shows no colour.
+        denoised_image: the image without its defects; the image itself where none were found; None if not asked for.
+        intermediates: the denoising steps of each image from the image itself to the last, at the model's size;
+            a single entry where no defect was found; None if not asked for.
+        normality_distance: (before, after) of the distance that gradient denoising lowers, averaged over the repaired
+            region; None for an image without defects. Normal is the root of the dimensions modelled: 8 of 64.
+
+    Images are PIL images, arrays `[H, W, 3]` or tensors `[3, H, W]` in [0, 1] by `output_type`; maps are tensors for
+    `"pt"` and arrays otherwise.
+    """
+
+    image_score: list[float]
+    threshold: float
+    is_anomalous: list[bool]
+    anomaly_map: list[Any]
+    pixel_map: list[Any]
+    feature_map: list[Any]
+    overlay: list[Any]
+    denoised_image: list[Any] | None
+    intermediates: list[list[Any]] | None
+    normality_distance: list[tuple[float, float] | None] | None
+
+    def add_maps(self, processor: Any, images: list[torch.Tensor], maps: Sequence[torch.Tensor], output_type: str):
+        """Adds overlays and maps of a batch, at the images' sizes: anomaly, pixel and feature, `[N, S, S]` each."""
+        for i, image in enumerate(images):
+            stacked = torch.stack([value[i] for value in maps])[None]  # [1, 3, S, S]
+            own = F.interpolate(stacked, size=image.shape[1:], mode="bilinear", align_corners=False)[0].cpu()
+            overlay = processor.overlay(image, own[0], self.threshold)
+            self.overlay.append(processor.to_image(overlay, output_type))
+            for field, value in zip((self.anomaly_map, self.pixel_map, self.feature_map), own, strict=True):
+                field.append(value if output_type == "pt" else value.numpy())
+
+    def add_denoised(
+        self,
+        processor: Any,
+        images: list[torch.Tensor],
+        frames: list[list[torch.Tensor]],
+        distances: list[tuple[float, float] | None],
+        mask: torch.Tensor,
+        output_type: str,
+    ):
+        """Adds the denoising steps of a batch, and the last one of each merged into its image."""
+        self.normality_distance += distances
+        self.intermediates += [[processor.to_image(one, output_type) for one in each] for each in frames]
+        merged = [processor.merge(one, frames[i][-1], mask[i]) for i, one in enumerate(images)]
+        self.denoised_image += [processor.to_image(one, output_type) for one in merged]
+
+
+class DDADPipeline(DiffusionPipeline):
+    """Finds defects with a diffusion model of normal images and removes them by gradient denoising.
+
+    Args:
+        unet: the denoising U-Net (`DDADUNet2DModel`).
+        scheduler: the diffusion process and its pixel scores (`DDADScheduler`).
+        feature_extractor: the frozen backbone (`DDADFeatureExtractor`).
+        normality: noise levels, feature scores, calibration and threshold (`DDADNormalityModel`).
+        denoiser: how a defect is removed (`DDADDenoiser`).
+        image_processor: reads images, draws results (`DDADImageProcessor`).
+        category: the product that the model was trained on.
+        num_inference_steps: steps of the respaced process in which KL is measured; 250 in the paper.
+        alpha: weight of the pixel score against the feature score; 0.5 in the paper.
+        threshold: the image score above which an image is anomalous; None measures it on the held-out normal images
+            that are stored in `normality`, for any `alpha` and `timesteps`.
+        blur_sigma: standard deviation in pixels of the Gaussian that smoothes the score maps.
+    """
+
+    source_code = Path(__file__).read_text(encoding="utf-8")
+    component_classes = {
+        "unet": ("unet_ddad", "DDADUNet2DModel"),
+        "scheduler": ("scheduling_ddad", "DDADScheduler"),
+        "feature_extractor": ("features_ddad", "DDADFeatureExtractor"),
+        "normality": ("normality_ddad", "DDADNormalityModel"),
+        "denoiser": ("denoising_ddad", "DDADDenoiser"),
+        "image_processor": ("images_ddad", "DDADImageProcessor"),
+    }
+    model_cpu_offload_seq = "feature_extractor->unet"
+    # Small, and not always called through its `forward`, which is where offloading would bring it to the device.
+    _exclude_from_cpu_offload = ["normality"]  # noqa: RUF012 - the form that diffusers asks for
+    versions_of = ("torch", "diffusers", "timm")
+
+    def __init__(
+        self,
+        unet,
+        scheduler,
+        feature_extractor,
+        normality,
+        denoiser,
+        image_processor,
+        category: str = "",
+        num_inference_steps: int = 250,
+        alpha: float = 0.5,
+        threshold: float | None = None,
+        blur_sigma: float = 4.0,
+    ):
+        super().__init__()
+        if not hasattr(scheduler, "pixel_maps"):
+            raise TypeError(
+                f"`scheduler` must be a DDADScheduler, which measures pixel scores, found {type(scheduler).__name__}."
+            )
+        for name, component in (("unet", unet), ("feature_extractor", feature_extractor), ("normality", normality)):
+            self._check_weights(name, component)
+        self.register_modules(
+            unet=unet,
+            scheduler=scheduler,
+            feature_extractor=feature_extractor,
+            normality=normality,
+            denoiser=denoiser,
+            image_processor=image_processor,
+        )
+        self.register_to_config(
+            category=category,
+            num_inference_steps=num_inference_steps,
+            alpha=alpha,
+            threshold=threshold,
+            blur_sigma=blur_sigma,
+        )
+        self.scheduler.set_timesteps(num_inference_steps)
+        self.scheduler.alpha_bars(torch.tensor(self.timesteps))
+
+    @staticmethod
+    def _check_weights(name: str, component: torch.nn.Module) -> None:
+        for key, value in component.state_dict().items():
+            if value.is_meta:
+                raise ValueError(f"The checkpoint lacks the weight {key!r} of `{name}`: download it again.")
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                raise ValueError(f"The weight {key!r} of `{name}` is not finite: the checkpoint is damaged.")
+
+    @property
+    def timesteps(self) -> list[int]:
+        """The noise levels that score images, as timesteps of the training process."""
+        return list(self.normality.config.timesteps)
+
+    @property
+    def threshold(self) -> float | None:
+        """The threshold for the stored `alpha` and `timesteps`; None if the pipeline is not calibrated."""
+        if self.config.threshold is not None:
+            return self.config.threshold
+        return self.normality.levels(self.config.alpha, self.timesteps)[0]
+
+    # -------------------------------------------------------------------------------------------------------- scoring
+
+    def prepare(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Images `[3, H, W]` in [0, 1] of any size -> what the model sees, `[N, 3, S, S]` in [-1, 1]."""
+        size = self.unet.config.sample_size
+        return torch.cat([self.image_processor.preprocess(one, size) for one in images]).to(self._execution_device)
+
+    def get_noise(self, timesteps: Sequence[int], generator: torch.Generator | None = None) -> torch.Tensor:
+        """One noise image for each timestep, `[K, 3, S, S]`, the same for every image; see the scheduler."""
+        shape = (3, self.unet.config.sample_size, self.unet.config.sample_size)
+        return self.scheduler.get_noise(timesteps, shape, generator, self._execution_device)
+
+    def extract_features(self, images: torch.Tensor) -> torch.Tensor:
+        """F(x): features of `[N, 3, S, S]` in [-1, 1], float32 `[N, C, h, w]`."""
+        return self.feature_extractor(images.to(self.feature_extractor.dtype)).float()
+
+    def predict_at(
+        self, images: torch.Tensor, timesteps: Sequence[int], noise: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Evaluates the U-Net on images noised to each timestep, all in one batch.
+
+        Args:
+            images: x_0, `[N, 3, S, S]` in [-1, 1].
+            timesteps: K noise levels.
+            noise: `[K, 3, S, S]`.
+
+        Returns:
+            x_0, x_t and timesteps repeated, the model's output, and its predicted features on the grid of F(x); each
+            `[N * K, ...]`, the noise levels of an image one after the other.
+        """
+        levels = torch.tensor(list(timesteps), device=images.device).repeat(len(images))  # [N * K]
+        originals = images.repeat_interleave(len(timesteps), dim=0)  # [N * K, 3, S, S]
+        noisy = self.scheduler.add_noise(originals, noise.repeat(len(images), 1, 1, 1), levels)
+        output = self.unet(noisy.to(self.unet.dtype), levels)
+        grid = (self.feature_extractor.config.grid_size,) * 2
+        features = F.interpolate(output.features.float(), size=grid, mode="bilinear", align_corners=False)
+        return originals, noisy, levels, output.sample.float(), features
+
+    @torch.no_grad()
+    def score_maps(
+        self, images: torch.Tensor, timesteps: Sequence[int], noise: torch.Tensor, scores: Sequence[str]
+    ) -> dict[str, torch.Tensor]:
+        """The score maps before calibration, smoothed, at the model's size; one evaluation of the U-Net for all.
+
+        Args:
+            images: `[N, 3, S, S]` in [-1, 1].
+            timesteps: K noise levels.
+            noise: `[K, 3, S, S]`.
+            scores: the names of the maps to compute: `kl`, `rgb` (see `DDADScheduler.pixel_maps`), `mahalanobis`,
+                `mse` (see `DDADNormalityModel.feature_maps`).
+
+        Returns:
+            The maps by name, `[N, K, S, S]` each.
+        """
+        count = len(images)
+        originals, noisy, levels, output, predicted = self.predict_at(images, timesteps, noise)
+        maps = self.scheduler.pixel_maps(originals, noisy, output, levels, scores)
+        if set(scores) & set(self.normality.feature_scores):
+            residuals = self.extract_features(images)[:, None] - predicted.unflatten(0, (count, -1))  # [N, K, C, h, w]
+            maps |= self.normality.feature_maps(residuals, timesteps, scores)
+        by_level = {name: value.view(count, len(timesteps), *value.shape[-2:]) for name, value in maps.items()}
+        return {name: self.smooth(value, images.shape[-1]) for name, value in by_level.items()}
+
+    def smooth(self, maps: torch.Tensor, size: int) -> torch.Tensor:
+        """Maps on any grid, `[N, C, h, w]` -> smoothed, `[N, C, size, size]`."""
+        return self.image_processor.blur(self.image_processor.resize(maps, (size, size)), self.config.blur_sigma)
+
+    @torch.no_grad()
+    def score(
+        self,
+        image: ImageInput | Sequence[ImageInput],
+        timesteps: Sequence[int] | None = None,
+        pixel_score: Literal["kl", "rgb"] = "kl",
+        feature_score: Literal["mahalanobis", "mse"] = "mahalanobis",
+        batch_size: int = 4,
+        generator: torch.Generator | None = None,
+    ) -> "DDADScores":  # noqa: F821 - of the normality model's file
+        """The calibrated score maps of one or many images: the first half of a call, to be judged more than once.
+
+        Args: as for a call.
+
+        Raises:
+            TypeError, ValueError: as a call.
+        """
+        timesteps = self.timesteps if timesteps is None else list(timesteps)
+        self.normality.check(self.config.alpha, timesteps, pixel_score, feature_score)
+        self._check_counts(batch_size=batch_size)
+        originals = self.image_processor.read_images(image)
+        arguments = (timesteps, self.get_noise(timesteps, generator), pixel_score, feature_score)
+        firsts = range(0, len(originals), batch_size)
+        batches = [self.calibrated_maps(originals[first : first + batch_size], *arguments) for first in firsts]
+        self.maybe_free_model_hooks()
+        pixel, feature = (torch.cat(maps) for maps in zip(*batches, strict=True))  # [N, K, S, S]
+        return self.normality.scores_class(originals, pixel, feature, timesteps, pixel_score, feature_score)
+
+    def calibrated_maps(
+        self, images: list[torch.Tensor], timesteps: list[int], noise: torch.Tensor, *scores: str
+    ) -> list[torch.Tensor]:
+        """The calibrated maps of images `[3, H, W]` in [0, 1], one for each of `scores`, `[N, K, S, S]` each."""
+        maps = self.score_maps(self.prepare(images), timesteps, noise, scores)
+        return [self.normality.calibrate(name, maps[name], timesteps).cpu() for name in scores]
+
+    # ------------------------------------------------------------------------------------------------------ denoising
+
+    def denoising_model(self, whole: bool, generator: torch.Generator | None) -> Any:
+        """The networks as `denoiser` needs them.
+
+        The paper's form measures the features themselves; the masked form their distance to those that the U-Net
+        predicts at the middle noise level, for this very part without its defect.
+        """
+        level = sorted(self.timesteps)[len(self.timesteps) // 2]
+        (index,) = self.normality.index([level])
+        gaussian = self.normality.features_index if whole else self.normality.residual_index(level)
+
+        def evaluate(noisy: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+            return self.unet(noisy.to(self.unet.dtype), levels).sample.float()
+
+        def distance(images: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+            values = self.normality(self.extract_features(images) - target, gaussian)  # [N, 1, g, g]
+            return (values * weight).sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3))
+
+        return self.denoiser.model_class(
+            process=self.scheduler,
+            get_noise=lambda t: self.get_noise([t], generator),
+            predict_original=lambda x, t: self.scheduler.predict_original_sample(evaluate(x, t), x, t),
+            posterior_mean=lambda x, t: self.scheduler.predict(evaluate(x, t), x, t).mean,
+            predict_features=lambda x: self.predict_at(x, [level], self.get_noise([level], generator))[-1],
+            target_timestep=level,
+            distance=distance,
+            normal_distance=self.normality.config.statistics["mahalanobis_mean"][index],
+            grid_size=self.normality.config.grid_size,
+            blur=self.image_processor.blur,
+        )
+
+    def denoise(
+        self,
+        images: torch.Tensor,
+        mask: torch.Tensor,
+        whole: bool,
+        num_steps: int,
+        generator: torch.Generator | None = None,
+        callback: Callable | None = None,
+    ) -> tuple[list[list[torch.Tensor]], list[tuple[float, float] | None]]:
+        """Removes the defects of a batch.
+
+        Args:
+            images: `[N, 3, S, S]` in [-1, 1].
+            mask: `[N, 1, S, S]` in [0, 1]; an image whose mask is empty is left as it is.
+            whole: whether to run the paper's form on whole images.
+            num_steps: the most gradient steps.
+            generator: source of the noise.
+            callback: as `callback_on_step_end` of a call.
+
+        Returns:
+            For each image the steps `[3, S, S]` in [0, 1] from the image itself to the last, and the distance before
+            and after; None if the image was left as it is.
+        """
+        frames = [[(one + 1) / 2] for one in images]
+        distances: list[tuple[float, float] | None] = [None] * len(images)
+        chosen = mask.amax(dim=(1, 2, 3)).nonzero()[:, 0].tolist()
+        if not chosen:
+            return frames, distances
+        model, images, mask = self.denoising_model(whole, generator), images[chosen], mask[chosen]
+        if whole:
+            steps = self.denoiser.denoise_whole(model, images, num_steps)
+        else:
+            steps = self.denoiser.denoise_masked(model, images, mask, num_steps)
+        before = None
+        progress = self.progress_bar(total=self.denoiser.most_steps(num_steps, whole))
+        for number, (timestep, current, distance) in enumerate(steps):
+            if before is None and distance is not None:
+                before = distance
+            elif timestep > 0:
+                for position, i in enumerate(chosen):
+                    frames[i].append((current[position] + 1) / 2)
+            if callback is not None:
+                callback(self, number, timestep, {"image": current})
+            progress.update()
+        progress.close()
+        for position, i in enumerate(chosen):
+            distances[i] = (float(before[position]), float(distance[position]))
+            frames[i].append((current[position] + 1) / 2)
+        return frames, distances
+
+    # ----------------------------------------------------------------------------------------------------- inference
+
+    @staticmethod
+    def _check_counts(**counts: int) -> None:
+        for name, count in counts.items():
+            if count < 1:
+                raise ValueError(f"`{name}` must be at least 1, found {count}.")
+
+    @staticmethod
+    def _check_forms(threshold: float | None, denoise: bool | str, output_type: str) -> None:
+        if denoise not in (True, False, "masked", "whole"):
+            raise ValueError(f"`denoise` must be True, False, 'masked' or 'whole', found {denoise!r}.")
+        if threshold is not None and not math.isfinite(threshold):
+            raise ValueError(f"`threshold` must be a number, found {threshold}.")
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"`output_type` must be one of ('pil', 'np', 'pt'), found {output_type!r}.")
+
+    def judging_levels(
+        self, alpha: float, timesteps: Sequence[int], pixel_score: str, feature_score: str, threshold: float | None
+    ) -> tuple[float, float]:
+        """The threshold, given, stored or measured, and how low a defect region may reach.
+
+        Raises:
+            ValueError: if there is none: the pipeline stores no normal images and none is given.
+        """
+        measured, mask_level = self.normality.levels(alpha, timesteps, pixel_score, feature_score)
+        if threshold is None:
+            settings = (alpha, sorted(timesteps), pixel_score, feature_score)
+            stored = (self.config.alpha, sorted(self.timesteps), "kl", "mahalanobis")
+            threshold = self.config.threshold if settings == stored else None
+            threshold = measured if threshold is None else threshold
+        if threshold is None:
+            raise ValueError("This pipeline stores no normal images to measure a threshold on: give a `threshold`.")
+        return threshold, min(threshold, threshold / 2 if mask_level is None else mask_level)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: "ImageInput | Sequence[ImageInput] | DDADScores",  # noqa: F821 - of the normality model's file
+        alpha: float | None = None,
+        timesteps: Sequence[int] | None = None,
+        threshold: float | None = None,
+        denoise: bool | Literal["masked", "whole"] = True,
+        num_denoising_steps: int = 30,
+        pixel_score: Literal["kl", "rgb"] = "kl",
+        feature_score: Literal["mahalanobis", "mse"] = "mahalanobis",
+        batch_size: int = 4,
+        generator: torch.Generator | None = None,
+        output_type: Literal["pil", "np", "pt"] = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[["DDADPipeline", int, int, dict[str, Any]], dict[str, Any] | None]
+        | None = None,
+    ) -> DDADPipelineOutput | tuple:
+        """Finds and removes the defects of one or many images.
+
+        Args:
+            image: a path, PIL image, array or tensor, or a list of them, of any size; see `DDADImageProcessor`. Or
+                what `score` gave for them, whose noise and kind of scores then hold.
+            alpha: weight of the pixel score in [0, 1]; None takes the pipeline's.
+            timesteps: which of the pipeline's noise levels score; None takes all.
+            threshold: score above which an image is anomalous; None takes the pipeline's, for the given alpha,
+                timesteps and scores.
+            denoise: whether to make the image without its defects. True and `"masked"` repair what the anomaly map
+                marks and leave an image without defects as it is; `"whole"` is the paper's form.
+            num_denoising_steps: the most gradient steps.
+            pixel_score: `"kl"`, or `"rgb"` for the baseline that the paper compares with.
+            feature_score: `"mahalanobis"`, or `"mse"` for the paper's squared error.
+            batch_size: images in one evaluation of the networks; it changes memory and speed alone.
+            generator: source of the noise; None takes the same noise at every call.
+            output_type: `"pil"`, `"np"` or `"pt"`.
+            return_dict: whether to return a `DDADPipelineOutput` or a tuple.
+            callback_on_step_end: called as `callback(pipeline, step, timestep, {"image": ...})` after each step of
+                denoising, with the images that are being repaired, `[N, 3, S, S]` in [-1, 1].
+
+        Raises:
+            TypeError, ValueError: for images that cannot be read and arguments that make no sense, before any work.
+        """
+        # 1. Check inputs
+        given = image if hasattr(image, "pixel_maps") else None
+        if given is not None:
+            pixel_score, feature_score = given.pixel_score, given.feature_score
+        alpha = self.config.alpha if alpha is None else alpha
+        if timesteps is None:
+            timesteps = self.timesteps if given is None else given.timesteps
+        timesteps = list(timesteps)
+        self.normality.check(alpha, timesteps, pixel_score, feature_score)
+        self._check_counts(num_denoising_steps=num_denoising_steps, batch_size=batch_size)
+        self._check_forms(threshold, denoise, output_type)
+        threshold, mask_level = self.judging_levels(alpha, timesteps, pixel_score, feature_score, threshold)
+        originals = self.image_processor.read_images(image) if given is None else given.images
+        noise = None if given is not None else self.get_noise(timesteps, generator)  # one for all batches
+
+        output = DDADPipelineOutput([], threshold, [], [], [], [], [], None, None, None)
+        if denoise:
+            output.denoised_image, output.intermediates, output.normality_distance = [], [], []
+        for first in range(0, len(originals), batch_size):
+            chosen = slice(first, first + batch_size)
+            batch = originals[chosen]
+
+            # 2. Score: one evaluation of the U-Net for all noise levels, pixels and features
+            if given is None:
+                pixel, feature = self.calibrated_maps(batch, timesteps, noise, pixel_score, feature_score)
+            else:
+                scores = given.select(chosen, timesteps)
+                pixel, feature = scores.pixel_maps, scores.feature_maps  # [N, K, S, S]
+
+            # 3. Fuse
+            anomaly = self.normality.fuse(pixel, feature, alpha)  # [N, S, S]
+            image_scores = self.normality.image_score(anomaly)  # [N]
+            output.image_score += image_scores.tolist()
+            output.is_anomalous += (image_scores > threshold).tolist()
+
+            # 4. Denoise what lies above the threshold, or all of the image
+            if denoise:
+                maps = anomaly[:, None].to(self._execution_device)
+                mask = torch.ones_like(maps)  # [N, 1, S, S]
+                if denoise != "whole":
+                    seeds = (self.normality.pool(maps) > threshold).float()
+                    mask = self.denoiser.defect_mask(seeds, maps, mask_level)
+                frames, distances = self.denoise(
+                    self.prepare(batch), mask, denoise == "whole", num_denoising_steps, generator, callback_on_step_end
+                )
+                output.add_denoised(self.image_processor, batch, frames, distances, mask, output_type)
+
+            # 5. Postprocess and visualise, at each image's own size
+            maps = (anomaly, pixel.mean(dim=1), feature.mean(dim=1))
+            output.add_maps(self.image_processor, batch, maps, output_type)
+        self.maybe_free_model_hooks()
+        return output if return_dict else output.to_tuple()
+
+    # ----------------------------------------------------------------------------------------------- saving, loading
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, variant: str | None = None, **kwargs) -> None:
+        """Saves weights, settings and code; see diffusers.
+
+        Args:
+            save_directory: the folder.
+            args: as diffusers'.
+            variant: `"fp16"` or `"bf16"` writes files of that name beside others, with the weights of U-Net and
+                backbone in that precision; calibration and Gaussians keep theirs.
+            kwargs: as diffusers'.
+
+        Raises:
+            ValueError: for another variant, or `safe_serialization=False`: weights are safetensors only.
+        """
+        if not kwargs.get("safe_serialization", True):
+            raise ValueError("Weights are saved as safetensors only: leave out `safe_serialization=False`.")
+        if variant is None:
+            super().save_pretrained(save_directory, *args, **kwargs)
+            return
+        dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16}
+        if variant not in dtypes:
+            raise ValueError(f"`variant` must be one of {tuple(dtypes)}, found {variant!r}.")
+        networks = {name: getattr(self, name) for name in ("unet", "feature_extractor")}
+        for name, network in networks.items():
+            setattr(self, name, copy.deepcopy(network).to(dtypes[variant]))
+        try:
+            super().save_pretrained(save_directory, *args, variant=variant, **kwargs)
+        finally:
+            for name, network in networks.items():
+                setattr(self, name, network)
+
+    def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
+        """Writes `model_index.json`, check sums, versions, and the code of the pipeline and its components.
+
+        With the code in the folder, `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` loads it where
+        this package is not installed.
+        """
+        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+        folder = Path(save_directory)
+        index_path = folder / self.config_name
+        index = json.loads(index_path.read_text(encoding="utf-8"))
+        index.pop("_name_or_path", None)
+        index["_class_name"] = ["pipeline", type(self).__name__]
+        (folder / "pipeline.py").write_text(self.source_code, encoding="utf-8")
+        for name, (module, class_name) in self.component_classes.items():
+            index[name] = [module, class_name]
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            (folder / name / f"{module}.py").write_text(getattr(self, name).source_code, encoding="utf-8")
+            for path in (folder / name).glob("*config.json"):
+                config = json.loads(path.read_text(encoding="utf-8"))
+                if config.pop("_name_or_path", None) is not None:
+                    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        index_path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        # The weights are saved before the configuration; with these a flipped byte is found on loading.
+        checksums = {
+            path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.glob("*/*.safetensors"))
+        }
+        (folder / "checksums.json").write_text(json.dumps(checksums, indent=2) + "\n", encoding="utf-8")
+        package = sys.modules.get(type(self).__module__.partition(".")[0])  # none that knows its version on the Hub
+        versions = {"ddad": package.__version__} if hasattr(package, "__version__") else {}
+        for name in self.versions_of:
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                versions[name] = importlib.metadata.version(name)
+        (folder / "versions.json").write_text(json.dumps(versions, indent=2) + "\n", encoding="utf-8")
+
+    def _upload_folder(self, working_dir: str | os.PathLike, *args, **kwargs) -> Any:
+        """Uploads a saved pipeline, with the tags that the page and `ddad list` search for in its card."""
+        path = Path(working_dir) / "README.md"
+        if path.is_file():
+            card = ModelCard.load(path)
+            tags = ["ddad", "anomaly-detection", *filter(None, [self.config.category])]
+            card.data.tags = sorted({*(card.data.tags or []), *tags})
+            card.save(path)
+        return super()._upload_folder(working_dir, *args, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "DDADPipeline":
+        """Loads a pipeline from a folder or from the Hub.
+
+        From the installed package no code of the repository is run: the components are built from the package's own
+        classes, and only JSON and safetensors are fetched. Where the class itself came with a repository
+        (`DiffusionPipeline.from_pretrained(..., trust_remote_code=True)`), diffusers loads it.
+
+        Args:
+            pretrained_model_name_or_path: a folder, or the id of a repository on the Hub.
+            kwargs: `torch_dtype` or `dtype` (a dtype, or one for each component), `variant`, `device_map` (one device
+                for all), and `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` as in
+                huggingface_hub; a component's name replaces that component; an argument of `__init__` replaces the
+                stored one.
+
+        Raises:
+            OSError: if a file is missing or damaged, or a weight is missing.
+            ValueError: if the repository is of another kind, or a value makes no sense.
+            TypeError: for an unknown argument.
+        """
+        if cls.__module__.startswith("diffusers_modules."):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        # Only the installed package has that module, and only it comes here.
+        loading = importlib.import_module(f"{cls.__module__.rpartition('.')[0]}.hub.loading")
+        return loading.load_pipeline(cls, pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def from_pipe(cls, pipeline: "DDADPipeline", **kwargs) -> "DDADPipeline":
+        """A second pipeline on the same networks, which take no more memory.
+
+        Args:
+            pipeline: the first.
+            kwargs: arguments of `__init__` that replace those of the first: `alpha`, `threshold`, a component.
+        """
+        names = inspect.signature(cls.__init__).parameters
+        settings = {name: value for name, value in pipeline.config.items() if name in names}
+        return cls(**{**settings, **pipeline.components, **kwargs})

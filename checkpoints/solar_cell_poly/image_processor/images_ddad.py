@@ -1,0 +1,221 @@
+"""Images of any kind -> tensors at the model's size, and back to what is shown: overlay, repaired image, output type.
+
+Beside the blur and the resizing that scores and training share, nothing here knows of defects or diffusion.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import torch
+import torch.nn.functional as F
+from diffusers import SchedulerMixin
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from torchvision.transforms.v2.functional import gaussian_blur
+
+ImageInput = str | os.PathLike | PIL.Image.Image | np.ndarray | torch.Tensor
+
+
+class DDADImageProcessor(SchedulerMixin, ConfigMixin):
+    """Reads images and draws results.
+
+    It is a `SchedulerMixin` because that is what diffusers loads as a component that has a configuration and no
+    weights, also from remote code.
+
+    Args:
+        max_pixels: images with more pixels are refused before they are decoded.
+        min_side: images with a shorter side are refused.
+    """
+
+    source_code = Path(__file__).read_text(encoding="utf-8")
+
+    @register_to_config
+    def __init__(self, max_pixels: int = 64_000_000, min_side: int = 16):
+        pass
+
+    # ------------------------------------------------------------------------------------------------- reading images
+
+    def read_image(self, image: ImageInput) -> torch.Tensor:
+        """Turns one image of any kind into RGB, float32 `[3, H, W]` in [0, 1], at its own size.
+
+        Pictures and files may have any mode that Pillow reads: EXIF rotation is applied, transparent pixels are put
+        on white, 16-bit values are divided by 65535. Arrays are `[H, W]` or `[H, W, channels]`, tensors
+        `[channels, H, W]`, with 1, 3 or 4 channels; their values are uint8, uint16, or floating point in [0, 1].
+
+        Raises:
+            TypeError: for an object that is no image.
+            ValueError: for a file that is missing, broken or no image, and for an image that is empty, too small, too
+                large, not finite or out of range. The message says which, and what to do.
+        """
+        if isinstance(image, (str, os.PathLike)):
+            return self._read_file(image)
+        if isinstance(image, PIL.Image.Image):
+            return self._from_picture(image, "The image")
+        if isinstance(image, np.ndarray):
+            if image.ndim == 2:
+                image = image[..., None]
+            if image.ndim != 3:
+                raise ValueError(f"An image array must be [H, W] or [H, W, channels], found {list(image.shape)}.")
+            return self._from_tensor(torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1))
+        if isinstance(image, torch.Tensor):
+            return self._from_tensor(image)
+        raise TypeError(
+            "An image must be a path, a PIL image, an array or a tensor (or a list of them), found"
+            f" {type(image).__name__}."
+        )
+
+    def _check_size(self, width: int, height: int, name: str) -> None:
+        if min(width, height) < self.config.min_side:
+            raise ValueError(f"{name} is {width}x{height} pixels; each side needs at least {self.config.min_side}.")
+        if width * height > self.config.max_pixels:
+            raise ValueError(
+                f"{name} has {width * height / 1e6:.0f} megapixels; at most {self.config.max_pixels / 1e6:.0f} are"
+                " read. Crop it or scale it down."
+            )
+
+    def _read_file(self, path: str | os.PathLike) -> torch.Tensor:
+        name = os.fspath(path)
+        try:
+            with PIL.Image.open(path) as picture:
+                return self._from_picture(picture, name)
+        except FileNotFoundError:
+            raise ValueError(f"{name} does not exist.") from None
+        except IsADirectoryError:
+            raise ValueError(f"{name} is a folder; give the images inside it.") from None
+        except PIL.UnidentifiedImageError:
+            raise ValueError(f"{name} is not an image that can be read; save it as PNG, JPEG, TIFF or BMP.") from None
+        except PIL.Image.DecompressionBombError:
+            raise ValueError(
+                f"{name} has far more than {self.config.max_pixels / 1e6:.0f} megapixels. Crop it or scale it down."
+            ) from None
+        except (OSError, SyntaxError) as error:
+            raise ValueError(f"{name} is damaged or cut off and cannot be read ({error}).") from None
+
+    def _from_picture(self, picture: PIL.Image.Image, name: str) -> torch.Tensor:
+        self._check_size(*picture.size, name)
+        picture = PIL.ImageOps.exif_transpose(picture)
+        if picture.mode == "F":
+            return self._from_tensor(torch.from_numpy(np.array(picture))[None])
+        if picture.mode.startswith("I"):
+            values = np.array(picture).astype(np.float32) / 65535
+            return self._from_tensor(torch.from_numpy(values)[None])
+        if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
+            picture = picture.convert("RGBA")
+            picture = PIL.Image.alpha_composite(PIL.Image.new("RGBA", picture.size, "white"), picture)
+        values = np.array(picture.convert("RGB"))
+        return torch.from_numpy(values).permute(2, 0, 1).float() / 255
+
+    def _from_tensor(self, image: torch.Tensor) -> torch.Tensor:
+        if image.ndim != 3 or image.shape[0] not in (1, 3, 4):
+            raise ValueError(
+                "An image must have 1, 3 or 4 channels, last in an array and first in a tensor; found the shape"
+                f" {list(image.shape)} with channels first."
+            )
+        self._check_size(image.shape[2], image.shape[1], "The image")
+        image = image.detach().cpu()
+        if image.dtype == torch.uint8:
+            image = image.float() / 255
+        elif image.dtype == torch.uint16:
+            image = image.float() / 65535
+        elif not image.is_floating_point():
+            raise ValueError(f"Image values must be uint8, uint16 or floating point, found {image.dtype}.")
+        image = image.float()
+        if not torch.isfinite(image).all():
+            raise ValueError("The image has values that are not finite (NaN or infinity).")
+        low, high = float(image.min()), float(image.max())
+        if low < 0 or high > 1:
+            raise ValueError(
+                f"Floating-point images must lie in [0, 1], found values from {low:.3g} to {high:.3g}. Divide by the"
+                " largest possible value, or give uint8."
+            )
+        if image.shape[0] == 4:
+            image = image[:3] * image[3:] + 1 - image[3:]
+        return image.expand(3, -1, -1).contiguous()
+
+    @staticmethod
+    def resize(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """Resizes `[N, C, H, W]` to `size` (height, width), averaging where it shrinks."""
+        if tuple(images.shape[-2:]) == tuple(size):
+            return images
+        return F.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
+
+    def preprocess(self, image: torch.Tensor, size: int) -> torch.Tensor:
+        """An image as `read_image` gives it -> what the model sees, `[1, 3, size, size]` in [-1, 1]."""
+        return self.resize(image[None], (size, size)).clamp(0, 1) * 2 - 1
+
+    def read_images(self, image: ImageInput | Sequence[ImageInput]) -> list[torch.Tensor]:
+        """One image, a list of them, an array `[N, H, W, C]` or a tensor `[N, C, H, W]` -> list of `[3, H, W]`.
+
+        Raises:
+            ValueError: as `read_image`, with the index of the image in the list; and for an empty list.
+        """
+        if isinstance(image, (list, tuple)) or (isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 4):
+            if len(image) == 0:
+                raise ValueError("There is no image in the list.")
+            images = []
+            for index, one in enumerate(image):
+                try:
+                    images.append(self.read_image(one))
+                except (TypeError, ValueError) as error:
+                    raise type(error)(f"Image {index} of the list: {error}") from None
+            return images
+        return [self.read_image(image)]
+
+    # ------------------------------------------------------------------------------------------------------- drawing
+
+    @staticmethod
+    def blur(maps: torch.Tensor, sigma: float) -> torch.Tensor:
+        """Gaussian blur of `[N, C, H, W]`, mirrored at the border, cut off at three standard deviations."""
+        radius = min(round(3 * sigma), min(maps.shape[-2:]) - 1)
+        return maps if radius == 0 else gaussian_blur(maps, [2 * radius + 1] * 2, [sigma, sigma])
+
+    @staticmethod
+    def merge(original: torch.Tensor, denoised: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Puts the repaired region into the image at its own size; every pixel outside the mask stays as it was.
+
+        Args:
+            original: `[3, H, W]` in [0, 1].
+            denoised: the repaired one, `[3, S, S]` in [0, 1].
+            mask: `[1, S, S]` in [0, 1].
+        """
+        size = original.shape[1:]
+        mask, denoised = (
+            F.interpolate(value[None], size=size, mode="bilinear", align_corners=False)[0].to(original.device)
+            for value in (mask, denoised)
+        )
+        if torch.equal(original[0], original[1]) and torch.equal(original[0], original[2]):
+            denoised = denoised.mean(dim=0, keepdim=True)  # what came without colour stays without
+        return torch.where(mask > 0, original + mask * (denoised.clamp(0, 1) - original), original)
+
+    @staticmethod
+    def overlay(
+        original: torch.Tensor, anomaly_map: torch.Tensor, threshold: float, opacity: float = 0.7
+    ) -> torch.Tensor:
+        """The image under the heatmap, `[3, H, W]` in [0, 1]; `opacity` in [0, 1] is the heatmap's where it is full.
+
+        The scale is fixed: no colour up to half the threshold, full colour from twice the threshold. A scale that is
+        stretched over each image would set a normal part alight.
+        """
+        strength = (anomaly_map / max(threshold, 1e-6) / 2).clamp(0, 1)  # [H, W]
+        anchors = torch.tensor([[0.3, 0.0, 0.4], [0.75, 0.1, 0.35], [0.95, 0.45, 0.1], [1.0, 0.9, 0.3]])
+        position = strength * (len(anchors) - 1)
+        low = position.floor().clamp(max=len(anchors) - 2)
+        fraction = (position - low)[..., None]
+        colour = anchors[low.long()] * (1 - fraction) + anchors[low.long() + 1] * fraction  # [H, W, 3]
+        covered = ((strength - 0.25) * 2).clamp(0, opacity)
+        grey = original.mean(dim=0, keepdim=True)
+        return original + (covered > 0) * (grey + covered * (colour.permute(2, 0, 1) - grey) - original)
+
+    @staticmethod
+    def to_image(image: torch.Tensor, output_type: str) -> PIL.Image.Image | np.ndarray | torch.Tensor:
+        """`[3, H, W]` in [0, 1] -> a PIL image, an array `[H, W, 3]` or a tensor `[3, H, W]`."""
+        image = image.detach().float().cpu().clamp(0, 1)
+        if output_type == "pt":
+            return image
+        array = image.permute(1, 2, 0).numpy()
+        if output_type == "np":
+            return array
+        return PIL.Image.fromarray((array * 255).round().astype(np.uint8))
