@@ -17,8 +17,8 @@ FOLDER_NAME = "examples"
 CAPTIONS = {"defective": "Defect", "good": "Good"}
 NAME = re.compile(r"(defective|good)_(\d+)")
 # Positions in the test split: cells with cracks, dark regions and broken fingers, then two without defects.
-DEFECTIVE = {"mono": (78, 39, 117, 195), "poly": (10, 60, 110, 160)}
-GOOD = {"mono": (3, 40), "poly": (3, 40)}
+DEFECTIVE = {"mono": (78, 39, 117, 195), "poly": (160, 200, 240, 280)}
+GOOD = {"mono": (3, 40), "poly": (40, 80)}
 
 
 def write_examples(checkpoint: Path) -> list[tuple[Path, str]]:

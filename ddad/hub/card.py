@@ -41,6 +41,11 @@ def denoising_sentence(report: dict[str, Any]) -> str:
     """What was measured of the normal versions."""
     if not report["found"]:
         return f"None of {report['defective_images']} defective images was found, so nothing was repaired."
+    covered = (
+        f" In the median the repaired region covers {report['covered']} % of the defect's mask."
+        if report.get("covered") is not None
+        else ""
+    )
     sharpness = (
         f" Gradient energy in the repaired region is {report['sharpness']} times that of good images there."
         if report["sharpness"] is not None
@@ -51,7 +56,7 @@ def denoising_sentence(report: dict[str, Any]) -> str:
         f" and {report['normal_after']} of these score below the threshold once the defect is removed; their median"
         f" score falls from {report['score_before']} to {report['score_after']}, the distance that denoising lowers"
         f" from {report['distance_before']} to {report['distance_after']} (good images: {report['distance_normal']})."
-        f"{sharpness}"
+        f"{covered}{sharpness}"
         f" {report['good_unchanged']} of {report['good_images']} good images come out exactly as they went in."
     )
 

@@ -31,11 +31,12 @@ def draw_losses(losses: list[dict[str, Any]]) -> PIL.Image.Image:
     terms = {name: smooth(np.array([max(1e-6, one[name]) for one in losses])) for name in COLOURS if name in losses[0]}
     low = math.floor(math.log10(min(values.min() for values in terms.values())))
     high = math.ceil(math.log10(max(values.max() for values in terms.values())) + 1e-9)
+    last = float(steps[-1])
     picture = PIL.Image.new("RGB", (WIDTH, HEIGHT), "white")
     draw, font = PIL.ImageDraw.Draw(picture), PIL.ImageFont.load_default(13)
 
     def across(step: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * step / steps[-1]
+        return LEFT + (WIDTH - LEFT - RIGHT) * step / last
 
     def down(value: float) -> float:
         return TOP + (HEIGHT - TOP - BOTTOM) * (high - math.log10(value)) / max(1, high - low)
@@ -45,7 +46,7 @@ def draw_losses(losses: list[dict[str, Any]]) -> PIL.Image.Image:
         draw.line([(LEFT, y), (WIDTH - RIGHT, y)], fill=(225, 225, 225))
         draw.text((LEFT - 8, y), f"{10.0**power:g}", fill="black", font=font, anchor="rm")
     for part in range(5):
-        step = steps[-1] * part / 4
+        step = last * part / 4
         label = f"{step:.0f}" if part < 4 else f"{step:.0f} steps"
         draw.text((across(step), HEIGHT - BOTTOM + 8), label, fill="black", font=font, anchor="ma")
     for name, values in terms.items():
