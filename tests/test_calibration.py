@@ -10,7 +10,8 @@ import torch
 from ddad import DDADPipeline
 from ddad.cli import main
 from ddad.datasets.layouts import find_images
-from ddad.training import calibration, fitting
+from ddad.datasets.lookalikes import group_lookalikes, split_images
+from ddad.training import fitting
 from ddad.training.calibration import count_judges, recalibrate
 from ddad.training.choice import ALPHAS, BLURS, TOP_CELLS, choose, make_defects
 from ddad.training.data import ImageFolder
@@ -69,7 +70,7 @@ def test_what_judges_has_not_been_seen(good, monkeypatch):
     tiny = create_tiny_pipeline()
     tiny.feature_extractor.feature_std.fill_(0.02)  # what varies is larger than the regularisation
     pipe, _ = recalibrate(tiny, images_of(good), CalibrationConfig(choose_settings=False))
-    _, held_out = calibration.split_images(find_images(good), 12, 0)
+    _, held_out = split_images(find_images(good), group_lookalikes(images_of(good)), 12, 0)
     images = pipe.prepare([pipe.image_processor.read_image(path) for path in held_out])
     maps = pipe.score_maps(images, pipe.timesteps, pipe.get_noise(pipe.timesteps), ["mahalanobis"])["mahalanobis"]
     assert np.mean(pipe.normality.config.statistics["mahalanobis_mean"]) > 1.05 * float(maps.mean())

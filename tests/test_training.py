@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from ddad import DDADPipeline
 from ddad.cli import main
 from ddad.datasets.layouts import find_images
+from ddad.datasets.lookalikes import group_lookalikes, split_images
 from ddad.training import loop
 from ddad.training.config import TrainConfig
 from ddad.training.corruption import Corruption, fill
-from ddad.training.data import ImageFolder, rotate, split_images
+from ddad.training.data import ImageFolder, rotate
 from ddad.training.losses import snr_weight
 from ddad.training.state import state_folder
 
@@ -53,9 +54,9 @@ def striped(good_images):
 def test_images_are_found_in_all_subfolders_and_split_without_overlap(good_images):
     paths = find_images(good_images)
     assert len(paths) == 12
-    train, calibration = split_images(paths, 3, seed=0)
+    train, calibration = split_images(paths, range(12), 3, seed=0)
     assert len(calibration) == 3 and sorted(train + calibration) == paths
-    assert split_images(paths, 3, seed=0) == (train, calibration) != split_images(paths, len(paths) // 4, seed=1)
+    assert (train, calibration) != split_images(paths, range(12), 3, seed=1)
 
 
 def test_folders_that_cannot_be_trained_on_are_refused(tmp_path):
@@ -64,7 +65,7 @@ def test_folders_that_cannot_be_trained_on_are_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no images"):
         find_images(tmp_path)
     with pytest.raises(ValueError, match="3 good images are too few"):
-        split_images([tmp_path] * 3, 1, seed=0)
+        split_images([tmp_path] * 3, [0, 1, 2], 1, seed=0)
 
 
 def test_rotation_turns_the_image_about_its_centre():
@@ -206,7 +207,8 @@ def test_the_command_trains_and_saves(good_images, tmp_path, capsys):
     pipe = DDADPipeline.from_pretrained(output)
     assert pipe.config.category == "stripes"
     # Held-out images were judged by Gaussians that had not seen them; those that are stored have.
-    _, calibration = split_images(find_images(good_images), 5, seed=0)
+    paths = find_images(good_images)
+    _, calibration = split_images(paths, group_lookalikes(ImageFolder(paths, 64)), 5, seed=0)
     scores = pipe(calibration, denoise=False).image_score
     assert pipe.threshold == pytest.approx(record["threshold"])
     assert 0 < float(np.quantile(scores, 0.95)) <= pipe.threshold

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from ddad.datasets.layouts import Dataset, Sample, read_mask
+from ddad.datasets.splitting import count_seen
 from ddad.evaluation import metrics
 from ddad.evaluation.scoring import FORMS, ScoredImages, score_images
 from ddad.pipeline import DDADPipeline
@@ -91,6 +92,7 @@ def evaluate(pipe: DDADPipeline, dataset: Dataset) -> tuple[dict[str, Any], Scor
     report: dict[str, Any] = {
         "data": dataset.name,
         "good_images": int((~defective).sum()),
+        "good_images_seen": count_seen(dataset),
         "defective_images": int(defective.sum()),
         "masks": 0 if masks is None else int(masks.any(axis=(1, 2)).sum()),
         "scores": {name: measure(scored.maps[name], scored.scores[name], samples, masks) for name in FORMS},
@@ -131,5 +133,6 @@ def format_tables(report: dict[str, Any]) -> str:
         f"At the stored threshold {report['threshold']:.2f} {at['detected']} of {report['defective_images']} defective"
         f" images are found and {at['false_alarms']} of {report['good_images']} good ones called defective: F1"
         f" {at['f1']:.1f}. The best F1 that any threshold has on these images is {report['best_f1']:.1f}.",
+        f"{report['good_images_seen']} of the good images show a part that trains: `ddad split` makes a test without.",
     ]
     return "\n".join(lines)

@@ -132,6 +132,11 @@ def write_card(folder: str | Path, repository: str = "PATH_OR_REPOSITORY") -> No
             f"At the stored threshold {at['false_alarms']} of the good images are called defective and"
             f" {at['detected']} of the defective ones are found."
         )
+        if evaluation.get("good_images_seen"):
+            results += (
+                f" Of the good ones {evaluation['good_images_seen']} seem to show a part of which another image"
+                " trained: on parts never seen, false alarms are more."
+            )
         if "denoising" in evaluation:
             results += f"\n\n{denoising_sentence(evaluation['denoising'])}"
     if record["losses"]:

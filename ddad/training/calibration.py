@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
+from ddad.datasets.lookalikes import group_lookalikes, split_images
 from ddad.denoising_ddad import DDADDenoiser
 from ddad.features_ddad import DDADFeatureExtractor
 from ddad.images_ddad import DDADImageProcessor
@@ -23,7 +24,6 @@ from ddad.pipeline import DDADPipeline
 from ddad.scheduling_ddad import DDADScheduler
 from ddad.training.choice import MOST_IMAGES, choose
 from ddad.training.config import TrainConfig
-from ddad.training.data import split_images
 from ddad.training.factors import Factors, fit_factors, moments_of
 from ddad.training.fitting import (
     CalibrationConfig,
@@ -179,7 +179,8 @@ def calibrate(
         {name: [] for name in normality.scores},
     )
     noise, current = pipe.get_noise(pipe.timesteps), None
-    parts = [(fold, range(fold, len(held_out), len(views.folds))) for fold in views.folds]
+    judging = views.fold[views.held_out & views.original]  # the fold of each held-out image
+    parts = [(fold, (judging == fold).nonzero()[:, 0].tolist()) for fold in views.folds]
     scoring = [
         (fold, part[first : first + BATCH_SIZE]) for fold, part in parts for first in range(0, len(part), BATCH_SIZE)
     ]
@@ -241,7 +242,9 @@ def recalibrate(
     Raises:
         ValueError: if there are fewer than four images.
     """
-    train, held_out = split_images(list(range(len(images))), count_judges(len(images)), config.seed)
+    numbers = list(range(len(images)))
+    groups = group_lookalikes(images[number] for number in numbers)
+    train, held_out = split_images(numbers, groups, count_judges(len(images)), config.seed)
     logger.info("%d good images are seen by the Gaussians, %d judge.", len(train), len(held_out))
     old = pipe.normality
     for network in (pipe.unet, pipe.feature_extractor):

@@ -1,7 +1,6 @@
-"""Good images from a folder, split into those that train and those that calibrate."""
+"""Good images from a folder, as the model sees them."""
 
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -9,26 +8,6 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from ddad.images_ddad import DDADImageProcessor
-
-Item = TypeVar("Item")
-
-
-def split_images(images: list[Item], held_out: int, seed: int) -> tuple[list[Item], list[Item]]:
-    """Splits at random into images that train and images that are held out for calibration.
-
-    Args:
-        images: their paths or numbers.
-        held_out: how many are held out; two at least.
-        seed: of the choice.
-
-    Raises:
-        ValueError: if fewer than two images would be on one side.
-    """
-    count = max(2, held_out)
-    if len(images) - count < 2:
-        raise ValueError(f"{len(images)} good images are too few: at least 4 are needed, and 50 to be of use.")
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
-    return [images[i] for i in sorted(order[count:])], [images[i] for i in sorted(order[:count])]
 
 
 def rotate(images: torch.Tensor, degrees: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ images that had no part in it, in folds.
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
 
+from ddad.datasets.lookalikes import group_lookalikes
 from ddad.pipeline import DDADPipeline
 from ddad.training.data import rotate
 from ddad.training.factors import Factors, Views, candidates, cross_fit, moments_of, unexplained
@@ -109,7 +111,6 @@ def gather(
     """
     normality = pipe.normality
     features_moments = Moments.empty(normality.config.grid_size**2, normality.config.num_channels)
-    folds = min(FOLDS, len(held_out))
     images = [(train, index, False) for index in spread(len(train), MOST_IMAGES_SEEN)]
     images += [(held_out, index, True) for index in range(len(held_out))]
     values = []
@@ -120,13 +121,35 @@ def gather(
         residuals, features = extract(pipe, torch.cat(views).to(pipe.device), generator)
         values.append(normality.reduce(residuals).cpu())  # [V, P, c]
         features_moments.add(normality.reduce(features).cpu())
-    fold = torch.tensor([index % folds for _, index, _ in images])
     judges = torch.tensor([judge for *_, judge in images])
+    groups = group_lookalikes(source[index] for source, index, _ in images)
+    fold = torch.tensor(assign_folds(groups, judges.tolist()))
     original = torch.arange(len(images) * (1 + copies)) % (1 + copies) == 0
     found = Views(
         torch.cat(values), fold.repeat_interleave(1 + copies), judges.repeat_interleave(1 + copies), original
     )
     return found, features_moments
+
+
+def assign_folds(groups: Sequence[int], judges: Sequence[bool]) -> list[int]:
+    """The fold of each image: groups stay together, and the folds get about as many judges and images each.
+
+    With fewer groups than folds single images are dealt out: then what is measured holds for these very parts.
+
+    Args:
+        groups: the group of each image; see `group_lookalikes`.
+        judges: whether the image is held out to judge.
+    """
+    if len(set(groups)) < FOLDS:
+        groups = range(len(groups))
+    sizes, judging = Counter(groups), Counter(group for group, judge in zip(groups, judges, strict=True) if judge)
+    loads = [(0, 0)] * min(FOLDS, sum(judges))  # judges and images of each fold
+    folds: dict[int, int] = {}
+    for group in sorted(sizes, key=lambda one: (-judging[one], -sizes[one], one)):
+        folds[group] = min(range(len(loads)), key=lambda one: loads[one] if judging[group] else (loads[one][1], one))
+        load = loads[folds[group]]
+        loads[folds[group]] = (load[0] + judging[group], load[1] + sizes[group])
+    return [folds[group] for group in groups]
 
 
 def spread(count: int, most: int) -> list[int]:

@@ -12,12 +12,13 @@ import timm
 import torch
 
 from ddad.datasets.layouts import DataFormat, read_dataset
+from ddad.datasets.lookalikes import group_lookalikes, split_images
 from ddad.pipeline import DDADPipeline
 from ddad.training.backbone import create_feature_extractor
 from ddad.training.base import describe_base
 from ddad.training.calibration import batches, build_pipeline, recalibrate
 from ddad.training.config import TrainConfig
-from ddad.training.data import ImageFolder, split_images
+from ddad.training.data import ImageFolder
 from ddad.training.fitting import CalibrationConfig
 from ddad.training.loop import create_scheduler, train_unet
 from ddad.training.saving import save_checkpoint, update_record
@@ -38,8 +39,14 @@ def train(config: TrainConfig) -> None:
     dataset = read_dataset(config.data, config.data_format)
     logger.info(dataset.describe())
     held_out_count = round(len(dataset.train_paths) * config.calibration_fraction)
-    train_paths, calibration_paths = split_images(dataset.train_paths, held_out_count, config.seed)
-    logger.info("%d good images train, %d calibrate.", len(train_paths), len(calibration_paths))
+    groups = group_lookalikes(ImageFolder(dataset.train_paths, config.image_size))
+    train_paths, calibration_paths = split_images(dataset.train_paths, groups, held_out_count, config.seed)
+    logger.info(
+        "%d good images train, %d calibrate; together they seem to show %d different parts.",
+        len(train_paths),
+        len(calibration_paths),
+        len(set(groups)),
+    )
     images = ImageFolder(train_paths, config.image_size)
     features = create_feature_extractor(config.backbone)
     logger.info("Measuring the features of the good images.")

@@ -1,0 +1,58 @@
+"""A data set split anew, so that no part that trains tests as well."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from ddad.datasets.layouts import Dataset
+from ddad.datasets.lookalikes import group_lookalikes, split_images
+from ddad.images_ddad import DDADImageProcessor
+
+
+def read_images(paths: list[Path]) -> Iterator[torch.Tensor]:
+    """The images `[3, H, W]` in [0, 1], one at a time."""
+    processor = DDADImageProcessor()
+    return (processor.read_image(path) for path in paths)
+
+
+def count_seen(dataset: Dataset) -> int:
+    """How many good test images seem to show a part that also trains."""
+    train, test = dataset.train_paths, [one.path for one in dataset.select("test", defective=False)]
+    groups = group_lookalikes(read_images(train + test))
+    return sum(group in set(groups[: len(train)]) for group in groups[len(train) :])
+
+
+def write_split(dataset: Dataset, folder: str | Path, seed: int = 0) -> None:
+    """Copies a data set into MVTec AD's layout, its good images split anew: images of one part are on one side.
+
+    As many good images test as before, or a few less; the defective ones are what they were.
+
+    Args:
+        dataset: the data set.
+        folder: where it is written to; not there yet, or empty.
+        seed: of the split.
+
+    Raises:
+        ValueError: if `folder` holds something, or there are too few good images.
+    """
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty: choose another folder.")
+    test = [one.path for one in dataset.select("test", defective=False)]
+    good = dataset.train_paths + test
+    train, test = split_images(good, group_lookalikes(read_images(good)), len(test), seed)
+    copies = [
+        (path, f"{split}/good/{number:04d}")
+        for split, paths in (("train", train), ("test", test))
+        for number, path in enumerate(paths)
+    ]
+    for number, one in enumerate(dataset.select("test", defective=True)):
+        copies.append((one.path, f"test/{one.defect}/{number:04d}"))
+        if one.mask is not None:
+            copies.append((one.mask, f"ground_truth/{one.defect}/{number:04d}_mask"))
+    for source, name in copies:
+        target = folder / f"{name}{source.suffix.lower()}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)

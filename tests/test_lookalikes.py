@@ -1,0 +1,102 @@
+"""Images of one part are recognised, and stay on one side of every split."""
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from ddad.cli import main
+from ddad.datasets.layouts import read_dataset
+from ddad.datasets.lookalikes import group_lookalikes, split_images
+from ddad.datasets.splitting import count_seen
+from ddad.training.fitting import FOLDS, assign_folds
+
+SIZE = 96
+
+
+def photographs(parts, shots, seed=0):
+    """Parts of one design, each with a texture of its own, photographed under another lamp, `[3, S, S]` in [0, 1]."""
+    random = np.random.default_rng(seed)
+    x = np.linspace(0, 1, SIZE)
+    design = 0.3 * np.sign(np.sin(12 * x))[:, None] * np.ones(SIZE)
+    images = []
+    for _ in range(parts):
+        texture = np.kron(random.normal(0, 0.08, (SIZE // 3, SIZE // 3)), np.ones((3, 3)))
+        for _ in range(shots):
+            lamp = random.uniform(-0.1, 0.1) + random.uniform(-0.2, 0.2) * x
+            noise = random.normal(0, 0.01, (SIZE, SIZE))
+            values = 0.5 + design + random.uniform(0.7, 1.3) * texture + lamp + noise
+            images.append(torch.from_numpy(values.clip(0, 1)).float().expand(3, -1, -1))
+    return images
+
+
+def test_photographs_of_one_part_are_one_group_under_any_lamp():
+    groups = group_lookalikes(photographs(parts=12, shots=4))
+    assert groups == [part for part in range(12) for _ in range(4)]
+
+
+def test_different_parts_of_one_design_are_no_lookalikes():
+    assert len(set(group_lookalikes(photographs(parts=20, shots=1)))) == 20
+
+
+def test_images_without_structure_belong_to_nobody():
+    blank = [torch.full((3, SIZE, SIZE), value) for value in (0.0, 0.5, 1.0)]
+    assert len(set(group_lookalikes(blank))) == 3
+    assert group_lookalikes(blank[:1]) == [0]
+
+
+def test_a_split_keeps_groups_together():
+    names, groups = [f"{number}" for number in range(40)], [number // 4 for number in range(40)]
+    train, held_out = split_images(names, groups, 10, seed=0)
+    assert len(held_out) == 8 and sorted(train + held_out) == sorted(names)
+    assert {groups[int(one)] for one in train}.isdisjoint(groups[int(one)] for one in held_out)
+    assert split_images(names, groups, 10, seed=0) == (train, held_out) != split_images(names, groups, 10, seed=1)
+
+
+def test_where_all_is_one_part_single_images_are_held_out():
+    train, held_out = split_images(list(range(10)), [0] * 10, 3, seed=0)
+    assert len(held_out) == 3 and sorted(train + held_out) == list(range(10))
+
+
+def test_folds_keep_groups_together_and_share_the_judges():
+    groups = [number // 3 for number in range(60)]
+    judges = [group < 8 for group in groups]
+    folds = assign_folds(groups, judges)
+    assert set(folds) == set(range(FOLDS))
+    assert all(len({fold for fold, group in zip(folds, groups, strict=True) if group == one}) == 1 for one in groups)
+    judging = np.bincount(np.array(folds)[judges], minlength=FOLDS)
+    assert judging.min() >= 3 and judging.max() <= 6 and np.ptp(np.bincount(folds)) <= 3
+
+
+def test_few_groups_are_dealt_out_image_by_image():
+    folds = assign_folds([0] * 12 + [1] * 12, [number % 2 == 0 for number in range(24)])
+    assert np.ptp(np.bincount(folds, minlength=FOLDS)) <= 1
+    assert max(assign_folds([0, 0, 1], [False, True, True])) == 1  # no more folds than judges
+
+
+@pytest.fixture
+def leaking(tmp_path):
+    """A data set in which every part of the test also trains."""
+    for number, image in enumerate(photographs(parts=15, shots=4)):
+        folder = tmp_path / "tiles" / ("test" if number % 4 == 0 else "train") / "good"
+        folder.mkdir(parents=True, exist_ok=True)
+        values = (255 * image.permute(1, 2, 0)).byte().numpy()
+        PIL.Image.fromarray(values).save(folder / f"{number:02d}.png")
+    for kind in ("test", "ground_truth"):
+        (tmp_path / "tiles" / kind / "hole").mkdir(parents=True)
+    PIL.Image.fromarray(values).save(tmp_path / "tiles" / "test" / "hole" / "a.png")
+    PIL.Image.fromarray(values[..., 0] > 128).save(tmp_path / "tiles" / "ground_truth" / "hole" / "a_mask.png")
+    return tmp_path / "tiles"
+
+
+def test_the_command_splits_a_leaking_data_set_anew(leaking, tmp_path, capsys):
+    output = tmp_path / "anew"
+    assert count_seen(read_dataset(leaking)) == 15
+    assert main(["split", "--data", str(leaking), "--output", str(output)]) == 0
+    report = capsys.readouterr().err
+    assert "tiles: 15 of 15 good test images show a part that trains" in report and "anew: 0 of 12" in report
+    dataset = read_dataset(output, "mvtec")
+    (hole,) = dataset.select("test", defective=True)
+    assert hole.defect == "hole" and hole.mask is not None and len(dataset.train_paths) == 48
+    assert main(["split", "--data", str(leaking), "--output", str(output)]) == 2
+    assert "is not empty" in capsys.readouterr().err
