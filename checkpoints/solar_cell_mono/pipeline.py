@@ -408,7 +408,7 @@ class DDADPipeline(DiffusionPipeline):
         timesteps: Sequence[int] | None = None,
         threshold: float | None = None,
         denoise: bool | Literal["masked", "whole"] = True,
-        num_denoising_steps: int = 30,
+        num_denoising_steps: int = 60,
         pixel_score: Literal["kl", "rgb"] = "kl",
         feature_score: Literal["mahalanobis", "mse"] = "mahalanobis",
         batch_size: int = 4,

@@ -17,7 +17,7 @@ from ddad.app.uploads import open_category, output_path, read_mask, refusal
 from ddad.pipeline import DDADPipeline, DDADPipelineOutput
 from ddad.report.drawing import save_animation
 
-DENOISING_STEPS = 30
+DENOISING_STEPS = 60
 TALLEST = 560  # of pictures on the screen, in its pixels
 
 

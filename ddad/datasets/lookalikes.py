@@ -1,9 +1,9 @@
 """Which good images show the same part: photographed twice, under another lamp, or with an overlapping cut.
 
 Scores of a part whose other photograph trained say nothing about parts that nobody has seen. On the magnetic tiles a
-threshold from folds that split such photographs lets 23 and 41 % of new good tiles fail (two splits) where it
-promises 5 %; from folds that keep them together, 9 and 4 %. Aligned parts of one design are alike too, but in few ways: those are taken
-off first.
+threshold from folds that split such photographs lets 23 and 41 % of new good tiles fail (two splits) where it promises
+5 %; from folds that keep them together, 9 and 4 %. Aligned parts of one design are alike too, but in few ways: those
+are taken off first.
 """
 
 from collections.abc import Iterable, Sequence
