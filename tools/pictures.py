@@ -18,7 +18,8 @@ from ddad.app.examples import write_examples
 from ddad.app.inspection import draw_heatmap, draw_maps, regions_of
 from tools.serve import ROOT, running_page
 
-CATEGORY = "solar_cell_mono"
+EXPLAINED = "solar_cell_mono"  # in the About tab
+SHOWN = "alien"  # what the page opens with
 ABOUT = ROOT / "ddad" / "app" / "pictures"
 SCREENSHOTS = ROOT / "docs"
 SIDE, GAP = 300, 12
@@ -36,7 +37,7 @@ def strip(pictures: list[PIL.Image.Image]) -> PIL.Image.Image:
 @torch.no_grad()
 def make_about_pictures(image: Path) -> None:
     """What the About tab shows, from a real run."""
-    pipe = DDADPipeline.from_pretrained(ROOT / "checkpoints" / CATEGORY)
+    pipe = DDADPipeline.from_pretrained(ROOT / "checkpoints" / EXPLAINED)
     original = pipe.image_processor.read_image(image)
     inputs = pipe.prepare([original])
     _, noisy, levels, output, _ = pipe.predict_at(inputs, [LEVEL], pipe.get_noise([LEVEL]))
@@ -89,6 +90,5 @@ def make_screenshots(image: Path) -> None:
 if __name__ == "__main__":
     ABOUT.mkdir(exist_ok=True)
     SCREENSHOTS.mkdir(exist_ok=True)
-    example = write_examples(ROOT / "checkpoints" / CATEGORY)[0][0]
-    make_about_pictures(example)
-    make_screenshots(example)
+    make_about_pictures(write_examples(ROOT / "checkpoints" / EXPLAINED)[0][0])
+    make_screenshots(write_examples(ROOT / "checkpoints" / SHOWN)[0][0])

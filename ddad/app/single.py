@@ -1,5 +1,6 @@
 """The tab that inspects one image: look, see, ask what if. How it looks, and what follows on what."""
 
+import functools
 from pathlib import Path
 
 import gradio as gr
@@ -32,15 +33,17 @@ def add_single_image(categories: Categories, category: gr.Dropdown, session: gr.
     work = SingleImage(categories)
     pipe = categories.get(categories.offered[0]).judge
     found = gr.State(time_to_live=KEEP_SECONDS)
-    examples = {name: write_examples(categories.folder / name) for name in categories.offered}
-    sources = {name: introduce(categories.folder / name) for name in categories.offered}
+
+    @functools.cache  # written when a visitor first comes to the category: reading a package takes seconds
+    def examples_of(category: str) -> list[tuple[Path, str]]:
+        return write_examples(categories.folder / category) if category in categories.offered else []
 
     def choose_example(category: str, event: gr.SelectData) -> tuple[str, None]:
-        return str(examples[category][event.index][0]), None
+        return str(examples_of(category)[event.index][0]), None
 
     def show_examples(category: str) -> tuple[gr.Column, str, list[tuple[Path, str]]]:
-        found = examples.get(category, [])
-        return gr.Column(visible=bool(found)), sources.get(category, ""), found
+        found = examples_of(category)
+        return gr.Column(visible=bool(found)), introduce(categories.folder / category) if found else "", found
 
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
@@ -54,9 +57,9 @@ def add_single_image(categories: Categories, category: gr.Dropdown, session: gr.
             with gr.Row():
                 find = gr.Button("Find defects", variant="primary")
                 stop = gr.Button("Stop", variant="stop")
-            first = examples[categories.offered[0]]
+            first = examples_of(categories.offered[0])
             with gr.Column(visible=bool(first)) as samples_place:
-                source = gr.Markdown(sources[categories.offered[0]])
+                source = gr.Markdown(introduce(categories.folder / categories.offered[0]))
                 samples = gr.Gallery(
                     first, columns=3, height="auto", allow_preview=False, interactive=False, buttons=[],
                     elem_id="examples", label="Examples", show_label=False,
