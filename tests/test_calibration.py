@@ -6,18 +6,20 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+import torch.nn.functional as F
 
 from ddad import DDADPipeline
 from ddad.cli import main
 from ddad.datasets.layouts import find_images
 from ddad.datasets.lookalikes import group_lookalikes, split_images
-from ddad.training import fitting
+from ddad.training import calibration, fitting
 from ddad.training.calibration import count_judges, recalibrate
 from ddad.training.choice import ALPHAS, BLURS, TOP_CELLS, choose, make_defects
 from ddad.training.data import ImageFolder
 from ddad.training.fitting import CalibrationConfig, count_copies, count_factors, spread, vary
 from tests.conftest import create_tiny_pipeline
 from tests.hub.conftest import RECORD
+from tests.test_lookalikes import photographs
 
 
 def striped_images(folder, count, offset=0.0, seed=0):
@@ -74,6 +76,20 @@ def test_what_judges_has_not_been_seen(good, monkeypatch):
     images = pipe.prepare([pipe.image_processor.read_image(path) for path in held_out])
     maps = pipe.score_maps(images, pipe.timesteps, pipe.get_noise(pipe.timesteps), ["mahalanobis"])["mahalanobis"]
     assert np.mean(pipe.normality.config.statistics["mahalanobis_mean"]) > 1.05 * float(maps.mean())
+
+
+def test_another_photograph_of_the_same_part_does_not_judge_it(monkeypatch):
+    """Where each part was photographed often, its own photographs would make it look normal."""
+    images = [2 * F.interpolate(one[None], size=64, mode="area")[0] - 1 for one in photographs(parts=12, shots=4)]
+    means = []
+    for group in (group_lookalikes, lambda images: range(sum(1 for _ in images))):
+        for module in (fitting, calibration):
+            monkeypatch.setattr(module, "group_lookalikes", group)
+        tiny = create_tiny_pipeline()
+        tiny.feature_extractor.feature_std.fill_(0.02)  # what varies is larger than the regularisation
+        pipe, _ = recalibrate(tiny, images, CalibrationConfig(choose_settings=False))
+        means.append(np.mean(pipe.normality.config.statistics["mahalanobis_mean"]))
+    assert means[0] > 1.05 * means[1]
 
 
 def test_the_pipeline_at_hand_stays_as_it_is(good, picture):
