@@ -56,6 +56,7 @@ def test_images_are_found_in_all_subfolders_and_split_without_overlap(good_image
     assert len(paths) == 12
     train, calibration = split_images(paths, range(12), 3, seed=0)
     assert len(calibration) == 3 and sorted(train + calibration) == paths
+    assert split_images(paths, range(12), 3, seed=0) == (train, calibration)
     assert (train, calibration) != split_images(paths, range(12), 3, seed=1)
 
 

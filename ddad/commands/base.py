@@ -29,11 +29,11 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 def run_convert(arguments: argparse.Namespace) -> int:
     """Reads, converts, saves."""
+    from ddad.datasets.layouts import check_empty
     from ddad.hub.guided_diffusion import convert, read_weights
 
     output = Path(arguments.output)
-    if output.exists() and any(output.iterdir()):
-        raise ValueError(f"{output} is not empty: choose another folder.")
+    check_empty(output)
     unet, scheduler = convert(read_weights(arguments.weights), arguments.keep_classes, arguments.attention_head_dim)
     # Written beside and moved: an interruption leaves no half of it.
     fresh = output.with_name(output.name + ".new")

@@ -2,13 +2,11 @@
 
 import argparse
 
-from ddad.commands.loading import load_pipeline
+from ddad.commands.loading import add_data, load_pipeline
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """`ddad calibrate`."""
-    from ddad.datasets.layouts import READERS
-
     parser = commands.add_parser(
         "calibrate",
         help="fit a checkpoint's statistics and threshold to other good images, without training",
@@ -16,8 +14,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         " lamp or a camera was changed. The networks stay as they are. A hundred images are enough.",
     )
     parser.add_argument("--checkpoint", required=True, help="folder of a checkpoint, or USER/NAME on the Hub")
-    parser.add_argument("--data", required=True, help="folder of good images, or of a data set")
-    parser.add_argument("--data-format", choices=("auto", *READERS), default="auto", help="layout of --data")
+    add_data(parser, "folder of good images, or of a data set")
     parser.add_argument("--output", required=True, help="folder that the new checkpoint is saved to")
     parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU where there is one)")
     parser.set_defaults(run=run_calibrate)

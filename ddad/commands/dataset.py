@@ -3,11 +3,11 @@
 import argparse
 import sys
 
+from ddad.commands.loading import add_data
+
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """`ddad dataset` and `ddad split`."""
-    from ddad.datasets.layouts import READERS
-
     parser = commands.add_parser(
         "dataset",
         help="write the solar cells of the package elpv-dataset as image files",
@@ -24,8 +24,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         description="Copies a data set with its good images split anew: images that seem to show the same part all"
         " train or all test. Otherwise a test measures how well parts are known, not how well defects are found.",
     )
-    parser.add_argument("--data", required=True, help="folder of one category")
-    parser.add_argument("--data-format", choices=("auto", *READERS), default="auto", help="layout of the folder")
+    add_data(parser, "folder of one category")
     parser.add_argument("--output", required=True, help="folder that it is written to, in MVTec AD's layout")
     parser.set_defaults(run=run_split)
 

@@ -5,13 +5,11 @@ import json
 import sys
 from pathlib import Path
 
-from ddad.commands.loading import load_pipeline
+from ddad.commands.loading import add_data, load_pipeline
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """`ddad evaluate`."""
-    from ddad.datasets.layouts import READERS
-
     parser = commands.add_parser(
         "evaluate",
         help="measure what a checkpoint finds on a test set",
@@ -20,8 +18,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         " `good` and `defective` (every fifth good image tests then, the others train), and `masks` if there are any.",
     )
     parser.add_argument("--checkpoint", required=True, help="folder of a checkpoint, or USER/NAME on the Hub")
-    parser.add_argument("--data", required=True, help="folder of one category")
-    parser.add_argument("--data-format", choices=("auto", *READERS), default="auto", help="layout of the folder")
+    add_data(parser, "folder of one category")
     parser.add_argument(
         "--denoise", type=int, metavar="N", default=0, help="judge the normal versions of N images of each kind too"
     )

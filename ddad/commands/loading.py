@@ -1,6 +1,15 @@
-"""What commands share: loading a checkpoint."""
+"""What commands share: the data that they are given, and loading a checkpoint."""
 
+import argparse
 import typing
+
+
+def add_data(parser: argparse.ArgumentParser, what: str) -> None:
+    """`--data` and `--data-format`."""
+    from ddad.datasets.layouts import READERS
+
+    parser.add_argument("--data", required=True, help=what)
+    parser.add_argument("--data-format", choices=("auto", *READERS), default="auto", help="layout of --data")
 
 
 def load_pipeline(checkpoint: str, device: str | None) -> typing.Any:

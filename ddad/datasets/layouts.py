@@ -89,6 +89,12 @@ class Dataset:
         )
 
 
+def check_empty(folder: str | Path) -> None:
+    """Raises a ValueError if a folder that is to be written to holds something."""
+    if Path(folder).exists() and any(Path(folder).iterdir()):
+        raise ValueError(f"{folder} is not empty: choose another folder.")
+
+
 def images_in(folder: Path) -> list[Path]:
     """Image files of a folder and those below it, sorted; none if there is no such folder."""
     return (

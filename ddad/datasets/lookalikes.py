@@ -28,9 +28,14 @@ COMMON_COMPONENTS = 8
 LEAST_CORRELATION = 0.5
 
 
+def shrink_image(image: torch.Tensor) -> torch.Tensor:
+    """All of an image that is compared, `[C, H, W]` -> `[1, 64, 64]`; again it changes nothing."""
+    return F.adaptive_avg_pool2d(image.mean(dim=0, keepdim=True), SIDE)
+
+
 def fine_structure(image: torch.Tensor) -> np.ndarray:
-    """An image without its lighting: `[3, H, W]` -> `[64 * 64]` of mean 0 and norm 1, or 0 if there is nothing."""
-    small = F.adaptive_avg_pool2d(image.mean(dim=0)[None, None], SIDE)
+    """An image without its lighting: `[C, H, W]` -> `[64 * 64]` of mean 0 and norm 1, or 0 if there is nothing."""
+    small = shrink_image(image)[None]
     values = (small - DDADImageProcessor.blur(small, LIGHTING_SIGMA)).flatten().double().numpy()
     structure: np.ndarray = normalise(values[None])[0]
     return structure
@@ -50,7 +55,7 @@ def group_lookalikes(images: Iterable[torch.Tensor]) -> list[int]:
     are joined by average linkage, which makes no chains. With N images this takes about 30 N^2 bytes.
 
     Args:
-        images: `[3, H, W]` each, in any range.
+        images: `[3, H, W]` each, in any range, or what `shrink_image` makes of them.
     """
     rows = np.stack([fine_structure(one) for one in images])
     if len(rows) < 2:
@@ -84,11 +89,12 @@ def split_images(images: list[Item], groups: Sequence[int], held_out: int, seed:
     if len(images) - count < 2:
         raise ValueError(f"{len(images)} good images are too few: at least 4 are needed, and 50 to be of use.")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
-    chosen: set[int] = set()
-    for group in dict.fromkeys(groups[i] for i in order):
-        members = {i for i in order if groups[i] == group}
-        if len(chosen | members) <= count:
-            chosen |= members
-    if len(chosen) < 2:
-        chosen = set(order[:count])
+    members: dict[int, list[int]] = {}
+    for i in order:
+        members.setdefault(groups[i], []).append(i)
+    held: list[int] = []
+    for group in members.values():
+        if len(held) + len(group) <= count:
+            held += group
+    chosen = set(held if len(held) >= 2 else order[:count])
     return [one for i, one in enumerate(images) if i not in chosen], [images[i] for i in sorted(chosen)]

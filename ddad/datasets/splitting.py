@@ -1,27 +1,19 @@
 """A data set split anew, so that no part that trains tests as well."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
-from ddad.datasets.layouts import Dataset
+from ddad.datasets.layouts import Dataset, check_empty
 from ddad.datasets.lookalikes import group_lookalikes, split_images
 from ddad.images_ddad import DDADImageProcessor
-
-
-def read_images(paths: list[Path]) -> Iterator[torch.Tensor]:
-    """The images `[3, H, W]` in [0, 1], one at a time."""
-    processor = DDADImageProcessor()
-    return (processor.read_image(path) for path in paths)
 
 
 def count_seen(dataset: Dataset) -> int:
     """How many good test images seem to show a part that also trains."""
     train, test = dataset.train_paths, [one.path for one in dataset.select("test", defective=False)]
-    groups = group_lookalikes(read_images(train + test))
-    return sum(group in set(groups[: len(train)]) for group in groups[len(train) :])
+    groups = group_lookalikes(map(DDADImageProcessor().read_image, train + test))
+    trained = set(groups[: len(train)])
+    return sum(group in trained for group in groups[len(train) :])
 
 
 def write_split(dataset: Dataset, folder: str | Path, seed: int = 0) -> None:
@@ -38,11 +30,10 @@ def write_split(dataset: Dataset, folder: str | Path, seed: int = 0) -> None:
         ValueError: if `folder` holds something, or there are too few good images.
     """
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty: choose another folder.")
+    check_empty(folder)
     test = [one.path for one in dataset.select("test", defective=False)]
     good = dataset.train_paths + test
-    train, test = split_images(good, group_lookalikes(read_images(good)), len(test), seed)
+    train, test = split_images(good, group_lookalikes(map(DDADImageProcessor().read_image, good)), len(test), seed)
     copies = [
         (path, f"{split}/good/{number:04d}")
         for split, paths in (("train", train), ("test", test))

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
 
-from ddad.datasets.lookalikes import group_lookalikes
+from ddad.datasets.lookalikes import group_lookalikes, shrink_image
 from ddad.pipeline import DDADPipeline
 from ddad.training.data import rotate
 from ddad.training.factors import Factors, Views, candidates, cross_fit, moments_of, unexplained
@@ -113,17 +113,17 @@ def gather(
     features_moments = Moments.empty(normality.config.grid_size**2, normality.config.num_channels)
     images = [(train, index, False) for index in spread(len(train), MOST_IMAGES_SEEN)]
     images += [(held_out, index, True) for index in range(len(held_out))]
-    values = []
+    values, small = [], []
     for number, (source, index, _) in enumerate(track(images, "Fitting normality", report)):
         generator = torch.Generator().manual_seed(1_000_003 * config.seed + number)
         image = source[index][None]
+        small.append(shrink_image(image[0]))
         views = [image, *(vary(image, config.rotation_degrees, generator) for _ in range(copies))]
         residuals, features = extract(pipe, torch.cat(views).to(pipe.device), generator)
         values.append(normality.reduce(residuals).cpu())  # [V, P, c]
         features_moments.add(normality.reduce(features).cpu())
     judges = torch.tensor([judge for *_, judge in images])
-    groups = group_lookalikes(source[index] for source, index, _ in images)
-    fold = torch.tensor(assign_folds(groups, judges.tolist()))
+    fold = torch.tensor(assign_folds(group_lookalikes(small), judges.tolist()))
     original = torch.arange(len(images) * (1 + copies)) % (1 + copies) == 0
     found = Views(
         torch.cat(values), fold.repeat_interleave(1 + copies), judges.repeat_interleave(1 + copies), original

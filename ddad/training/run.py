@@ -11,7 +11,7 @@ import diffusers
 import timm
 import torch
 
-from ddad.datasets.layouts import DataFormat, read_dataset
+from ddad.datasets.layouts import DataFormat, check_empty, read_dataset
 from ddad.datasets.lookalikes import group_lookalikes, split_images
 from ddad.pipeline import DDADPipeline
 from ddad.training.backbone import create_feature_extractor
@@ -95,8 +95,7 @@ def calibrate_checkpoint(
     Raises:
         ValueError: if there are too few images, or `output` holds something.
     """
-    if Path(output).exists() and any(Path(output).iterdir()):
-        raise ValueError(f"{output} is not empty: choose another folder.")
+    check_empty(output)
     dataset = read_dataset(data, data_format)
     logger.info(dataset.describe())
     images = ImageFolder(dataset.train_paths, pipe.unet.config.sample_size)
