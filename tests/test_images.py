@@ -1,11 +1,19 @@
 """Whatever a user brings becomes the same float image, or a clear error."""
 
+import os
+import struct
+import subprocess
+
 import numpy as np
+import PIL.EpsImagePlugin
 import PIL.Image
+import PIL.PngImagePlugin
 import pytest
 import torch
 
 from ddad import DDADImageProcessor
+from ddad.datasets.layouts import Sample, read_mask
+from ddad.images_ddad import IMAGE_FORMATS
 
 processor = DDADImageProcessor()
 read = processor.read_image
@@ -153,3 +161,62 @@ def test_resizing_averages_instead_of_skipping():
     stripes[:, :, ::2] = 1
     small = processor.preprocess(stripes, 64)
     assert small.shape == (1, 3, 64, 64) and small.abs().max() < 0.1  # grey, not moiré
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\n0 0 40 40 rectfill\nshowpage\n%%EOF\n"
+
+
+@pytest.fixture
+def ghostscript(tmp_path, monkeypatch):
+    """A program called `gs` that leaves a mark when somebody starts it."""
+    folder, mark = tmp_path / "bin", tmp_path / "started"
+    folder.mkdir()
+    program = folder / "gs"
+    program.write_text(f"#!/bin/sh\ntouch {mark}\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setattr(PIL.EpsImagePlugin, "gs_binary", None)
+    return mark
+
+
+def test_no_file_starts_another_program(tmp_path, ghostscript):
+    path = tmp_path / "part.png"
+    path.write_bytes(EPS)
+    with pytest.raises((OSError, subprocess.CalledProcessError)):
+        PIL.Image.open(path).load()
+    assert ghostscript.exists(), "the trap itself must work"
+    ghostscript.unlink()
+    with pytest.raises(ValueError, match="is not an image that can be read; save it as PNG"):
+        read(path)
+    with pytest.raises(ValueError, match="not an image that can be read"):
+        read_mask(Sample(path, "test", "bad", path), (8, 8))
+    assert not ghostscript.exists()
+
+
+@pytest.mark.parametrize("format_", sorted(IMAGE_FORMATS))
+def test_formats_are_told_by_content(picture, format_, tmp_path):
+    path = tmp_path / "part.dat"
+    PIL.Image.fromarray(picture).save(path, format_, **({"lossless": True} if format_ == "WEBP" else {}))
+    expected = torch.from_numpy(picture).permute(2, 0, 1).float() / 255
+    assert (read(path) - expected).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("format_", ["ICO", "PCX", "TGA", "DDS", "JPEG2000", "PDF", "SGI"])
+def test_formats_that_nobody_named_are_refused(picture, format_, tmp_path):
+    path = tmp_path / "part.png"
+    PIL.Image.fromarray(picture).save(path, format_)
+    with pytest.raises(ValueError, match="is not an image that can be read"):
+        read(path)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no reason"), KeyError(3), struct.error("short"), ZeroDivisionError()])
+def test_whatever_a_decoder_raises_is_the_files_error(picture, error, tmp_path, monkeypatch):
+    path = tmp_path / "part.png"
+    PIL.Image.fromarray(picture).save(path)
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(PIL.PngImagePlugin.PngImageFile, "load", fail)
+    with pytest.raises(ValueError, match="part.png is damaged or cut off"):
+        read(path)

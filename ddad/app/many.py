@@ -63,8 +63,9 @@ def open_zip(path: Path, scratch: Path) -> Iterator[Source]:
             try:
                 with archive.open(member) as stream:
                     data = stream.read(LARGEST_FILE + 1)
-            except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError) as error:
-                reason = "is locked with a password" if isinstance(error, RuntimeError) else "is damaged in the zip"
+            except Exception as error:  # decompressors raise what they like
+                locked = isinstance(error, RuntimeError) and "password" in str(error)
+                reason = "is locked with a password" if locked else "is damaged in the zip"
                 yield Source(member.filename, error=f"This file {reason}.")
                 continue
             if len(data) > LARGEST_FILE:

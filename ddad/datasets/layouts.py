@@ -20,6 +20,8 @@ from typing import Literal
 import numpy as np
 import PIL.Image
 
+from ddad.images_ddad import decoding, open_picture
+
 logger = logging.getLogger(__name__)
 
 DataFormat = Literal["auto", "mvtec", "btad", "mvtec_ad_2", "visa", "folder"]
@@ -268,11 +270,14 @@ def read_mask(sample: Sample, size: tuple[int, int]) -> np.ndarray:
         return np.zeros(size, dtype=bool)
     if sample.mask is None:
         raise ValueError(f"{sample.path} has no mask.")
-    with PIL.Image.open(sample.mask) as mask, PIL.Image.open(sample.path) as image:
-        if mask.size != image.size:
-            raise ValueError(f"{sample.mask} has {mask.size} pixels, its image {sample.path} {image.size}.")
+    with decoding(str(sample.path)), open_picture(sample.path) as image:
+        image_size = image.size
+    with decoding(str(sample.mask)), open_picture(sample.mask) as mask:
+        mask_size = mask.size
         # The alpha channel of a mask says nothing about the defect.
         values = np.asarray(mask.convert("RGB") if mask.mode in ("RGBA", "P", "LA") else mask)
+    if mask_size != image_size:
+        raise ValueError(f"{sample.mask} has {mask_size} pixels, its image {sample.path} {image_size}.")
     defect = values > 0 if values.ndim == 2 else values.max(axis=2) > 0
     resized = PIL.Image.fromarray(defect).resize(size[::-1], PIL.Image.Resampling.NEAREST)
     return np.asarray(resized, dtype=bool)

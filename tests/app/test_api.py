@@ -14,6 +14,7 @@ from gradio_client import Client, handle_file
 
 from tests.app.conftest import assert_same_repair
 from tests.conftest import ROOT
+from tests.test_images import EPS
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,13 @@ def test_errors_name_no_path(client, tmp_path):
         with pytest.raises(Exception, match=message) as caught:
             client.predict(*arguments, api_name="/inspect")
         assert "gradio" not in str(caught.value) and str(tmp_path) not in str(caught.value)
+
+
+def test_a_program_in_the_guise_of_an_image_is_refused(client, tmp_path):
+    path = tmp_path / "part.png"
+    path.write_bytes(EPS)
+    with pytest.raises(Exception, match="This file is not an image that can be read"):
+        client.predict(handle_file(path), "tiny_part", None, None, False, api_name="/inspect")
 
 
 def test_unknown_categories_and_wrong_settings_are_explained(client, defective):

@@ -10,6 +10,7 @@ from playwright.sync_api import expect
 
 from ddad.app import many
 from ddad.app.many import ManyImages, open_all
+from tests.test_images import EPS
 
 
 @pytest.fixture
@@ -125,3 +126,26 @@ def test_files_come_one_at_a_time(tmp_path, batch):
     for source in open_all([str(batch)], scratch):
         assert source.path.parent == scratch and len(list(scratch.iterdir())) == 1
     assert not list(scratch.iterdir())
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_a_damaged_stream_in_a_zip_is_that_files_error(method, tmp_path, defective):
+    path = tmp_path / "parts.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("broken.png", defective.read_bytes() * 2)
+        start = archive.fp.tell() - 4000
+        archive.write(defective, "whole.png")
+    content = bytearray(path.read_bytes())
+    for position in range(start, start + 2000):
+        content[position] ^= 0x5A
+    path.write_bytes(bytes(content))
+    broken, whole = list(open_all([str(path)], tmp_path))
+    assert broken.name == "broken.png" and broken.path is None and "damaged in the zip" in broken.error
+    assert whole.name == "whole.png" and whole.path is not None
+
+
+def test_one_file_of_another_kind_stops_no_batch(tiny_pipe, tmp_path, picture):
+    source = many.Source("part.png", tmp_path / "part.png")
+    source.path.write_bytes(EPS)
+    record, result = many.inspect_source(tiny_pipe, source, False)
+    assert result is None and record.error.startswith("This file is not an image that can be read")

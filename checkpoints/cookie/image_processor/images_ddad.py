@@ -3,8 +3,9 @@
 Beside the blur and the resizing that scores and training share, nothing here knows of defects or diffusion.
 """
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,42 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torchvision.transforms.v2.functional import gaussian_blur
 
 ImageInput = str | os.PathLike | PIL.Image.Image | np.ndarray | torch.Tensor
+
+# The formats that are read, told apart by content and never by a file's name. Pillow knows dozens more and hands some
+# of them to other programs: an EPS file called `part.png` would start Ghostscript.
+IMAGE_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM")
+
+
+def open_picture(path: str | os.PathLike) -> PIL.Image.Image:
+    """Opens an image file of one of `IMAGE_FORMATS`; to be used wherever a file of a user is read.
+
+    Raises:
+        PIL.UnidentifiedImageError: for everything else.
+        OSError, PIL.Image.DecompressionBombError: as `PIL.Image.open`.
+    """
+    return PIL.Image.open(path, formats=IMAGE_FORMATS)
+
+
+@contextlib.contextmanager
+def decoding(name: str) -> Iterator[None]:
+    """Whatever goes wrong while one image is opened or decoded becomes a `ValueError` that names it."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise ValueError(f"{name} does not exist.") from None
+    except IsADirectoryError:
+        raise ValueError(f"{name} is a folder; give the images inside it.") from None
+    except PIL.UnidentifiedImageError:
+        raise ValueError(
+            f"{name} is not an image that can be read; save it as PNG, JPEG, TIFF, BMP, WebP, GIF or PPM."
+        ) from None
+    except PIL.Image.DecompressionBombError:
+        raise ValueError(f"{name} has far too many pixels. Crop it or scale it down.") from None
+    except MemoryError:
+        raise ValueError(f"{name} needs more memory than there is. Crop it or scale it down.") from None
+    except Exception as error:  # decoders raise what they like
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{name} is damaged or cut off and cannot be read ({reason}).") from None
 
 
 class DDADImageProcessor(SchedulerMixin, ConfigMixin):
@@ -51,7 +88,8 @@ class DDADImageProcessor(SchedulerMixin, ConfigMixin):
                 large, not finite or out of range. The message says which, and what to do.
         """
         if isinstance(image, (str, os.PathLike)):
-            return self._read_file(image)
+            with self.open_file(image) as picture:
+                return self._from_picture(picture, os.fspath(image))
         if isinstance(image, PIL.Image.Image):
             return self._from_picture(image, "The image")
         if isinstance(image, np.ndarray):
@@ -76,37 +114,33 @@ class DDADImageProcessor(SchedulerMixin, ConfigMixin):
                 " read. Crop it or scale it down."
             )
 
-    def _read_file(self, path: str | os.PathLike) -> torch.Tensor:
+    def open_file(self, path: str | os.PathLike) -> PIL.Image.Image:
+        """Opens an image file and refuses one that is too large or too small; nothing is decoded yet.
+
+        Raises:
+            ValueError: as `read_image`.
+        """
         name = os.fspath(path)
-        try:
-            with PIL.Image.open(path) as picture:
-                return self._from_picture(picture, name)
-        except FileNotFoundError:
-            raise ValueError(f"{name} does not exist.") from None
-        except IsADirectoryError:
-            raise ValueError(f"{name} is a folder; give the images inside it.") from None
-        except PIL.UnidentifiedImageError:
-            raise ValueError(f"{name} is not an image that can be read; save it as PNG, JPEG, TIFF or BMP.") from None
-        except PIL.Image.DecompressionBombError:
-            raise ValueError(
-                f"{name} has far more than {self.config.max_pixels / 1e6:.0f} megapixels. Crop it or scale it down."
-            ) from None
-        except (OSError, SyntaxError) as error:
-            raise ValueError(f"{name} is damaged or cut off and cannot be read ({error}).") from None
+        with decoding(name):
+            picture = open_picture(path)
+        self._check_size(*picture.size, name)
+        return picture
 
     def _from_picture(self, picture: PIL.Image.Image, name: str) -> torch.Tensor:
         self._check_size(*picture.size, name)
-        picture = PIL.ImageOps.exif_transpose(picture)
+        with decoding(name):
+            picture = PIL.ImageOps.exif_transpose(picture)
+            if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
+                picture = picture.convert("RGBA")
+                picture = PIL.Image.alpha_composite(PIL.Image.new("RGBA", picture.size, "white"), picture)
+            if picture.mode != "F" and not picture.mode.startswith("I"):
+                picture = picture.convert("RGB")
+        values = torch.from_numpy(np.array(picture))
         if picture.mode == "F":
-            return self._from_tensor(torch.from_numpy(np.array(picture))[None])
+            return self._from_tensor(values[None])
         if picture.mode.startswith("I"):
-            values = np.array(picture).astype(np.float32) / 65535
-            return self._from_tensor(torch.from_numpy(values)[None])
-        if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
-            picture = picture.convert("RGBA")
-            picture = PIL.Image.alpha_composite(PIL.Image.new("RGBA", picture.size, "white"), picture)
-        values = np.array(picture.convert("RGB"))
-        return torch.from_numpy(values).permute(2, 0, 1).float() / 255
+            return self._from_tensor(values.float()[None] / 65535)
+        return values.permute(2, 0, 1).float() / 255
 
     def _from_tensor(self, image: torch.Tensor) -> torch.Tensor:
         if image.ndim != 3 or image.shape[0] not in (1, 3, 4):
