@@ -8,13 +8,13 @@ from typing import Any, Literal
 from ddad.datasets.layouts import DataFormat
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # 11 M parameters on 8x8 patches: trains on CPU cores in about an hour, evaluates in 60 ms on two of them.
+    # 11 M parameters on 4x4 patches, fewer values than the first layer has channels: no detail is lost on the way in.
     "cpu": {
-        "patch_size": 8,
-        "block_out_channels": (96, 160, 224),
+        "patch_size": 4,
+        "block_out_channels": (64, 96, 160, 224),
         "layers_per_block": 1,
-        "down_block_types": ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
-        "up_block_types": ("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        "down_block_types": ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
         "attention_head_dim": 32,
         "norm_num_groups": 16,
         "feature_block": 2,
