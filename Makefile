@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow style quality refresh pictures reference benchmark benchmark-table smoke clean
+.PHONY: demo test test-slow style quality refresh examples pictures reference benchmark benchmark-table smoke clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/python app.py
@@ -41,6 +41,10 @@ reference: $(VENV)/installed-dev
 # The code that checkpoints carry is a copy of the package's: renewed here, compared by a test.
 refresh: $(VENV)/installed-dev
 	$(BIN)/ddad refresh checkpoints/*
+
+# What is found on the bundled examples is stored beside them; a test says when it is of another state of a checkpoint.
+examples: $(VENV)/installed-dev
+	$(BIN)/python -m tools.examples
 
 # Trains four steps, saves, loads and predicts.
 smoke: $(VENV)/installed-dev

@@ -7,6 +7,7 @@ import pytest
 
 import ddad
 from ddad import DDADPipeline
+from ddad.app.examples import photographs
 from tests.conftest import ROOT
 
 FOLDERS = sorted(path.parent for path in (ROOT / "checkpoints").glob("*/model_index.json"))
@@ -46,7 +47,7 @@ def test_its_card_names_licence_source_and_what_was_measured(folder):
 def test_its_examples_are_judged_right_and_a_good_part_comes_out_as_it_went_in(folder):
     pipe = DDADPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
-    paths = sorted((folder / "examples").iterdir())
+    paths = photographs(folder)
     assert 2 <= len(paths) <= 6 and {path.stem.rpartition("_")[0] for path in paths} == {"defective", "good"}
     found = pipe(paths, denoise=False)
     assert found.is_anomalous == [path.stem.startswith("defective") for path in paths]

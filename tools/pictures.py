@@ -4,22 +4,20 @@ Needs Chromium. The pictures follow from the bundled checkpoint; make them again
 """
 
 import io
-import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import torch
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import sync_playwright
 
 from ddad import DDADPipeline
-from ddad.app.examples import write_examples
+from ddad.app.examples import photographs
 from ddad.app.inspection import draw_heatmap, draw_maps, regions_of
 from tools.serve import ROOT, running_page
 
 EXPLAINED = "solar_cell_mono"  # in the About tab
-SHOWN = "alien"  # what the page opens with
 ABOUT = ROOT / "ddad" / "app" / "pictures"
 SCREENSHOTS = ROOT / "docs"
 SIDE, GAP = 300, 12
@@ -56,17 +54,8 @@ def make_about_pictures(image: Path) -> None:
     strip(chosen).save(ABOUT / "denoising.webp", quality=88)
 
 
-def open_page(page: Page, url: str, image: Path) -> None:
-    """Gives an image and waits for its normal version."""
-    page.goto(url)
-    page.locator("input[type=file]").first.set_input_files(image)
-    page.get_by_text(re.compile("(D|No d)efect found")).wait_for(timeout=60_000)
-    page.get_by_test_id("image-slider").or_(page.locator(".slider-wrap img")).first.wait_for(timeout=60_000)
-    page.wait_for_timeout(1500)
-
-
-def make_screenshots(image: Path) -> None:
-    """The page on a desk and on a phone, light and dark."""
+def make_screenshots() -> None:
+    """What the page opens with: on a desk and on a phone, light and dark."""
     browser_path = shutil.which("chromium") or shutil.which("google-chrome")
     with running_page() as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox", "--disable-gpu"])
@@ -76,11 +65,12 @@ def make_screenshots(image: Path) -> None:
             ("page_phone", 390, 844, "light"),
         ):
             page = browser.new_page(viewport={"width": width, "height": height})
-            open_page(page, f"{url}?__theme={theme}", image)
+            page.goto(f"{url}?__theme={theme}")
+            page.wait_for_selector("body[data-ready]")
+            page.wait_for_function("[...document.images].every(one => one.complete)")
             if width < 500:
-                page.get_by_text(re.compile("efect found")).scroll_into_view_if_needed()
-                page.mouse.wheel(0, 500)
-                page.wait_for_timeout(500)
+                page.locator("#examples button").first.click()
+                page.wait_for_function("document.getElementById('verdict').getBoundingClientRect().top < 100")
             screenshot = PIL.Image.open(io.BytesIO(page.screenshot())).convert("RGB")
             screenshot.save(SCREENSHOTS / f"{name}.webp", quality=85, method=6)
             page.close()
@@ -90,5 +80,5 @@ def make_screenshots(image: Path) -> None:
 if __name__ == "__main__":
     ABOUT.mkdir(exist_ok=True)
     SCREENSHOTS.mkdir(exist_ok=True)
-    make_about_pictures(write_examples(ROOT / "checkpoints" / EXPLAINED)[0][0])
-    make_screenshots(write_examples(ROOT / "checkpoints" / SHOWN)[0][0])
+    make_about_pictures(photographs(ROOT / "checkpoints" / EXPLAINED)[0])
+    make_screenshots()

@@ -8,6 +8,7 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from ddad.app.examples import write_examples
+from ddad.app.examples import photographs
 from tools.serve import ROOT, running_page
 
 CATEGORY = "solar_cell_mono"
@@ -43,8 +44,8 @@ class Visitor:
         for one in config["dependencies"]:
             self.events.setdefault(one["api_name"].lstrip("_"), one["id"])
 
-    def run(self, event: str, data: list[Any]) -> list[Any]:
-        """Runs one event and waits for its outputs.
+    def run(self, event: str, data: list[Any]) -> Iterator[str]:
+        """Runs one event; what it shows, each time as text.
 
         Raises:
             RuntimeError: with what the page says, if it refuses.
@@ -56,10 +57,12 @@ class Visitor:
         with self.http.stream("GET", f"{self.api}/queue/data", params={"session_hash": self.session}) as stream:
             for line in stream.iter_lines():
                 message = json.loads(line.removeprefix("data: ")) if line.startswith("data: ") else {}
+                if message.get("msg") == "process_generating":
+                    yield json.dumps(message["output"], ensure_ascii=False)
                 if message.get("msg") == "process_completed":
                     if not message["success"]:
                         raise RuntimeError(message["output"].get("error") or "no reason given")
-                    return message["output"]["data"]
+                    return
         raise RuntimeError("The page hung up.")
 
     def visit(self, image: Path) -> Visit:
@@ -68,10 +71,10 @@ class Visitor:
         try:
             with image.open("rb") as file:
                 uploaded = self.http.post(f"{self.api}/upload", files={"files": (image.name, file)}).json()[0]
-            self.run("look", [{"path": uploaded, "meta": {"_type": "gradio.FileData"}}, CATEGORY])
-            self.run("judge_by_default", [None, 0.7, None])
-            result.heatmap = time.monotonic() - started
-            self.run("denoise", [None, 0.5, [20, 201, 401], None, self.session])
+            given = {"path": uploaded, "meta": {"_type": "gradio.FileData"}}
+            for shown in self.run("inspect_image", [given, CATEGORY, 0.7, time.time() * 1000]):
+                if result.heatmap is None and "efect found" in shown:
+                    result.heatmap = time.monotonic() - started
             result.normal_version = time.monotonic() - started
         except (RuntimeError, httpx.HTTPError) as error:
             result.error = str(error)
@@ -93,7 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--visitors", type=int, default=30)
     count = parser.parse_args().visitors
-    image = write_examples(ROOT / "checkpoints" / CATEGORY)[0][0]
+    image = photographs(ROOT / "checkpoints" / CATEGORY)[0]
     with running_page() as url:
         Visitor(url, 0).visit(image)  # the first visit warms the page up
         visitors = [Visitor(url, number) for number in range(1, count + 1)]

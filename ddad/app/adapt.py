@@ -1,26 +1,34 @@
 """The tab that calibrates a category on a visitor's own good parts: after a change of camera, lamp or batch."""
 
-import secrets
+import logging
+import re
 import shutil
 import tempfile
-from pathlib import Path
+import zipfile
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import gradio as gr
 import torch
 
-from ddad.app.categories import OWN_MARK, Categories, label_choices
+from ddad.app.categories import OWN_MARK, Categories, label_choices, readable
 from ddad.app.compute import LONG, evaluates_networks, give_way, needs_gpu
 from ddad.app.many import open_all
 from ddad.app.uploads import open_category, output_path, refusal
-from ddad.app.work import Runs, Stopped
+from ddad.app.visits import Run, Stopped, Visits
+from ddad.app.work import MOMENT, SingleImage
 from ddad.pipeline import DDADPipeline
 from ddad.training.calibration import FEW_IMAGES, recalibrate
 from ddad.training.fitting import CalibrationConfig
 from ddad.training.progress import Report
 from ddad.training.saving import load_record, save_checkpoint, update_record
 
+logger = logging.getLogger(__name__)
+
 LEAST_IMAGES, MOST_IMAGES = 10, 300
+MOST_BYTES = 400 * 2**20
+CHECKPOINT_SUFFIXES = (".json", ".safetensors")
+NAME_PART = re.compile(r"[\w-][\w.-]{0,95}", flags=re.ASCII)
 ZERO_GPU_SECONDS = 180
 # How many of the images the category as it was is asked about.
 ASKED = 40
@@ -115,30 +123,29 @@ class OwnParts:
 
     Args:
         categories: the categories.
+        visits: the visitors.
     """
 
-    def __init__(self, categories: Categories):
+    def __init__(self, categories: Categories, visits: Visits):
         self.categories = categories
-        self.runs = Runs()
+        self.visits = visits
         self.compute = needs_gpu(evaluates_networks(self._compute, LONG), ZERO_GPU_SECONDS)
 
     def _compute(
-        self, files: list[str], category: str, session: str, folder: str, progress: gr.Progress
+        self, files: list[str], category: str, run: Run, folder: str, progress: gr.Progress
     ) -> dict[str, Any]:
         """Where networks are evaluated; the result comes as a folder, since on ZeroGPU this is another process."""
         pipe = open_category(self.categories, category).pipe
-        with self.runs.run(session) as stopped:
 
-            def report(what: str, done: int, count: int) -> None:
-                if stopped.is_set():
-                    raise Stopped
-                give_way(LONG)
-                progress((done, count), desc=what, unit="steps")
+        def report(what: str, done: int, count: int) -> None:
+            run.check()
+            give_way(LONG)
+            progress((done, count), desc=what, unit="steps")
 
-            return calibrate_own(pipe, read_record(self.categories, category), files, folder, report)
+        return calibrate_own(pipe, read_record(self.categories, category), files, folder, report)
 
     def adapt(
-        self, files: list[str] | None, category: str, session: str, progress: gr.Progress
+        self, files: list[str] | None, category: str, run: Run, progress: gr.Progress
     ) -> tuple[str, dict[str, Any], str, str]:
         """Calibrates; returns the new category's name, what is to be told, the same in words, and a zip.
 
@@ -151,37 +158,103 @@ class OwnParts:
         name = f"my_{category.partition(OWN_MARK)[0].rpartition('/')[2]}"
         with tempfile.TemporaryDirectory(prefix="ddad-") as scratch:
             checkpoint = Path(scratch) / name
-            facts = self.compute(files, category, session, str(checkpoint), progress)
+            facts = self.compute(files, category, run, str(checkpoint), progress)
             own = self.categories.add_own(category, checkpoint)
             archive = shutil.make_archive(str(output_path(name)), "zip", scratch, name)
         quantile = self.categories.get(own).judge.normality.config.threshold_quantile
         return own, facts, describe(facts, quantile), archive
 
+    def take(self, path: str) -> str:
+        """Opens a checkpoint's zip as a category of the visitor alone; returns its name.
 
-def add_own_parts(categories: Categories, category: gr.Dropdown, known: gr.State, session: gr.State) -> None:
+        Raises:
+            gr.Error: if it is no such zip, or the checkpoint is damaged.
+        """
+        with tempfile.TemporaryDirectory(prefix="ddad-") as scratch:
+            checkpoint = unpack_checkpoint(path, Path(scratch))
+            try:
+                return self.categories.add_own(checkpoint.name.removeprefix("my_"), checkpoint)
+            except Exception as error:
+                logger.info("A visitor's checkpoint cannot be loaded: %s", error)
+                raise refusal(
+                    "It holds no ddad checkpoint of this version, or a file of it is damaged.",
+                    "This zip cannot be opened",
+                ) from None
+
+    def stop(self, request: gr.Request) -> None:
+        """Ends the calibration under way."""
+        self.visits.of(request).other.stop()
+
+
+def unpack_checkpoint(path: str, folder: Path) -> Path:
+    """The settings and weights of a checkpoint's zip, and nothing else of it, below `folder`.
+
+    Raises:
+        gr.Error: if it is no such zip.
+    """
+    title = "This zip cannot be opened"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [one for one in archive.infolist() if PurePosixPath(one.filename).suffix in CHECKPOINT_SUFFIXES]
+            roots = {PurePosixPath(one.filename).parts[0] for one in members}
+            if len(roots) != 1 or sum(one.file_size for one in members) > MOST_BYTES:
+                raise refusal("Give a zip as this page makes it: one checkpoint in one folder.", title)
+            for member in members:
+                parts = PurePosixPath(member.filename).parts
+                if not 2 <= len(parts) <= 3 or not all(NAME_PART.fullmatch(part) for part in parts):
+                    raise refusal("Give a zip as this page makes it: one checkpoint in one folder.", title)
+                target = folder.joinpath(*parts)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(member) as source, target.open("wb") as stream:
+                    shutil.copyfileobj(source, stream)
+    except gr.Error:
+        raise
+    except Exception:  # decompressors raise what they like
+        raise refusal("This zip is damaged or none.", title) from None
+    return folder / roots.pop()
+
+
+def add_own_parts(
+    categories: Categories,
+    visits: Visits,
+    category: gr.Dropdown,
+    known: gr.State,
+    own: gr.BrowserState,
+    single: SingleImage,
+) -> None:
     """Builds the tab.
 
     Args:
         categories: the categories.
+        visits: the visitors.
         category: the page's choice, which the new category becomes.
         known: the names in it.
-        session: the visitor's secret.
+        own: the names of the visitor's own ones, kept in their browser.
+        single: the tab that shows one image.
     """
-    work = OwnParts(categories)
+    work = OwnParts(categories, visits)
 
     def adapt(
         files: list[str] | None,
         category: str,
-        session: str,
         known: list[str],
+        own: list[str] | None,
+        request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> tuple[Any, ...]:
+        run = visits.of(request).begin_other()
         try:
-            own, _, text, archive = work.adapt(files, category, session, progress)
+            name, _, text, archive = work.adapt(files, category, run, progress)
         except Stopped:
-            return gr.skip(), gr.skip(), "Stopped: nothing was changed.", None
-        names = [*known, own]
-        return gr.Dropdown(choices=label_choices(names), value=own), names, text, archive
+            return gr.skip(), gr.skip(), gr.skip(), "Stopped: nothing was changed.", None
+        names = [*known, name]
+        return gr.Dropdown(choices=label_choices(names), value=name), names, [*(own or []), name], text, archive
+
+    def give_back(path: str, known: list[str], own: list[str] | None) -> tuple[Any, ...]:
+        name = work.take(path)
+        names = [*known, name]
+        told = f"**{readable(name)}** is open again and chosen above, for you alone."
+        return gr.Dropdown(choices=label_choices(names), value=name), names, [*(own or []), name], told
 
     gr.Markdown(
         "The same kind of part, but **another camera, lamp or batch**, so that good parts are called defective? Choose"
@@ -199,34 +272,34 @@ def add_own_parts(categories: Categories, category: gr.Dropdown, known: gr.State
             with gr.Row():
                 start = gr.Button("Calibrate", variant="primary", min_width=100)
                 stop = gr.Button("Stop", variant="stop", min_width=80)
+            back = gr.UploadButton("Open a zip that you downloaded here", file_types=[".zip"])
     told = gr.Markdown("Nothing calibrated yet.", container=True)
     download = gr.File(label="The calibrated checkpoint", interactive=False)
-    options = {
-        "concurrency_id": "calibrate", "concurrency_limit": 1, "api_visibility": "private", "show_progress_on": told,
-    }  # fmt: skip
-    outputs = [category, known, told, download]
-    running = [
-        start.click(adapt, [files, category, session, known], outputs, **options),
-        folder.upload(adapt, [folder, category, session, known], outputs, **options),
-    ]
-    stop.click(work.runs.stop, session, None, queue=False, api_visibility="private")
-    stop.click(None, None, None, cancels=running)
+    hidden = {"api_visibility": "private", "concurrency_limit": None}
+    options = {**hidden, "show_progress_on": told}
+    outputs, chosen = [category, known, own, told, download], [category, single.moment]
+    for start_event, source in ((start.click, files), (folder.upload, folder)):
+        calibrated = start_event(adapt, [source, category, known, own], outputs, **options)
+        calibrated.success(single.follow, chosen, single.places.all, js=MOMENT, **hidden)
+    opened = back.upload(give_back, [back, known, own], [category, known, own, told], **options)
+    opened.success(single.follow, chosen, single.places.all, js=MOMENT, **hidden)
+    stop.click(work.stop, None, None, queue=False, **hidden)
 
 
-def add_calibrate(categories: Categories) -> None:
+def add_calibrate(categories: Categories, visits: Visits) -> None:
     """Adds the endpoint `/calibrate` and its components."""
-    work = OwnParts(categories)
+    work = OwnParts(categories, visits)
 
     def calibrate(
-        images: list[str],
-        category: str,
+        images: str,
+        category: str = "",
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> tuple[dict[str, Any], str]:
         """Fits a category's statistics, settings and threshold to images of good parts, without training: minutes.
 
         Args:
-            images: photographs of good parts, 10 to 300 of them, or zips of such.
-            category: the kind of product: a name from `categories`, or a repository (user/name) on the Hub.
+            images: a zip of photographs of good parts, 10 to 300 of them.
+            category: a name that `categories` lists, or a repository (user/name) on the Hub; empty for the first.
             progress: told of the progress.
 
         Returns:
@@ -234,14 +307,14 @@ def add_calibrate(categories: Categories) -> None:
             threshold before and after, how many of the images were called defective before), and the checkpoint as a
             zip.
         """
-        own, facts, _, archive = work.adapt(images, category or categories.offered[0], secrets.token_hex(16), progress)
+        if images is None:
+            raise refusal("Give a zip of photographs of good parts.", TITLE)
+        own, facts, _, archive = work.adapt([images], category or categories.offered[0], Run(), progress)
         return {"category": own, **facts}, archive
 
     inputs = [
-        gr.File(file_count="multiple", label="Photographs of good parts, or zips of them"),
+        gr.File(label="Photographs of good parts in a zip"),
         gr.Textbox(categories.offered[0], label="Category: a name from /categories, or user/name on the Hub"),
     ]
     outputs = [gr.JSON(label="Report"), gr.File(label="The checkpoint as a zip")]
-    gr.Button("Calibrate").click(
-        calibrate, inputs, outputs, api_name="calibrate", concurrency_id="calibrate", concurrency_limit=1
-    )
+    gr.Button("Calibrate").click(calibrate, inputs, outputs, api_name="calibrate", concurrency_limit=None)

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 HUB_TAG = "ddad"
 CHOSEN_NAME = "repositories.txt"
 # Between the name of a category and the secret that makes it one visitor's own.
-OWN_MARK = "#"
+OWN_MARK = "~"  # needs no encoding in a link
 SEARCH_AGAIN_SECONDS = 600
 MOST_FOUND = 100
 SEARCH_SECONDS = 5.0
@@ -120,6 +120,7 @@ class Categories:
         Raises:
             CategoryError: if there is no such category or it cannot be loaded.
         """
+        name = str(name)
         # One at a time: two visitors who ask for the same category wait for one copy.
         with self._lock:
             if name not in self._loaded:
@@ -129,6 +130,10 @@ class Categories:
                 forgotten, _ = self._loaded.popitem(last=False)
                 logger.info("Forgetting the category %s.", forgotten)
             return self._loaded[name]
+
+    def holds(self, name: str) -> bool:
+        """Whether a category is a visitor's own, and still kept."""
+        return OWN_MARK in name and name in self._loaded
 
     def add_own(self, name: str, checkpoint: Path) -> str:
         """Takes in a visitor's own version of a category, under a name that nobody can guess.

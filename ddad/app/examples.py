@@ -1,41 +1,49 @@
-"""Example images that the page can offer: those that lie in a checkpoint's folder, and those of installed packages."""
+"""Example images that the page can offer, with what was found on them: made once, stored in a checkpoint's folder.
 
+examples/defective_1.webp            the photograph
+examples/defective_1_heatmap.webp    it under its heatmap
+examples/defective_1_normal.webp     it without its defects
+examples/results.json                verdicts and regions, and of which checkpoint they are
+"""
+
+import functools
+import hashlib
+import json
 import logging
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import PIL.Image
-
-from ddad.datasets.elpv import load_solar_cells
+from ddad.app.inspection import Finding, Inspection, draw_heatmap
+from ddad.pipeline import DDADPipeline
 
 logger = logging.getLogger(__name__)
 
-# In a checkpoint's folder; named `defective_1.webp`, `good_1.webp` and so on.
 FOLDER_NAME = "examples"
+RESULTS_NAME = "results.json"
 CAPTIONS = {"defective": "Defect", "good": "Good"}
 NAME = re.compile(r"(defective|good)_(\d+)")
-# Positions in the test split: cells with cracks, dark regions and broken fingers, then two without defects.
-DEFECTIVE = {"mono": (78, 39, 117, 195), "poly": (160, 200, 240, 280)}
-GOOD = {"mono": (3, 40), "poly": (40, 80)}
+OPACITY = 0.7
 
 
-def write_examples(checkpoint: Path) -> list[tuple[Path, str]]:
-    """Test images of a category with captions, defective ones first, as files that a page may serve.
+@dataclass(frozen=True)
+class Example:
+    """One example, as files that a page may serve.
 
-    Args:
-        checkpoint: the checkpoint's folder, which need not be there.
-
-    Returns:
-        Paths and captions; nothing where neither the folder nor a package carries any.
+    Attributes:
+        path: the photograph.
+        caption: what is said below it.
+        finding, heatmap, normal: what was found on it; None where nothing is stored for this checkpoint as it is.
     """
-    bundled = sorted(path for path in checkpoint.glob(f"{FOLDER_NAME}/*.webp") if NAME.fullmatch(path.stem))
-    if bundled:
-        folder = Path(tempfile.mkdtemp(prefix="ddad-examples-"))
-        return [(Path(shutil.copy(path, folder)), caption(path)) for path in bundled]
-    cell_type = checkpoint.name.removeprefix("solar_cell_")
-    return write_solar_cells(cell_type) if cell_type in DEFECTIVE else []
+
+    path: Path
+    caption: str
+    finding: Finding | None = None
+    heatmap: Path | None = None
+    normal: Path | None = None
 
 
 def caption(path: Path) -> str:
@@ -44,21 +52,77 @@ def caption(path: Path) -> str:
     return f"{CAPTIONS[kind]} {number}"
 
 
-def write_solar_cells(cell_type: str) -> list[tuple[Path, str]]:
-    """Examples from the package `elpv-dataset`; none where it is not installed."""
-    try:
-        cells = load_solar_cells(cell_type)
-    except ImportError as error:
-        logger.warning("No example images: %s", error)
-        return []
-    folder = Path(tempfile.mkdtemp(prefix="ddad-examples-"))
-    examples = []
-    for kind, images, positions in (
-        ("defective", cells.test_defective, DEFECTIVE[cell_type]),
-        ("good", cells.test_good, GOOD[cell_type]),
-    ):
-        for number, position in enumerate(positions, start=1):
-            path = folder / f"{kind}_{number}.webp"
-            PIL.Image.fromarray(images[position]).save(path, lossless=True)
-            examples.append((path, caption(path)))
-    return examples
+def photographs(checkpoint: Path) -> list[Path]:
+    """The example photographs of a checkpoint, defective ones first."""
+    return sorted(path for path in checkpoint.glob(f"{FOLDER_NAME}/*.webp") if NAME.fullmatch(path.stem))
+
+
+def digest(checkpoint: Path) -> str:
+    """What a checkpoint's results depend on, in a word: its settings and the check sums of its weights."""
+    state = hashlib.sha256()
+    for path in sorted(checkpoint.rglob("*.json")):
+        if path.name in ("checksums.json", "model_index.json", "config.json", "scheduler_config.json"):
+            state.update(path.relative_to(checkpoint).as_posix().encode() + b"\0" + path.read_bytes())
+    return state.hexdigest()
+
+
+def read_results(checkpoint: Path) -> dict[str, Finding]:
+    """What was found on the examples; nothing where the checkpoint has changed since."""
+    path = checkpoint / FOLDER_NAME / RESULTS_NAME
+    if not path.is_file():
+        return {}
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    if stored["checkpoint"] != digest(checkpoint):
+        logger.warning("The results of the examples in %s are of another state of the checkpoint.", checkpoint)
+        return {}
+    return {name: Finding.from_dict(values) for name, values in stored["findings"].items()}
+
+
+def write_results(checkpoint: Path, progress: Callable[[Path], None] = lambda _: None) -> None:
+    """Inspects the examples of a checkpoint as the page does and stores what it would show."""
+    pipe = DDADPipeline.from_pretrained(checkpoint)
+    pipe.set_progress_bar_config(disable=True)
+    findings = {}
+    for path in photographs(checkpoint):
+        progress(path)
+        original = pipe.image_processor.read_image(path)
+        scores = pipe.score(original)
+        inspection = Inspection(checkpoint.name, scores, (original.shape[2], original.shape[1]))
+        result = pipe(scores)
+        finding = Finding.of(inspection, result)
+        heatmap = draw_heatmap(original, result, finding.regions, OPACITY)
+        heatmap.save(path.with_name(f"{path.stem}_heatmap.webp"), quality=85, method=6)
+        result.denoised_image[0].save(path.with_name(f"{path.stem}_normal.webp"), quality=92, method=6)
+        findings[path.stem] = asdict(finding)
+    results = {"checkpoint": digest(checkpoint), "findings": findings}
+    (checkpoint / FOLDER_NAME / RESULTS_NAME).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+class Examples:
+    """The examples of the bundled categories, copied to where a page may serve them when they are first asked for.
+
+    Args:
+        folder: holds the checkpoints.
+        categories: the names of those that have examples.
+    """
+
+    def __init__(self, folder: Path, categories: list[str]):
+        self._folder, self._categories = folder, categories
+        self.of = functools.cache(self._of)
+
+    def _of(self, category: str) -> list[Example]:
+        checkpoint = self._folder / category
+        if category not in self._categories or not photographs(checkpoint):
+            return []
+        folder = Path(tempfile.mkdtemp(prefix="ddad-examples-"))
+        findings = read_results(checkpoint)
+        examples = []
+        for path in photographs(checkpoint):
+            shown, finding = Path(shutil.copy(path, folder)), findings.get(path.stem)
+            pictures = [path.with_name(f"{path.stem}_{kind}.webp") for kind in ("heatmap", "normal")]
+            if finding is None or not all(one.is_file() for one in pictures):
+                examples.append(Example(shown, caption(path)))
+                continue
+            heatmap, normal = (Path(shutil.copy(one, folder)) for one in pictures)
+            examples.append(Example(shown, caption(path), finding, heatmap, normal))
+        return examples

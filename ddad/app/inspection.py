@@ -1,8 +1,10 @@
 """From what the pipeline found to what the page shows. Nothing here evaluates a network."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-import pandas as pd
+import numpy as np
 import PIL.Image
 import torch
 
@@ -15,10 +17,9 @@ from ddad.report.regions import Region, find_regions
 
 SHOWN_PIXELS = 4_000_000
 LEAST_DRAWN_SIDE = 900
-HISTOGRAM_BINS = 24
+MOSTLY = 0.6
 REGION_HEADERS = ["Region", "Peak score", "% of the picture", "Left, top, width, height"]
 REGION_TYPES = ["number", "number", "number", "str"]
-GOOD, FLAGGED, THIS = "good parts", "good parts above the threshold", "your image"
 
 
 @dataclass
@@ -30,12 +31,14 @@ class Inspection:
         scores: the score maps; their image is at the size that the page shows.
         size: width and height of the image as it came.
         frames: the steps of denoising, empty before it is denoised.
+        normal: the normal version, None before.
     """
 
     category: str
     scores: DDADScores
     size: tuple[int, int]
     frames: list[PIL.Image.Image] = field(default_factory=list)
+    normal: PIL.Image.Image | None = None
 
     @property
     def shown_size(self) -> tuple[int, int]:
@@ -52,56 +55,81 @@ def shrink(image: torch.Tensor) -> torch.Tensor:
     return DDADImageProcessor.resize(image[None], (round(height * scale), round(width * scale)))[0]
 
 
-def verdict(inspection: Inspection, score: float, threshold: float, is_anomalous: bool, quantile: float) -> str:
-    """The result in words."""
-    found = "## ⚠ Defect found" if is_anomalous else "## ✓ No defect found"
-    relation = "above" if is_anomalous else "not above"
+@dataclass(frozen=True)
+class Finding:
+    """What is said of one image; all of it can be stored beside an example.
+
+    Attributes:
+        is_anomalous, image_score, threshold: the verdict.
+        regions: the defect regions; none on an image that is judged good.
+        unusual: part of the picture whose score is above the threshold, in [0, 1].
+        size: width and height of the image as it came.
+        shown_size: width and height of what the page shows.
+    """
+
+    is_anomalous: bool
+    image_score: float
+    threshold: float
+    regions: tuple[Region, ...]
+    unusual: float
+    size: tuple[int, int]
+    shown_size: tuple[int, int]
+
+    @classmethod
+    def of(cls, inspection: Inspection, result: DDADPipelineOutput) -> "Finding":
+        """What a result says of an inspected image."""
+        unusual = float(np.mean(result.anomaly_map[0] > result.threshold))
+        return cls(
+            result.is_anomalous[0],
+            result.image_score[0],
+            result.threshold,
+            tuple(regions_of(result)),
+            unusual if result.is_anomalous[0] else 0.0,
+            inspection.size,
+            inspection.shown_size,
+        )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Finding":
+        """What `dataclasses.asdict` was made of."""
+        regions = tuple(Region(**one) for one in values["regions"])
+        return cls(
+            **values | {"regions": regions, "size": tuple(values["size"]), "shown_size": tuple(values["shown_size"])}
+        )
+
+
+def verdict(finding: Finding, quantile: float, chosen: bool) -> str:
+    """The result in words.
+
+    Args:
+        finding: the result.
+        quantile: part of good parts that the pipeline's own threshold lets pass.
+        chosen: whether the visitor chose the threshold.
+    """
+    found = "## ⚠ Defect found" if finding.is_anomalous else "## ✓ No defect found"
+    relation = "above" if finding.is_anomalous else "not above"
+    source = "which you chose" if chosen else f"which lets {quantile:.0%} of good parts pass"
     lines = [
         found,
-        f"Score **{score:.1f}**, {relation} the threshold of **{threshold:.1f}**. The score says how far the most"
-        " unusual place lies from good parts, counted in their own standard deviations; the pipeline's own threshold"
-        f" lets {quantile:.0%} of good parts pass.",
+        f"Score **{finding.image_score:.1f}**, {relation} the threshold of **{finding.threshold:.1f}**, {source}. The"
+        " score says how far the most unusual place lies from good parts, counted in their own standard deviations.",
     ]
-    if inspection.shown_size != inspection.size:
+    if finding.unusual >= MOSTLY:
+        lines.insert(
+            1,
+            f"**Most of this picture ({finding.unusual:.0%}) is unlike the good parts that this category knows.** Is"
+            " it such a part? If it is, and good, then the lamp, the camera or the distance has changed: the tab"
+            " *Calibrate* fits the category to a few photographs of your good parts.",
+        )
+    if finding.shown_size != finding.size:
         lines.append(
             "Your image has {}x{} pixels; the page shows it at {}x{}. *Many images* and Python keep the full"
-            " size.".format(*inspection.size, *inspection.shown_size)
+            " size.".format(*finding.size, *finding.shown_size)
         )
     return "\n\n".join(lines)
 
 
-def histogram(normal_scores: list[float], score: float, threshold: float) -> pd.DataFrame:
-    """How many good parts have which score, and where this image lies.
-
-    The scale ends at three times the threshold (or at the highest score of a good part): an image far beyond it stands
-    at the end, so that the good parts stay apart.
-
-    Args:
-        normal_scores: image scores of held-out good parts.
-        score: the image's score.
-        threshold: the threshold.
-
-    Returns:
-        Rows of `score` (middle of a bin), `images` and `kind`.
-    """
-    low = min([*normal_scores, 0.0])
-    high = max([*normal_scores, 3 * threshold, low + 1.0])
-    width = (high - low) / HISTOGRAM_BINS
-
-    def middle(value: float) -> float:
-        index = min(max(int((value - low) / width), 0), HISTOGRAM_BINS - 1)
-        return low + (index + 0.5) * width
-
-    counts: dict[tuple[float, str], int] = {}
-    for one in normal_scores:
-        key = (middle(one), GOOD if one <= threshold else FLAGGED)
-        counts[key] = counts.get(key, 0) + 1
-    rows = [(place, count, kind) for (place, kind), count in sorted(counts.items())]
-    rows.append((middle(score), max(counts.values(), default=1), THIS))
-    return pd.DataFrame(rows, columns=["score", "images", "kind"])
-
-
-def region_rows(regions: list[Region]) -> list[list[float | str]]:
+def region_rows(regions: Sequence[Region]) -> list[list[float | str]]:
     """The table of the defect regions."""
     return [
         [
@@ -128,7 +156,7 @@ def record_of(image: str, result: DDADPipelineOutput) -> Record:
 def draw_heatmap(
     image: torch.Tensor,
     result: DDADPipelineOutput,
-    regions: list[Region],
+    regions: Sequence[Region],
     opacity: float,
     truth: PIL.Image.Image | None = None,
 ) -> PIL.Image.Image:
@@ -140,13 +168,14 @@ def draw_heatmap(
         ValueError: if the ground truth belongs to another image.
     """
     anomaly_map = torch.from_numpy(result.anomaly_map[0])
-    picture = DDADImageProcessor.to_image(
-        DDADImageProcessor.overlay(image, anomaly_map, result.threshold, opacity), "pil"
-    )
+    limit = result.threshold
+    if not result.is_anomalous[0]:  # the score is a mean over cells: single pixels of a good part may lie above it
+        limit = max(limit, float(anomaly_map.max()))
+    picture = DDADImageProcessor.to_image(DDADImageProcessor.overlay(image, anomaly_map, limit, opacity), "pil")
     scale = LEAST_DRAWN_SIDE / max(picture.size)
     if scale > 1:
         picture = picture.resize((round(picture.width * scale), round(picture.height * scale)))
-    picture = drawing.draw_regions(picture, result.anomaly_map[0], result.threshold, regions)
+    picture = drawing.draw_regions(picture, result.anomaly_map[0], result.threshold, list(regions))
     return picture if truth is None else drawing.draw_truth(picture, truth)
 
 

@@ -3,11 +3,12 @@
 import base64
 import html
 import io
+import shutil
 import tempfile
 import time
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,6 +19,9 @@ from ddad.app.categories import Categories
 from ddad.app.compute import evaluates_networks, give_way, needs_gpu
 from ddad.app.inspection import record_of
 from ddad.app.uploads import open_category, output_path, refusal
+from ddad.app.visits import Run, Settings, Stopped, Visits
+from ddad.app.work import MOMENT, SingleImage
+from ddad.datasets.layouts import IMAGE_SUFFIXES
 from ddad.pipeline import DDADPipeline, DDADPipelineOutput
 from ddad.report.export import Record, ResultsArchive
 
@@ -25,8 +29,9 @@ MOST_IMAGES = 200
 LARGEST_FILE = 50 * 2**20
 THUMBNAIL = 72
 REFRESH_SECONDS = 0.7
-HEADERS = ["Picture", "File", "Verdict", "Score", "Regions", "Note"]
-DATATYPES = ["html", "str", "str", "number", "number", "str"]
+HEADERS = ["No.", "Picture", "File", "Verdict", "Score", "Regions", "Note"]
+DATATYPES = ["number", "html", "str", "str", "number", "number", "str"]
+WIDTHS = ["64px", "96px", "190px", "120px", "90px", "100px", "420px"]
 
 
 @dataclass(frozen=True)
@@ -87,18 +92,44 @@ def open_all(paths: list[str], scratch: Path) -> Iterator[Source]:
             yield Source(path.name, path)
 
 
-def inspect_source(pipe: DDADPipeline, source: Source, denoise: bool) -> tuple[Record, DDADPipelineOutput | None]:
-    """One image's record and result; an image that cannot be inspected gives a record with the reason."""
+def inspect_source(
+    pipe: DDADPipeline, source: Source, denoise: bool, settings: Settings | None = None, run: Run | None = None
+) -> tuple[Record, DDADPipelineOutput | None]:
+    """One image's record and result; an image that cannot be inspected gives a record with the reason.
+
+    Args:
+        pipe: the pipeline.
+        source: the image.
+        denoise: whether to make the normal version; one that is under way when the visitor stops is left out.
+        settings: what the visitor chose for the category.
+        run: the batch.
+    """
     if source.path is None:
         return Record(source.name, error=source.error), None
+
+    def after_step(*_: Any) -> None:
+        if run is not None:
+            run.check()
+        give_way()
+
+    chosen = {} if settings is None else {**asdict(settings), "timesteps": list(settings.timesteps)}
     try:
-        result = pipe(source.path, denoise=denoise, callback_on_step_end=lambda *_: give_way())
+        scores = pipe.score(source.path)
+        try:
+            result = pipe(scores, denoise=denoise, callback_on_step_end=after_step, **chosen)
+        except Stopped:
+            result = pipe(scores, denoise=False, **chosen)
     except (TypeError, ValueError) as error:
         return Record(source.name, error=str(error).replace(str(source.path), "This file")), None
     return record_of(source.name, result), result
 
 
-def table_row(record: Record, overlay: PIL.Image.Image | None) -> list[Any]:
+def is_other_file(source: Source) -> bool:
+    """Whether something is no image and does not claim to be one: notes and tables lie in many folders."""
+    return PurePosixPath(source.name).suffix.lower() not in (*IMAGE_SUFFIXES, ".gif", ".ppm", ".pgm", ".zip")
+
+
+def table_row(number: int, record: Record, overlay: PIL.Image.Image | None) -> list[Any]:
     """One row of the table."""
     picture = ""
     if overlay is not None:
@@ -111,17 +142,18 @@ def table_row(record: Record, overlay: PIL.Image.Image | None) -> list[Any]:
     verdict = {True: "⚠ defect", False: "✓ good", None: "✗ not inspected"}[record.is_anomalous]
     score = None if record.image_score is None else round(record.image_score, 2)
     regions = None if record.is_anomalous is None else len(record.regions)
-    return [picture, record.image, verdict, score, regions, record.error or ""]
+    return [number, picture, record.image, verdict, score, regions, record.error or ""]
 
 
-def summary(records: list[Record], done: bool) -> str:
+def summary(records: list[Record], others: int, state: str) -> str:
     """The state of a batch in words."""
     counts = {verdict: sum(one.is_anomalous is verdict for one in records) for verdict in (True, False, None)}
     text = (
         f"**{len(records)} inspected**: {counts[True]} with defects, {counts[False]} good, {counts[None]} that"
         " cannot be read."
     )
-    return text if done else f"{text} More are coming ..."
+    left_out = f" {others} other files were left out." if others else ""
+    return f"{text}{left_out} {state}".strip()
 
 
 class ManyImages:
@@ -129,16 +161,18 @@ class ManyImages:
 
     Args:
         categories: the categories.
+        visits: the visitors, whose settings hold here too.
     """
 
-    def __init__(self, categories: Categories):
+    def __init__(self, categories: Categories, visits: Visits):
         self.categories = categories
-        self.inspect_all = needs_gpu(self._inspect_all)
+        self.visits = visits
+        self.inspect_one = needs_gpu(evaluates_networks(inspect_source))
 
-    def _inspect_all(
-        self, files: list[str] | None, category: str, denoise: bool
+    def inspect_all(
+        self, files: list[str] | None, category: str, denoise: bool, request: gr.Request | None
     ) -> Iterator[tuple[str, list[list[Any]], str | None]]:
-        """Inspects the images one after the other.
+        """Inspects the images one after the other, until all are done or the visitor stops.
 
         Yields:
             The summary, the table so far, and in the end the zip of results.
@@ -146,41 +180,70 @@ class ManyImages:
         if not files:
             raise refusal("Choose images, a folder or a zip first.", "No images yet")
         pipe = open_category(self.categories, category).pipe
-        inspect = evaluates_networks(inspect_source)
+        visit = self.visits.of(request)
+        run, settings = visit.begin_other(), visit.settings.get(category)
+        visit.batch.clear()
         rows: list[list[Any]] = []
-        archive = ResultsArchive(output_path("ddad_results.zip"))
+        archive, others, state = ResultsArchive(output_path("ddad_results.zip")), 0, ""
+        kept = output_path("batch")
+        kept.mkdir()
         shown = 0.0
         yield "Starting ...", rows, None
         with tempfile.TemporaryDirectory(prefix="ddad-") as scratch:
             for source in open_all(files, Path(scratch)):
+                try:
+                    run.check()
+                except Stopped:
+                    state = "Stopped: what is done is kept."
+                    break
+                if is_other_file(source):
+                    others += 1
+                    continue
                 if len(rows) == MOST_IMAGES:
-                    note = (
+                    state = (
                         f"At most {MOST_IMAGES} images at a time: the rest was left out. `ddad predict` has no limit."
                     )
-                    rows.append(table_row(Record("...", error=note), None))
                     break
-                record, result = inspect(pipe, source, denoise)
+                number = len(rows) + 1
+                record, result = self.inspect_one(pipe, source, denoise, settings, run)
                 if result is None:
                     archive.add(record)
-                    rows.append(table_row(record, None))
+                    rows.append(table_row(number, record, None))
                 else:
+                    assert source.path is not None
+                    name = PurePosixPath(source.name.replace("\\", "/")).name or "image"
+                    visit.batch[number] = str(shutil.copy(source.path, kept / f"{number:04d}_{name[-80:]}"))
                     denoised = None if result.denoised_image is None else result.denoised_image[0]
                     archive.add(record, result.anomaly_map[0], result.overlay[0], denoised)
-                    rows.append(table_row(record, result.overlay[0]))
+                    rows.append(table_row(number, record, result.overlay[0]))
                 if time.monotonic() - shown > REFRESH_SECONDS:
                     shown = time.monotonic()
-                    yield summary(archive.records, done=False), rows, None
+                    yield summary(archive.records, others, "More are coming ..."), rows, None
         if not rows:
-            raise refusal("There is no image in what you gave.", "No images found")
-        yield summary(archive.records, done=True), rows, str(archive.close())
+            archive.close().unlink()
+            raise refusal(state or "There is no image in what you gave.", "No images found")
+        yield summary(archive.records, others, state), rows, str(archive.close())
+
+    def stop(self, request: gr.Request) -> None:
+        """Ends the batch after the image under way; what is done is kept."""
+        self.visits.of(request).other.stop()
+
+    def choose_row(self, event: gr.SelectData, request: gr.Request) -> tuple[gr.Tabs, str | None]:
+        """The image of a row, for the tab that shows one."""
+        path = self.visits.of(request).batch.get(int(event.row_value[0]))
+        if path is None or not Path(path).is_file():
+            return gr.skip(), gr.skip()
+        return gr.Tabs(selected="one"), path
 
 
-def add_many_images(categories: Categories, category: gr.Dropdown) -> None:
+def add_many_images(
+    categories: Categories, visits: Visits, category: gr.Dropdown, tabs: gr.Tabs, single: SingleImage
+) -> None:
     """Builds the tab."""
-    work = ManyImages(categories)
+    work = ManyImages(categories, visits)
     gr.Markdown(
         f"Give up to {MOST_IMAGES} images, or a zip of them. A file that cannot be read becomes a row that says why,"
-        " and the others go on. Click a column to sort."
+        " and the others go on. Click a column's name to sort, and a row to see its image in full."
     )
     with gr.Row():
         files = gr.File(
@@ -195,19 +258,21 @@ def add_many_images(categories: Categories, category: gr.Dropdown) -> None:
     progress = gr.Markdown("Nothing inspected yet.", container=True)
     table = gr.Dataframe(
         headers=HEADERS, datatype=DATATYPES, interactive=False, label="Results", max_height=700,
-        column_widths=["100px", "24%", "14%", "9%", "9%", "36%"], wrap=True, show_search="search",
+        column_widths=WIDTHS, wrap=True, show_search="search",
     )  # fmt: skip
     download = gr.File(
         label="Results: heatmaps, maps, normal versions, CSV and JSON lines in one zip", interactive=False
     )
+    chosen = gr.State(None)
 
-    options = {
-        "concurrency_id": "batch", "concurrency_limit": 1, "api_visibility": "private", "show_progress": "minimal",
-        "show_progress_on": progress,
-    }  # fmt: skip
+    hidden = {"api_visibility": "private", "concurrency_limit": None}
+    options = {**hidden, "show_progress": "minimal", "show_progress_on": progress}
     outputs = [progress, table, download]
-    running = [
-        start.click(work.inspect_all, [files, category, denoise], outputs, **options),
-        folder.upload(work.inspect_all, [folder, category, denoise], outputs, **options),
-    ]
-    stop.click(None, None, None, cancels=running)
+    start.click(work.inspect_all, [files, category, denoise], outputs, **options)
+    folder.upload(work.inspect_all, [folder, category, denoise], outputs, **options)
+    stop.click(work.stop, None, None, queue=False, **hidden)
+    places = single.places
+    table.select(work.choose_row, None, [tabs, chosen], **hidden).then(
+        single.inspect_file, [chosen, category, single.moment], places.all, js=MOMENT, trigger_mode="multiple",
+        show_progress_on=places.heatmap, **hidden,
+    )  # fmt: skip

@@ -1,6 +1,5 @@
 """The page in the browser. It calls the pipeline and computes nothing itself."""
 
-import secrets
 from pathlib import Path
 
 import gradio as gr
@@ -9,21 +8,38 @@ import torch
 from ddad.app.about import add_about
 from ddad.app.adapt import add_own_parts
 from ddad.app.api import add_api
-from ddad.app.categories import Categories, CategoryError, label_choices
+from ddad.app.categories import REPOSITORY, Categories, CategoryError, label_choices, readable
 from ddad.app.compute import evaluates_networks
+from ddad.app.examples import Examples
 from ddad.app.many import add_many_images
-from ddad.app.single import KEEP_SECONDS, add_single_image
-from ddad.app.uploads import refusal
+from ddad.app.single import KEEP_SECONDS, MOST_WAITING, add_single_image
+from ddad.app.visits import Visits
+from ddad.app.work import MOMENT, SingleImage
 
 TITLE = "ddad: find the defect, see the part without it"
 INTRODUCTION = f"""# {TITLE}
 A diffusion model that has seen **good parts only** marks what is not normal on your image, and shows the same part as
 it would look without the defect. Images are deleted after an hour, and nobody else sees them."""
 QUEUE_SIZE = 64
+READY = "() => { document.body.dataset.ready = 'yes' }"
 # Looked at every ten minutes, deleted when older than fifty: gone after an hour.
 DELETE_CACHE = (600, KEEP_SECONDS - 600)
+# Examples in one low row, with their words below them; small print and limits that can be read.
+CSS = """
+#examples .grid-wrap { height: auto; max-height: none; min-height: 0; padding: 4px; overflow-x: auto; }
+#examples .grid-container { grid-template-columns: repeat(6, 92px) !important; grid-template-rows: none; gap: 8px; }
+#examples .thumbnail-item { height: 84px; aspect-ratio: auto; }
+#examples .caption-label { left: 0; right: 0; bottom: 0; max-width: none; text-align: center; font-size: 12px;
+    padding: 0 2px; border-radius: 0; }
+#threshold input[type=number] { display: none; }
+#source { font-size: 0.85em; }
+footer, footer * { color: var(--body-text-color) !important; }
+.min_value, .max_value { color: var(--body-text-color) !important; }
+span[data-testid="block-info"] { color: var(--body-text-color) !important; }
+"""
 # What `launch` must be given, wherever the page is launched.
 LAUNCH = {
+    "css": CSS,
     "theme": gr.themes.Soft(primary_hue="indigo", neutral_hue="slate"),
     "max_file_size": "50mb",
     "footer_links": ["api", "settings"],
@@ -31,59 +47,94 @@ LAUNCH = {
     "state_session_capacity": 100,
     "show_error": False,
     "mcp_server": True,
+    # A thread for each who waits for the networks, and some for all that is quick.
+    "max_threads": 3 * MOST_WAITING,
 }
 
 
-def add_hub(
-    page: gr.Blocks, categories: Categories, category: gr.Dropdown, known: gr.State, session: gr.State
-) -> None:
+def add_hub(categories: Categories, work: SingleImage, category: gr.Dropdown, known: gr.State) -> gr.Textbox:
     """The place where a visitor opens a repository that is not in the list: first what it is, then the question."""
 
     def look_up(repository: str):
         try:
             _, description = categories.look_up(repository)
         except CategoryError as error:
-            raise refusal(str(error), "This repository cannot be opened") from None
+            # What is wrong stays readable where it was asked.
+            return f"**{repository.strip() or 'Nothing'} cannot be opened.** {error}", gr.Button(visible=False), ""
         return description, gr.Button(visible=True), repository.strip()
 
     def open_repository(name: str, known: list[str]):
         try:
             categories.get(name)
         except CategoryError as error:
-            raise refusal(str(error), "This repository cannot be opened") from None
+            return gr.skip(), gr.skip(), f"**{name} cannot be opened.** {error}", gr.Button(visible=True)
         names = [*known, *([] if name in known else [name])]
         chosen = gr.Dropdown(choices=label_choices(names), value=name)
         return chosen, names, f"**{name}** is open.", gr.Button(visible=False)
 
-    with gr.Accordion("Another category from the Hugging Face Hub", open=False):
-        with gr.Row():
-            repository = gr.Textbox(label="Repository", placeholder="user/name", scale=3, max_lines=1)
-            check = gr.Button("What is it?", scale=1)
-        description = gr.Markdown()
-        agree = gr.Button("Open it", variant="primary", visible=False)
+    with gr.Row():
+        repository = gr.Textbox(label="Repository", placeholder="user/name", scale=3, max_lines=1)
+        check = gr.Button("What is it?", scale=1)
+    description = gr.Markdown()
+    agree = gr.Button("Open it", variant="primary", visible=False)
     hidden = {"api_visibility": "private"}
     # What is opened is what was described, whatever stands in the field by then.
     described = gr.State("")
     gr.on([check.click, repository.submit], look_up, repository, [description, agree, described], **hidden)
-    agree.click(open_repository, [described, known], [category, known, description, agree], **hidden)
+    opened = agree.click(open_repository, [described, known], [category, known, description, agree], **hidden)
+    opened.then(work.follow, [category, work.moment], work.places.all, js=MOMENT, **hidden)
+    return repository
 
-    def welcome(request: gr.Request):
-        """A link with ?category=NAME opens that category; what carries our tag on the Hub joins the list.
 
-        The session gets a name that nobody can guess: with it Stop finds the visitor's own run.
-        """
-        names = [*categories.offered, *(name for name in categories.search() if name not in categories.offered)]
+def add_welcome(
+    page: gr.Blocks,
+    categories: Categories,
+    work: SingleImage,
+    category: gr.Dropdown,
+    known: gr.State,
+    own: gr.BrowserState,
+    repository: gr.Textbox,
+) -> None:
+    """What happens when somebody comes: a link's category, the visitor's own categories, then those of the Hub."""
+
+    def welcome(before: list[str] | None, request: gr.Request):
+        """A link with ?category=NAME opens that category; what the visitor calibrated before is offered again."""
+        kept = [name for name in before or [] if categories.holds(name)]
+        names = [*categories.offered, *kept]
         asked = request.query_params.get("category")
-        # The Hub may take seconds to answer: what the visitor chose meanwhile stays.
-        value = {"value": asked} if asked in names else {}
-        return (
-            gr.Dropdown(choices=label_choices(names), **value),
-            names,
-            asked if asked and asked not in names else None,
-            secrets.token_hex(16),
-        )
+        chosen = asked if asked and (asked in names or categories.holds(asked)) else categories.offered[0]
+        names += [chosen] if chosen not in names else []
+        unknown = asked is not None and chosen != asked
+        if unknown:
+            words = f"## There is no category *{readable(asked)}* here\n\nThe link names it. Choose another above"
+            if REPOSITORY.fullmatch(asked):
+                words += ", or look it up below, under *Another category from the Hugging Face Hub*"
+            view = work.welcome_with(chosen, f"{words}.", request)
+        elif asked:
+            view = work.welcome(chosen, request)
+        else:
+            work.arrive(chosen, request)
+            view = {}
+        return {
+            **view,
+            # Without a link the visitor may have chosen another one meanwhile, which stays.
+            category: gr.Dropdown(choices=label_choices(names), **({"value": chosen} if asked else {})),
+            known: names,
+            own: kept,
+            repository: asked if unknown and REPOSITORY.fullmatch(asked) else None,
+        }
 
-    page.load(welcome, None, [category, known, repository, session], show_progress="hidden", **hidden)
+    def search(known: list[str]):
+        """What carries our tag on the Hub joins the list; the Hub may take seconds, and nobody waits for it."""
+        names = [*known, *(name for name in categories.search() if name not in known)]
+        return gr.Dropdown(choices=label_choices(names)), names
+
+    hidden = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
+    came = page.load(welcome, own, [*work.places.all, category, known, own, repository], **hidden)
+    came.then(work.examples_of, category, work.example_places, **hidden)
+    came.then(search, known, [category, known], **hidden)
+    came.then(None, None, None, js=READY, **hidden)  # for programs that drive the page
+    page.unload(work.visits.end)
 
 
 def create_page(checkpoints: str | Path) -> gr.Blocks:
@@ -97,23 +148,26 @@ def create_page(checkpoints: str | Path) -> gr.Blocks:
     """
     categories = Categories(checkpoints, "cuda" if torch.cuda.is_available() else "cpu")
     categories.load_offered(evaluates_networks(categories.get))
+    visits, examples = Visits(), Examples(categories.folder, categories.bundled)
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=DELETE_CACHE) as page:
         gr.Markdown(INTRODUCTION)
-        session, known = gr.State(""), gr.State(categories.offered)
-        with gr.Row():
-            category = gr.Dropdown(
-                label_choices(categories.offered), value=categories.offered[0], interactive=True, min_width=280,
-                label="Category: what kind of part is it?",
-            )  # fmt: skip
-            with gr.Column(scale=2, min_width=300):
-                add_hub(page, categories, category, known, session)
-        with gr.Tab("One image"):
-            add_single_image(categories, category, session)
-        with gr.Tab("Many images"):
-            add_many_images(categories, category)
-        with gr.Tab("Calibrate"):
-            add_own_parts(categories, category, known, session)
-        with gr.Tab("About"):
-            add_about()
-        add_api(categories)
+        known = gr.State(categories.offered)
+        own = gr.BrowserState([], storage_key="ddad_own_categories", secret="ddad")
+        category = gr.Dropdown(
+            label_choices(categories.offered), value=categories.offered[0], interactive=True, min_width=280,
+            label="Category: what kind of part is it?",
+        )  # fmt: skip
+        with gr.Tabs() as tabs:
+            with gr.Tab("One image", id="one"):
+                work = add_single_image(categories, visits, examples, category)
+            with gr.Tab("Many images"):
+                add_many_images(categories, visits, category, tabs, work)
+            with gr.Tab("Calibrate"):
+                add_own_parts(categories, visits, category, known, own, work)
+            with gr.Tab("About"):
+                add_about()
+        with gr.Accordion("Another category from the Hugging Face Hub", open=False):
+            repository = add_hub(categories, work, category, known)
+        add_welcome(page, categories, work, category, known, own, repository)
+        add_api(categories, visits)
     return page.queue(max_size=QUEUE_SIZE)

@@ -1,169 +1,253 @@
 """The tab that inspects one image: look, see, ask what if. How it looks, and what follows on what."""
 
 import functools
-from pathlib import Path
+import inspect
+from collections.abc import Callable
+from typing import Any
 
 import gradio as gr
 
 from ddad.app import inspection as views
 from ddad.app.categories import Categories
-from ddad.app.examples import write_examples
+from ddad.app.examples import OPACITY, Example, Examples
+from ddad.app.places import Places
 from ddad.app.uploads import create_image_input
-from ddad.app.work import TALLEST, SingleImage
-from ddad.training.saving import load_record
+from ddad.app.visits import Visits
+from ddad.app.work import FILM, MAPS, MOMENT, TALLEST, WELCOME, SingleImage, introduce
 
 KEEP_SECONDS = 3600
-OPACITY = 0.7
 PICTURE = {
     "format": "png",
     "interactive": False,
     "buttons": ["download", "fullscreen"],
     "show_label": False,
 }
+# Who inspects waits for the networks in the model's thread, which does the quick jobs first: so many may wait there,
+# and as many before the door. What evaluates no network waits for nobody.
+MOST_WAITING = 64
+WAITING = {"concurrency_limit": None, "api_visibility": "private"}
+# In the browser, at once: what stood there goes with the image that it belongs to. Then the server clears once more.
+CLEAR = "() => ['Your image is on its way ...', null, null, '', {headers: [], data: []}, null, null, null]"
+CLEAR_CATEGORY = CLEAR.replace("Your image is on its way ...", "The category is on its way ...")
+MOVE_LINE = "place => ({__type__: 'update', slider_position: place})"
+# On a narrow screen the verdict lies below what was clicked.
+SCROLL = """() => { if (window.innerWidth < 760)
+    document.getElementById('verdict').scrollIntoView({behavior: 'smooth', block: 'start'}) }"""
 
 
-def introduce(checkpoint: Path) -> str:
-    """What stands above a category's examples: what its images show, and whose they are."""
-    record = load_record(checkpoint)
-    return f"Or click an example. {record['config']['data_source'] if record else ''}".rstrip()
-
-
-def add_single_image(categories: Categories, category: gr.Dropdown, session: gr.State) -> None:
-    """Builds the tab."""
-    work = SingleImage(categories)
-    pipe = categories.get(categories.offered[0]).judge
-    found = gr.State(time_to_live=KEEP_SECONDS)
-
-    @functools.cache  # written when a visitor first comes to the category: reading a package takes seconds
-    def examples_of(category: str) -> list[tuple[Path, str]]:
-        return write_examples(categories.folder / category) if category in categories.offered else []
-
-    def choose_example(category: str, event: gr.SelectData) -> tuple[str, None]:
-        return str(examples_of(category)[event.index][0]), None
-
-    def show_examples(category: str) -> tuple[gr.Column, str, list[tuple[Path, str]]]:
-        found = examples_of(category)
-        return gr.Column(visible=bool(found)), introduce(categories.folder / category) if found else "", found
-
-    with gr.Row():
-        with gr.Column(scale=1, min_width=300):
-            image = create_image_input(
-                "Your image",
-                sources=["upload", "clipboard", "webcam"],
-                height=300,
-                alt_text="The image to inspect",
-                elem_id="image",
-            )
-            with gr.Row():
-                find = gr.Button("Find defects", variant="primary")
-                stop = gr.Button("Stop", variant="stop")
-            first = examples_of(categories.offered[0])
-            with gr.Column(visible=bool(first)) as samples_place:
-                source = gr.Markdown(introduce(categories.folder / categories.offered[0]))
-                samples = gr.Gallery(
-                    first, columns=3, height="auto", allow_preview=False, interactive=False, buttons=[],
-                    elem_id="examples", label="Examples", show_label=False,
-                )  # fmt: skip
-            with gr.Accordion("Compare with a ground truth", open=False):
-                truth = create_image_input(
-                    "Mask of the true defects: every pixel above zero", sources=["upload", "clipboard"], height=200,
-                    alt_text="The mask of the true defects", elem_id="truth",
-                )  # fmt: skip
-        with gr.Column(scale=3, min_width=320):
-            answer = gr.Markdown("Drop an image, or click an example. The heatmap takes a second.", container=True)
-            with gr.Row():
-                with gr.Column(min_width=280):
-                    gr.Markdown("**Heatmap.** Without colour where the part is like good ones.")
-                    heatmap = gr.Image(
-                        label="Heatmap",
-                        alt_text="Your image under its heatmap, with outlines of the defect regions",
-                        **PICTURE,
-                    )
-                with gr.Column(min_width=280):
-                    gr.Markdown("**Normal version.** Drag the line: your image is on the left of it.")
-                    slider = gr.ImageSlider(label="Normal version", max_height=TALLEST, **PICTURE)
-            opacity = gr.Slider(0, 1, OPACITY, step=0.05, label="Opacity of the heatmap")
-            with gr.Row():
-                with gr.Column(min_width=280):
-                    gr.Markdown("**Where your image lies among good parts.**")
-                    scores = gr.BarPlot(
-                        x="score", y="images", color="kind", x_title="Score", y_title="Good parts", color_title="",
-                        color_map={views.GOOD: "#3b82f6", views.FLAGGED: "#f59e0b", views.THIS: "#dc2626"},
-                        height=260, label="Scores of good parts", show_label=False, buttons=[],
-                    )  # fmt: skip
-                regions = gr.Dataframe(
-                    headers=views.REGION_HEADERS, datatype=views.REGION_TYPES, interactive=False, min_width=280,
-                    label="Defect regions, numbered as on the heatmap; boxes in pixels", max_height=260, wrap=True,
-                    column_widths=["18%", "22%", "26%", "34%"],
-                )  # fmt: skip
-            with gr.Accordion("What if: other limits and weights", open=False):
-                gr.Markdown(
-                    "These controls combine the maps that are already there, so they answer at once. *Alpha* weighs"
-                    " the pixel score against the feature score; moving it or the noise levels measures the threshold"
-                    " anew on good parts."
-                )
-                with gr.Row():
-                    threshold = gr.Slider(
-                        0, 10, 3, step=0.01, label="Threshold: score above which a part is defective"
-                    )
-                    alpha = gr.Slider(0, 1, pipe.config.alpha, step=0.05, label="Alpha: 0 features, 1 pixels alone")
-                    levels = gr.CheckboxGroup(pipe.timesteps, value=pipe.timesteps, label="Noise levels")
-                with gr.Row():
-                    again = gr.Button("Make the normal version with these settings")
-                    reset = gr.Button("Back to the pipeline's own choice")
-            with gr.Accordion("How the defect was removed, step by step", open=False), gr.Row():
-                film = gr.Gallery(
-                    label="Denoising steps", show_label=False, columns=6, height="auto", object_fit="contain",
-                    format="png", interactive=False, scale=3,
-                )  # fmt: skip
-                animation = gr.Image(
-                    label="Animation of the steps", show_label=False, type="filepath", interactive=False,
-                    buttons=["download"], alt_text="The denoising steps, one after the other", scale=1, min_width=200,
-                )  # fmt: skip
-            with gr.Accordion("Why: the maps behind the heatmap", open=False):
-                gr.Markdown(
-                    "All on one fixed scale: black like good parts, orange near the threshold, white at twice it and"
-                    " more. The *pixel score* says where the picture surprises the diffusion model, the *feature"
-                    " score* where it looks unlike good parts; *combined*, by alpha, they decide."
-                )
-                maps = gr.Gallery(
-                    label="Maps", show_label=False, columns=3, height="auto", object_fit="contain", format="png",
-                    interactive=False,
-                )  # fmt: skip
-
-    # The slider shows a threshold; this is what a visitor chose, or None for the one measured on good parts.
-    limit = gr.State(None)
-    judged = [answer, heatmap, scores, regions, maps]
-    settings = [alpha, levels, limit]
-    views_inputs = [opacity, truth]
-    hidden = {"api_visibility": "private"}
-    fast = {**hidden, "concurrency_id": "judge", "concurrency_limit": 4, "show_progress": "hidden"}
-    slow = {**hidden, "concurrency_id": "denoise", "concurrency_limit": 1, "show_progress_on": slider}
-
-    image.input(lambda: None, None, truth, show_progress="hidden", **hidden)
-    chosen = samples.select(choose_example, category, [image, truth], show_progress="hidden", **hidden)
-    running = []
-    for start in (find.click, image.input, chosen.then):
-        looked = start(
-            work.look, [image, category], [found, limit, slider, film, animation],
-            concurrency_id="look", concurrency_limit=2, show_progress_on=heatmap, **hidden,
+def create_samples(shown: list[Example]) -> tuple[gr.Row, gr.Gallery]:
+    """The row of examples, and where it stands."""
+    with gr.Row(visible=bool(shown)) as place:
+        samples = gr.Gallery(
+            [(one.path, one.caption) for one in shown], columns=6, height=100, allow_preview=False, interactive=False,
+            buttons=[], elem_id="examples", label="Examples", show_label=False, object_fit="cover", container=False,
         )  # fmt: skip
-        seen = looked.success(
-            work.judge_by_default, [found, *views_inputs], [alpha, levels, limit, threshold, *judged], **fast
+    return place, samples
+
+
+def create_input(first: str | None, words: str) -> tuple[Any, ...]:
+    """The column that takes images: image, buttons, ground truth, and whose images the examples are."""
+    image = create_image_input(
+        first,
+        label="Your image",
+        sources=["upload", "clipboard", "webcam"],
+        height=280,
+        alt_text="The image to inspect",
+        elem_id="image",
+    )
+    with gr.Row():
+        find = gr.Button("Find defects", variant="primary", min_width=120)
+        stop = gr.Button("Stop", variant="stop", min_width=80)
+    with gr.Accordion("Compare with a ground truth", open=False):
+        truth = create_image_input(
+            label="Mask of the true defects: every pixel above zero", sources=["upload", "clipboard"], height=200,
+            alt_text="The mask of the true defects", elem_id="truth",
+        )  # fmt: skip
+    source = gr.Markdown(words, elem_id="source")
+    return image, find, stop, truth, source
+
+
+def create_results(values: dict[str, Any]) -> tuple[Any, ...]:
+    """The column that shows what was found, down to its regions; at first what the page opens with."""
+    answer = gr.Markdown(values.get("answer", WELCOME), container=True, elem_id="verdict")
+    with gr.Row():
+        with gr.Column(min_width=280):
+            gr.Markdown("**Heatmap.** Without colour where the part is like good ones.")
+            heatmap = gr.Image(
+                values.get("heatmap"),
+                label="Heatmap",
+                alt_text="Your image under its heatmap, with outlines of the defect regions",
+                elem_id="heatmap",
+                **PICTURE,
+            )
+        with gr.Column(min_width=280):
+            gr.Markdown("**Normal version.** Drag the line: your image is on the left of it.")
+            slider = gr.ImageSlider(
+                values.get("slider"), label="Normal version", max_height=TALLEST, elem_id="compare", **PICTURE
+            )
+    with gr.Row():
+        opacity = gr.Slider(0, 1, OPACITY, step=0.05, label="Opacity of the heatmap", buttons=[], min_width=280)
+        # The line over the pictures cannot be reached with the keyboard; this can.
+        line = gr.Slider(
+            0, 100, 50, step=5, label="Line between your image and the normal version", buttons=[], min_width=280
         )
-        denoised = seen.success(work.denoise, [found, *settings, session], [found, slider, film], **slow)
-        running += [looked, seen, denoised, denoised.success(work.animate, found, animation, **fast)]
-    repeated = again.click(work.denoise, [found, *settings, session], [found, slider, film], **slow)
-    running += [repeated, repeated.success(work.animate, found, animation, **fast)]
-    stop.click(work.runs.stop, session, None, queue=False, **hidden)
-    stop.click(None, None, None, cancels=running)
+        line.input(None, line, slider, js=MOVE_LINE, show_progress="hidden", api_visibility="private")
+    with gr.Row():
+        with gr.Column(min_width=280):
+            gr.Markdown("**Where your image lies among good parts.**")
+            histogram = gr.HTML(values.get("histogram", ""), elem_id="histogram")
+        regions = gr.Dataframe(
+            values.get("regions"), headers=views.REGION_HEADERS, datatype=views.REGION_TYPES, interactive=False,
+            min_width=280, max_height=260, wrap=True,
+            label="Defect regions, numbered as on the heatmap; boxes in pixels",
+            column_widths=["18%", "22%", "26%", "34%"],
+        )  # fmt: skip
+    return answer, heatmap, slider, opacity, histogram, regions
+
+
+def create_controls(categories: Categories) -> tuple[Any, ...]:
+    """The places that are closed at first: what if, the steps, the maps."""
+    pipe = categories.get(categories.offered[0]).judge
+    with gr.Accordion("What if: other limits and weights", open=False):
+        gr.Markdown(
+            "These controls combine the maps that are already there, so they answer at once, and hold for this"
+            " category in all tabs until you leave the page. *Alpha* weighs the pixel score against the feature score;"
+            " moving it or the noise levels measures the threshold anew on good parts."
+        )
+        with gr.Row():
+            limit = gr.Number(
+                pipe.threshold, minimum=0, precision=2, label="Threshold: score above which a part is defective",
+                min_width=160,
+            )  # fmt: skip
+            threshold = gr.Slider(0, 10, 3, step=0.01, label="The same, to drag", buttons=[], elem_id="threshold")
+            alpha = gr.Slider(
+                0, 1, pipe.config.alpha, step=0.05, label="Alpha: 0 features, 1 pixels alone", buttons=[]
+            )
+            levels = gr.CheckboxGroup(pipe.timesteps, value=pipe.timesteps, label="Noise levels")
+        with gr.Row():
+            again = gr.Button("Make the normal version with these settings")
+            reset = gr.Button("Back to the pipeline's own choice")
+    film_place = gr.Accordion("How the defect was removed, step by step", open=False)
+    with film_place, gr.Row():
+        film = gr.Gallery(
+            label="Denoising steps", show_label=False, columns=6, height="auto", object_fit="contain",
+            format="png", interactive=False, scale=3,
+        )  # fmt: skip
+        animation = gr.Image(
+            label="Animation of the steps", show_label=False, type="filepath", interactive=False,
+            buttons=["download"], alt_text="The denoising steps, one after the other", scale=1, min_width=200,
+        )  # fmt: skip
+    maps_place = gr.Accordion("Why: the maps behind the heatmap", open=False)
+    with maps_place:
+        gr.Markdown(
+            "All on one fixed scale: black like good parts, orange near the threshold, white at twice it and"
+            " more. The *pixel score* says where the picture surprises the diffusion model, the *feature"
+            " score* where it looks unlike good parts; *combined*, by alpha, they decide."
+        )
+        maps = gr.Gallery(
+            label="Maps", show_label=False, columns=3, height="auto", object_fit="contain", format="png",
+            interactive=False,
+        )  # fmt: skip
+    return limit, threshold, alpha, levels, again, reset, film_place, film, animation, maps_place, maps
+
+
+def add_single_image(categories: Categories, visits: Visits, examples: Examples, category: gr.Dropdown) -> SingleImage:
+    """Builds the tab; returns what it does, for the page's other events."""
+    work = SingleImage(categories, visits, examples)
+    shown, moment = gr.State(0), gr.Number(0, visible=False)
+    work.moment = moment
+    first = examples.of(categories.offered[0])
+    samples_place, samples = create_samples(first)
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=1, min_width=320):
+            image, find, stop, truth, source = create_input(
+                str(first[0].path) if first else None,
+                introduce(categories.folder / categories.offered[0]) if first else "",
+            )
+        with gr.Column(scale=3, min_width=320):
+            finished = bool(first) and first[0].finding is not None
+            values = work.stored_values(categories.offered[0], first[0]) if finished else {}
+            answer, heatmap, slider, opacity, histogram, regions = create_results(values)
+            limit, threshold, alpha, levels, again, reset, film_place, film, animation, maps_place, maps = (
+                create_controls(categories)
+            )
+    places = work.places = Places(
+        image,
+        truth,
+        answer,
+        heatmap,
+        slider,
+        histogram,
+        regions,
+        limit,
+        threshold,
+        alpha,
+        levels,
+        film,
+        animation,
+        maps,
+        shown,
+    )
+    results, views_inputs = places.all, [opacity, truth]
+    hidden = {**WAITING, "show_progress": "hidden"}
+
+    work.example_places = [samples_place, source, samples]
+
+    # An image that is given, or taken away: a run of its own. None is held back because another is under way.
+    image.input(None, None, places.results, js=CLEAR, **hidden)
+    given, timed = [image, category, opacity, moment], {"js": MOMENT, **run_options(heatmap)}
+    starts = [
+        find.click(work.inspect_image, given, results, **timed),
+        image.input(work.inspect_image, given, results, **timed),
+        samples.select(work.inspect_example, given[1:], results, **timed),
+        again.click(work.repair_again, [*views_inputs, moment], results, js=MOMENT, **run_options(slider)),
+    ]
+    samples.select(None, None, None, js=SCROLL, **hidden)
+    for start in starts:
+        start.then(work.settle, shown, results, **hidden)
+    stop.click(work.stop, None, None, queue=False, **hidden)
+    category.change(work.examples_of, category, work.example_places, **hidden)
+    category.input(None, None, places.results, js=CLEAR_CATEGORY, **hidden)
+    followed = category.input(work.follow, [category, moment], results, js=MOMENT, **hidden)
+    followed.then(work.settle, shown, results, **hidden)
 
     # While a slider moves, the last of its values counts.
-    live = {**fast, "trigger_mode": "always_last"}
-    threshold.input(work.judge_chosen, [found, alpha, levels, threshold, *views_inputs], [limit, *judged], **live)
+    live = {**hidden, "trigger_mode": "always_last"}
+    limit.input(work.type_threshold, [limit, *views_inputs], results, **live)
+    threshold.input(work.drag_threshold, [threshold, *views_inputs], results, **live)
     for redraw in (opacity.input, truth.input, truth.clear):
-        redraw(work.judge, [found, *settings, *views_inputs], judged, **live)
+        redraw(work.redraw, views_inputs, results, **live)
     for combine in (alpha.input, levels.input):
-        combine(work.judge_measured, [found, alpha, levels, *views_inputs], [limit, threshold, *judged], **live)
-    reset.click(work.judge_by_default, [found, *views_inputs], [alpha, levels, limit, threshold, *judged], **fast)
-    category.change(show_examples, category, [samples_place, source, samples], show_progress="hidden", **hidden)
+        combine(work.choose_weights, [alpha, levels, *views_inputs], results, **live)
+    reset.click(work.choose_default, views_inputs, results, **live)
+    for place, name, target in ((film_place, FILM, film), (maps_place, MAPS, maps)):
+        place.expand(bind(work.open_place, name), None, results, **run_options(target))
+        place.collapse(bind(work.close_place, name), None, None, queue=False, **hidden)
+    return work
+
+
+def run_options(place: Any) -> dict[str, Any]:
+    """Of an event that may take seconds: progress is shown in the place that it fills, and a second one may start."""
+    waiting = {**WAITING, "concurrency_id": "networks", "concurrency_limit": MOST_WAITING}
+    return {**waiting, "trigger_mode": "multiple", "show_progress": "full", "show_progress_on": place}
+
+
+def bind(method: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """A method with its first argument given, as Gradio must see it: with the other arguments' types."""
+    bound = functools.partial(method, name)
+    signature = inspect.signature(method)
+    rest = list(signature.parameters.values())[1:]
+
+    if inspect.isgeneratorfunction(method):
+
+        def event(*args: Any):
+            yield from bound(*args)
+    else:
+
+        def event(*args: Any):
+            return bound(*args)
+
+    event.__signature__ = signature.replace(parameters=rest)  # type: ignore[attr-defined]
+    event.__annotations__ = {key: value for key, value in method.__annotations__.items() if key != "name"}
+    event.__name__ = f"{method.__name__}_{name}"
+    return event

@@ -10,9 +10,8 @@ from gradio.components.image import ImageData
 from gradio.utils import get_upload_folder
 
 from ddad.app.categories import Categories, Category, CategoryError
-from ddad.images_ddad import DDADImageProcessor, decoding, open_picture
+from ddad.images_ddad import decoding, open_picture
 
-UNREADABLE = "This file is damaged or cut off and cannot be read: save it again as PNG or JPEG."
 UNREADABLE_TITLE = "This image cannot be inspected"
 
 
@@ -29,35 +28,22 @@ def open_category(categories: Categories, name: str) -> Category:
         raise refusal(str(error), "This category cannot be opened") from None
 
 
-def check_picture(path: str, title: str) -> None:
-    """Refuses a file that is no image of the formats that are read, or one that is too large; decodes nothing.
+class ImageFile(gr.Image):
+    """An image input that passes files on as they are: whoever reads one says what is wrong with it.
 
-    Raises:
-        gr.Error: under the given title.
+    Gradio itself would open it with every decoder that Pillow has, and start the programs that some of them need.
     """
-    try:
-        DDADImageProcessor().open_file(path).close()
-    except ValueError as error:
-        raise refusal(str(error).replace(path, "This file"), title) from None
+
+    is_template = True  # for the browser it is an image
+
+    def preprocess(self, payload: ImageData | None) -> str | None:
+        """The file's path on this machine."""
+        return None if payload is None else payload.path
 
 
-def create_image_input(label: str, **options: Any) -> gr.Image:
-    """An image input that passes files on as they are, and says so when one is no image."""
-    component = gr.Image(type="filepath", image_mode=None, label=label, **options)
-    preprocess = component.preprocess
-
-    def preprocess_or_refuse(payload: ImageData | None) -> Any:
-        # Gradio opens what it is given with every decoder that Pillow has: it gets to see what we have recognised.
-        if payload is not None and payload.path:
-            check_picture(payload.path, UNREADABLE_TITLE)
-        try:
-            return preprocess(payload)
-        except Exception:  # decoders raise what they like
-            raise refusal(UNREADABLE) from None
-
-    # A subclass would need a front end of its own.
-    component.preprocess = preprocess_or_refuse  # type: ignore[method-assign]
-    return component
+def create_image_input(value: str | None = None, **options: Any) -> ImageFile:
+    """An image input whose events get the file's path."""
+    return ImageFile(value, type="filepath", image_mode=None, **options)
 
 
 def read_mask(path: str) -> PIL.Image.Image:
@@ -67,7 +53,6 @@ def read_mask(path: str) -> PIL.Image.Image:
         gr.Error: if the file is no image.
     """
     title = "This ground truth cannot be drawn"
-    check_picture(path, title)
     try:
         with decoding("This file"), open_picture(path) as picture:
             return picture.convert("L")

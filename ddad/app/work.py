@@ -1,50 +1,104 @@
-"""What the tab for one image does: score, denoise, judge anew. Every public method is an event of the page."""
+"""What the tab for one image does: inspect, repair, judge anew. Every public method is an event of the page.
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+One run of one visitor is one call of `inspect_image`: it clears what stood there, shows verdict and heatmap, and then
+the normal version. All that it shows passes `Visit.show`, which drops what belongs to no newest run.
+"""
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import PIL.Image
 
 from ddad.app import inspection as views
 from ddad.app.categories import Categories, Category, readable
 from ddad.app.compute import QUICK, evaluates_networks, give_way, needs_gpu
-from ddad.app.inspection import Inspection
+from ddad.app.examples import OPACITY, Example, Examples
+from ddad.app.histogram import draw_histogram
+from ddad.app.inspection import Finding, Inspection
+from ddad.app.places import Places
 from ddad.app.uploads import open_category, output_path, read_mask, refusal
+from ddad.app.visits import Run, Settings, Stopped, Visit, Visits
+from ddad.images_ddad import DDADImageProcessor, open_picture
 from ddad.pipeline import DDADPipeline, DDADPipelineOutput
 from ddad.report.drawing import save_animation
+from ddad.training.saving import load_record
 
 DENOISING_STEPS = 60
 TALLEST = 560  # of pictures on the screen, in its pixels
+SLOW_PIXELS = 12_000_000
+PIXELS_A_SECOND = 4_000_000
+# The last input becomes the moment of the click: the server may see two of them in the other order.
+MOMENT = "(...inputs) => [...inputs.slice(0, -1), performance.timeOrigin + performance.now()]"
+WELCOME = "Drop an image, or click an example. The heatmap takes a second."
+FILM, MAPS = "film", "maps"  # places that are filled only for who opens them
 
 
-class Stopped(Exception):  # noqa: N818 - nothing went wrong
-    """A visitor pressed Stop."""
+def save_picture(picture: PIL.Image.Image, name: str) -> str:
+    """A picture as a file whose name says what it is, for the visitor alone."""
+    path = output_path(f"{name}.png")
+    picture.save(path)
+    return str(path)
 
 
-class Runs:
-    """The denoising runs under way, so that Stop ends the work and not only the waiting."""
+def unless_overtaken(method: Callable[..., Any]) -> Callable[..., Any]:
+    """An event that changes nothing where the browser has asked for something newer meanwhile."""
+    if inspect.isgeneratorfunction(method):
 
-    def __init__(self) -> None:
-        self._stops: dict[str, threading.Event] = {}
+        @functools.wraps(method)
+        def event(self: "SingleImage", *args: Any, **kwargs: Any) -> Any:
+            try:
+                yield from method(self, *args, **kwargs)
+            except Stopped:
+                yield self.places.nothing
 
-    @contextmanager
-    def run(self, session: str) -> Iterator[threading.Event]:
-        """A run of a session; the event is set when it is stopped."""
-        event = self._stops[session] = threading.Event()
+        return event
+
+    @functools.wraps(method)
+    def quick_event(self: "SingleImage", *args: Any, **kwargs: Any) -> Any:
         try:
-            yield event
-        finally:
-            if self._stops.get(session) is event:
-                del self._stops[session]
+            return method(self, *args, **kwargs)
+        except Stopped:
+            return self.places.nothing
 
-    def stop(self, session: str) -> None:
-        """Stops the session's run, if there is one."""
-        if session in self._stops:
-            self._stops[session].set()
+    return quick_event
+
+
+def show_picture(picture: PIL.Image.Image | Path, name: str) -> gr.Image:
+    """A picture for the heatmap's place, no taller than the screen."""
+    if isinstance(picture, Path):
+        with PIL.Image.open(picture) as stored:
+            width, height = stored.size
+        return gr.Image(str(picture), height=None if width >= height else TALLEST)
+    return gr.Image(save_picture(picture, name), height=None if picture.width >= picture.height else TALLEST)
+
+
+def introduce(checkpoint: Path) -> str:
+    """What stands below a category's examples: what its images show, and whose they are."""
+    record = load_record(checkpoint)
+    return record["config"]["data_source"] if record else ""
+
+
+def time_needed(path: str) -> str:
+    """Of a large image, how long it takes to read; nothing of others, and of what is no image."""
+    try:
+        with open_picture(path) as picture:
+            pixels = picture.width * picture.height
+    except Exception:  # the inspection itself will say what is wrong with it
+        return ""
+    if pixels < SLOW_PIXELS:
+        return ""
+    return f" It has {pixels / 1e6:.0f} megapixels: this takes about {pixels / PIXELS_A_SECOND:.0f} seconds."
+
+
+def stem(path: str | None) -> str:
+    """What the files that are made of an image are called by."""
+    return Path(path).stem[:60] if path else "image"
 
 
 class SingleImage:
@@ -52,171 +106,466 @@ class SingleImage:
 
     Args:
         categories: the categories.
+        visits: the visitors.
+        examples: the examples of the categories.
     """
 
-    def __init__(self, categories: Categories):
+    def __init__(self, categories: Categories, visits: Visits, examples: Examples):
         self.categories = categories
-        self.runs = Runs()
+        self.visits = visits
+        self.examples = examples
         self.look = needs_gpu(evaluates_networks(self._look, QUICK))
-        self.denoise = needs_gpu(evaluates_networks(self._denoise))
+        self.repair = needs_gpu(evaluates_networks(self._repair))
+        self.places: Places
+        self.example_places: list[Any]
+        self.moment: gr.Number
 
-    def _look(
-        self,
-        path: str | None,
-        category: str,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008
-    ) -> tuple[Any, ...]:
-        """Scores an image, one evaluation of the U-Net, and clears what belongs to the image before it."""
-        if path is None:
-            raise refusal("Choose an image first, or click an example.")
-        progress(0.1, desc=f"Opening the category {readable(category)}")
+    # ---------------------------------------------------------------------------------------------------- the networks
+
+    def _look(self, path: str, category: str) -> Inspection:
+        """Scores an image: one evaluation of the U-Net."""
         pipe = self.open(category).pipe
-        levels = ", ".join(map(str, pipe.timesteps))
-        progress(0.4, desc=f"Looking for defects at the noise levels {levels}")
         try:
             original = pipe.image_processor.read_image(path)
             scores = pipe.score(original)
         except (TypeError, ValueError) as error:
             raise refusal(str(error).replace(path, Path(path).name)) from None
         shown = replace(scores, images=[views.shrink(original)])
-        return Inspection(category, shown, (original.shape[2], original.shape[1])), None, None, None, None
+        return Inspection(category, shown, (original.shape[2], original.shape[1]))
 
-    def _denoise(
-        self,
-        found: Inspection | None,
-        alpha: float,
-        timesteps: list[int],
-        threshold: float | None,
-        session: str,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008
-    ) -> tuple[Any, ...]:
-        """Makes the normal version."""
-        found = self.require(found)
+    def _repair(self, found: Inspection, settings: Settings, run: Run, progress: gr.Progress) -> Inspection:
+        """Makes the normal version; returns the inspection with the steps and the last of them."""
         pipe = self.open(found.category).pipe
         most = pipe.denoiser.most_steps(DENOISING_STEPS)
         progress(0, desc="Removing the defect")
-        with self.runs.run(session) as stopped:
 
-            def after_step(_: DDADPipeline, step: int, __: int, ___: dict[str, Any]) -> None:
-                if stopped.is_set():
+        def after_step(_: DDADPipeline, step: int, __: int, ___: dict[str, Any]) -> None:
+            run.check()
+            give_way()
+            progress((step + 1, most), desc=f"Removing the defect: step {step + 1} of at most {most}", unit="steps")
+
+        result = pipe(
+            found.scores,
+            alpha=settings.alpha,
+            timesteps=list(settings.timesteps),
+            threshold=settings.threshold,
+            num_denoising_steps=DENOISING_STEPS,
+            callback_on_step_end=after_step,
+        )
+        return replace(found, frames=result.intermediates[0], normal=result.denoised_image[0])
+
+    # -------------------------------------------------------------------------------------------------------- one run
+
+    @unless_overtaken
+    def inspect_image(
+        self,
+        path: str | None,
+        category: str,
+        opacity: float,
+        moment: float,
+        request: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> Iterator[dict[Any, Any]]:
+        """A new image: clears, finds, repairs. No image clears alone."""
+        visit = self.visits.of(request)
+        path = visit.originals.get(Path(path).name, path) if path else None
+        run = visit.begin(category, path, moment)
+        places = self.places
+        start = {places.truth: None, places.shown: run.number}
+        if path is None:
+            yield visit.show(run, {**places.cleared(WELCOME), **start})
+            return
+        words = f"Looking at your image as *{readable(category)}* ...{time_needed(path)}"
+        yield visit.show(run, {**places.cleared(words), **start, **self.preview(visit, path)})
+        yield from self.finish(visit, run, opacity, None, progress)
+
+    def preview(self, visit: Visit, path: str) -> dict[Any, Any]:
+        """What the browser can show of a TIFF in place of it; nothing for the formats that browsers know."""
+        if Path(path).suffix.lower() not in (".tif", ".tiff"):
+            return {}
+        processor = DDADImageProcessor()
+        try:
+            small = processor.to_image(views.shrink(processor.read_image(path)), "pil")
+        except ValueError:  # the inspection itself will say what is wrong with it
+            return {}
+        shown = save_picture(small, f"{stem(path)}_preview_{visit.run.number}")
+        visit.originals[Path(shown).name] = path
+        return {self.places.image: shown}
+
+    @unless_overtaken
+    def inspect_file(
+        self,
+        path: str | None,
+        category: str,
+        moment: float,
+        request: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> Iterator[dict[Any, Any]]:
+        """An image that is already here: a row of the table of many."""
+        if path is None:
+            yield self.places.nothing
+            return
+        visit = self.visits.of(request)
+        run = visit.begin(category, path, moment)
+        start = {self.places.image: path, self.places.truth: None, self.places.shown: run.number}
+        yield visit.show(run, {**self.places.cleared("Looking at this image ..."), **start})
+        yield from self.finish(visit, run, OPACITY, None, progress)
+
+    @unless_overtaken
+    def inspect_example(
+        self,
+        category: str,
+        opacity: float,
+        moment: float,
+        event: gr.SelectData,
+        request: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> Iterator[dict[Any, Any]]:
+        """An example: what was found on it is stored, and shown at once where the visitor changed no setting."""
+        visit = self.visits.of(request)
+        example = self.examples.of(category)[event.index]
+        run = visit.begin(category, str(example.path), moment)
+        places = self.places
+        start = {places.image: str(example.path), places.truth: None, places.shown: run.number}
+        if example.finding is not None and category not in visit.settings:
+            yield visit.show(run, {**self.show_stored(category, example), **start})
+            yield from self.fill_opened(visit, run, progress)
+            return
+        yield visit.show(run, {**places.cleared("Looking at the example ..."), **start})
+        yield from self.finish(visit, run, opacity, None, progress)
+
+    def finish(
+        self, visit: Visit, run: Run, opacity: float, truth: str | None, progress: gr.Progress
+    ) -> Iterator[dict[Any, Any]]:
+        """From an image to all that is shown of it. The last that is yielded is empty: Gradio sends it twice."""
+        places = self.places
+        try:
+            progress(0.2, desc="Looking for defects")
+            self.ensure_found(visit, run)
+            yield visit.show(run, self.judge_now(visit, opacity, truth, sliders=True))
+            run.check()
+            yield from self.repair_now(visit, run, progress)
+        except Stopped:
+            if visit.found is None:
+                yield visit.show(run, places.cleared("Stopped. *Find defects* looks again."))
+        except gr.Error as error:
+            yield visit.show(run, places.cleared(f"## ✗ {error.title}\n\n{error.message}"))
+        yield self.places.nothing
+
+    def repair_now(self, visit: Visit, run: Run, progress: gr.Progress) -> Iterator[dict[Any, Any]]:
+        """The normal version with the settings as they are."""
+        places, found = self.places, visit.found
+        assert found is not None
+        repaired = self.repair(found, self.settings_of(visit), run, progress)
+        with visit.lock:
+            run.check()
+            if run is visit.run:
+                visit.found = repaired
+        original = self.open(found.category).judge.image_processor.to_image(found.scores.images[0], "pil")
+        name = stem(visit.path)
+        pair = (save_picture(original, f"{name}_original"), save_picture(repaired.normal, f"{name}_normal_version"))
+        yield visit.show(run, {places.slider: pair, places.shown: run.number})
+        yield from self.fill_opened(visit, run, progress)
+
+    def ensure_found(self, visit: Visit, run: Run) -> Inspection:
+        """The scores of the run's image, evaluated if they are not there yet (of a stored example, they are not).
+
+        Raises:
+            Stopped: if another image was given meanwhile.
+        """
+        with visit.lock:
+            found, path, category = visit.found, visit.path, visit.category
+        if found is None:
+            if path is None:
+                raise refusal("Give an image first: there is nothing to judge yet.", "No image yet")
+            found = self.look(path, category)
+            with visit.lock:
+                if run is not visit.run:
                     raise Stopped
-                give_way()
-                progress(
-                    (step + 1, most), desc=f"Removing the defect: step {step + 1} of at most {most}", unit="steps"
-                )
+                visit.found = found
+        return found
 
-            try:
-                result = pipe(
-                    found.scores,
-                    alpha=alpha,
-                    timesteps=timesteps,
-                    threshold=threshold,
-                    num_denoising_steps=DENOISING_STEPS,
-                    callback_on_step_end=after_step,
-                )
-            except Stopped:
-                return gr.skip(), gr.skip(), gr.skip()
-        original = pipe.image_processor.to_image(found.scores.images[0], "pil")
-        found = replace(found, frames=result.intermediates[0])
-        captions = ["As it came", *(f"Step {number}" for number in range(1, len(found.frames)))]
-        return found, (original, result.denoised_image[0]), list(zip(found.frames, captions, strict=True))
+    # --------------------------------------------------------------------------------------------------- what is shown
 
     def open(self, category: str) -> Category:
         """The category, or a refusal."""
         return open_category(self.categories, category)
 
-    @staticmethod
-    def require(found: Inspection | None) -> Inspection:
-        """The inspected image, or a refusal."""
-        if found is None:
-            raise refusal("Give an image first: there is nothing to judge yet.", "No image yet")
-        return found
+    def settings_of(self, visit: Visit) -> Settings:
+        """What the visitor chose for the category, or its own choice."""
+        pipe = self.open(visit.category).judge
+        return visit.settings.get(visit.category, Settings(pipe.config.alpha, tuple(pipe.timesteps)))
 
-    def recombine(
-        self, found: Inspection | None, alpha: float, timesteps: list[int], threshold: float | None
-    ) -> DDADPipelineOutput:
-        """The verdict that follows from the maps, which are not computed again."""
-        found = self.require(found)
-        if not timesteps:
-            raise refusal("Choose at least one noise level.", "Nothing to combine")
-        pipe = self.open(found.category).judge
-        return pipe(found.scores, alpha=alpha, timesteps=timesteps, threshold=threshold, denoise=False)
+    def histogram_of(self, category: str, settings: Settings, score: float, threshold: float) -> str:
+        """The image among the good parts that the pipeline stores."""
+        normality = self.open(category).judge.normality
+        maps = normality.normal_maps(settings.alpha, list(settings.timesteps))
+        normal = [] if maps is None else normality.top_cells(maps, normality.config.num_top_cells).tolist()
+        return draw_histogram(normal, score, threshold)
 
-    def show(
-        self,
-        found: Inspection,
-        result: DDADPipelineOutput,
-        alpha: float,
-        timesteps: list[int],
-        opacity: float,
-        truth: str | None,
-    ) -> tuple[Any, ...]:
-        """Verdict, heatmap, histogram, regions and maps."""
+    def judge_now(self, visit: Visit, opacity: float, truth: str | None, sliders: bool) -> dict[Any, Any]:
+        """Verdict, heatmap, histogram, regions and, where opened, maps; with the sliders where they are to move."""
+        places, settings, found = self.places, self.settings_of(visit), visit.found
+        assert found is not None
         pipe = self.open(found.category).judge
-        score, limit, regions = result.image_score[0], result.threshold, views.regions_of(result)
-        try:
-            mask = None if truth is None else read_mask(truth)
-            heatmap = views.draw_heatmap(found.scores.images[0], result, regions, opacity, mask)
-        except ValueError as error:
-            raise refusal(str(error), "This ground truth cannot be drawn") from None
-        maps = pipe.normality.normal_maps(alpha, timesteps)
-        normal = []
-        if maps is not None:
-            normal = pipe.normality.top_cells(maps, pipe.normality.config.num_top_cells).tolist()
-        return (
-            views.verdict(found, score, limit, result.is_anomalous[0], pipe.normality.config.threshold_quantile),
-            gr.Image(heatmap, height=None if heatmap.width >= heatmap.height else TALLEST),
-            gr.BarPlot(
-                views.histogram(normal, score, limit), x_title=f"Score (yours {score:.1f}, threshold {limit:.1f})"
-            ),
-            views.region_rows(regions),
-            views.draw_maps(result),
+        result = pipe(
+            found.scores,
+            alpha=settings.alpha,
+            timesteps=list(settings.timesteps),
+            threshold=settings.threshold,
+            denoise=False,
         )
+        finding = Finding.of(found, result)
+        heatmap = self.draw_heatmap(found, result, finding, opacity, truth)
+        chosen = settings.threshold is not None
+        view = {
+            places.answer: views.verdict(finding, pipe.normality.config.threshold_quantile, chosen),
+            places.heatmap: show_picture(heatmap, f"{stem(visit.path)}_heatmap"),
+            places.histogram: self.histogram_of(found.category, settings, finding.image_score, finding.threshold),
+            places.regions: views.region_rows(finding.regions),
+            places.shown: visit.run.number,
+        }
+        if MAPS in visit.opened:
+            view[places.maps] = views.draw_maps(result)
+        if sliders:
+            view |= self.slider_values(pipe, settings, finding.image_score, finding.threshold)
+        return view
+
+    @staticmethod
+    def draw_heatmap(
+        found: Inspection, result: DDADPipelineOutput, finding: Finding, opacity: float, truth: str | None
+    ) -> PIL.Image.Image:
+        """The heatmap; a ground truth of another image is refused, and holds nothing back."""
+        image = found.scores.images[0]
+        if truth is not None:
+            try:
+                return views.draw_heatmap(image, result, finding.regions, opacity, read_mask(truth))
+            except (ValueError, gr.Error) as error:
+                reason = error.message if isinstance(error, gr.Error) else str(error)
+                gr.Warning(reason, title="This ground truth cannot be drawn")
+        return views.draw_heatmap(image, result, finding.regions, opacity)
+
+    def slider_values(self, pipe: DDADPipeline, settings: Settings, score: float, threshold: float) -> dict[Any, Any]:
+        """The what-if controls as they stand for an image."""
+        places = self.places
+        highest = max(3 * threshold, 1.2 * score, 1.0)
+        return {
+            places.limit: round(threshold, 2),
+            places.threshold: gr.Slider(value=round(threshold, 2), maximum=round(highest, 1)),
+            places.alpha: settings.alpha,
+            places.levels: gr.CheckboxGroup(choices=pipe.timesteps, value=list(settings.timesteps)),
+        }
+
+    def stored_values(self, category: str, example: Example) -> dict[str, Any]:
+        """What was found on an example when it was made, by the name of its place; no network is evaluated."""
+        finding = example.finding
+        assert finding is not None
+        pipe = self.open(category).judge
+        settings = Settings(pipe.config.alpha, tuple(pipe.timesteps))
+        return {
+            "answer": views.verdict(finding, pipe.normality.config.threshold_quantile, chosen=False),
+            "heatmap": str(example.heatmap),
+            "slider": (str(example.path), str(example.normal)),
+            "histogram": self.histogram_of(category, settings, finding.image_score, finding.threshold),
+            "regions": views.region_rows(finding.regions),
+        }
+
+    def show_stored(self, category: str, example: Example) -> dict[Any, Any]:
+        """The same as the page shows it, with its controls."""
+        places, finding = self.places, example.finding
+        assert finding is not None and example.heatmap is not None
+        pipe = self.open(category).judge
+        settings = Settings(pipe.config.alpha, tuple(pipe.timesteps))
+        return {
+            **dict.fromkeys((places.film, places.animation, places.maps)),
+            **{getattr(places, name): value for name, value in self.stored_values(category, example).items()},
+            places.heatmap: show_picture(example.heatmap, f"{example.path.stem}_heatmap"),
+            **self.slider_values(pipe, settings, finding.image_score, finding.threshold),
+        }
+
+    def fill_opened(self, visit: Visit, run: Run, progress: gr.Progress) -> Iterator[dict[Any, Any]]:
+        """The steps of the denoising and the maps, for a visitor who has opened their places."""
+        places = self.places
+        if MAPS in visit.opened and visit.view.get(places.maps) is None:
+            yield visit.show(run, self.draw_maps(visit, run))
+        if FILM in visit.opened:
+            found = self.ensure_found(visit, run)
+            if not found.frames:
+                found = self.repair(found, self.settings_of(visit), run, progress)
+                with visit.lock:
+                    if run is visit.run:
+                        visit.found = found
+            captions = ["As it came", *(f"Step {number}" for number in range(1, len(found.frames)))]
+            film = list(zip(found.frames, captions, strict=True))
+            animation = None
+            if len(found.frames) > 1:
+                animation = str(save_animation(found.frames, output_path(f"{stem(visit.path)}_denoising.gif")))
+            yield visit.show(run, {places.film: film, places.animation: animation})
+
+    def draw_maps(self, visit: Visit, run: Run) -> dict[Any, Any]:
+        """The maps behind the heatmap."""
+        found, settings = self.ensure_found(visit, run), self.settings_of(visit)
+        result = self.open(found.category).judge(
+            found.scores,
+            alpha=settings.alpha,
+            timesteps=list(settings.timesteps),
+            threshold=settings.threshold,
+            denoise=False,
+        )
+        return {self.places.maps: views.draw_maps(result)}
+
+    # --------------------------------------------------------------------------------------------------- the controls
 
     def judge(
+        self, visit: Visit, change: Settings | None, opacity: float, truth: str | None, sliders: bool
+    ) -> dict[Any, Any]:
+        """Judges the image of the newest run with changed settings, which hold for the category from now on."""
+        with visit.lock:
+            run, before = visit.run, visit.settings.get(visit.category)
+            if change is not None:
+                visit.settings[visit.category] = change
+        try:
+            self.ensure_found(visit, run)
+            return visit.show(run, self.judge_now(visit, opacity, truth, sliders))
+        except Stopped:
+            return self.places.nothing
+        except ValueError as error:
+            with visit.lock:
+                visit.settings.pop(visit.category)
+                if before is not None:
+                    visit.settings[visit.category] = before
+            raise refusal(str(error), "This setting cannot be used") from None
+
+    def redraw(self, opacity: float, truth: str | None, request: gr.Request) -> dict[Any, Any]:
+        """Another opacity, or a ground truth."""
+        visit = self.visits.of(request)
+        if visit.path is None:
+            return self.places.nothing
+        return self.judge(visit, None, opacity, truth, sliders=False)
+
+    def type_threshold(
+        self, threshold: float | None, opacity: float, truth: str | None, request: gr.Request
+    ) -> dict[Any, Any]:
+        """A threshold that the visitor typed; one above the slider's end widens the slider."""
+        if threshold is None:  # while the number is typed
+            return self.places.nothing
+        view = self.choose_threshold(threshold, opacity, truth, request)
+        return {place: value for place, value in view.items() if place is not self.places.limit}
+
+    def drag_threshold(
+        self, threshold: float, opacity: float, truth: str | None, request: gr.Request
+    ) -> dict[Any, Any]:
+        """A threshold that the visitor set with the slider, which stays where it is held."""
+        view = self.choose_threshold(threshold, opacity, truth, request)
+        return {place: value for place, value in view.items() if place is not self.places.threshold}
+
+    def choose_threshold(
+        self, threshold: float, opacity: float, truth: str | None, request: gr.Request
+    ) -> dict[Any, Any]:
+        """A threshold that the visitor chose, for the category from now on."""
+        visit = self.visits.of(request)
+        return self.judge(visit, replace(self.settings_of(visit), threshold=threshold), opacity, truth, sliders=True)
+
+    def choose_weights(
+        self, alpha: float, timesteps: list[int], opacity: float, truth: str | None, request: gr.Request
+    ) -> dict[Any, Any]:
+        """Another alpha or other noise levels, with the threshold that they have on good parts."""
+        if not timesteps:
+            raise refusal("Choose at least one noise level.", "Nothing to combine")
+        visit = self.visits.of(request)
+        view = self.judge(visit, Settings(alpha, tuple(timesteps)), opacity, truth, sliders=True)
+        # What is under the visitor's hand stays as it is by now.
+        return {place: value for place, value in view.items() if place not in (self.places.alpha, self.places.levels)}
+
+    def choose_default(self, opacity: float, truth: str | None, request: gr.Request) -> dict[Any, Any]:
+        """The pipeline's own choice of alpha, noise levels and threshold."""
+        visit = self.visits.of(request)
+        with visit.lock:
+            visit.settings.pop(visit.category, None)
+        return self.judge(visit, None, opacity, truth, sliders=True)
+
+    @unless_overtaken
+    def repair_again(
         self,
-        found: Inspection | None,
-        alpha: float,
-        timesteps: list[int],
-        threshold: float | None,
         opacity: float,
         truth: str | None,
-    ) -> tuple[Any, ...]:
-        """Shows the image anew, with the settings as they are."""
-        result = self.recombine(found, alpha, timesteps, threshold)
-        return self.show(found, result, alpha, timesteps, opacity, truth)
+        moment: float,
+        request: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> Iterator[dict[Any, Any]]:
+        """The normal version with the settings as they are now."""
+        visit = self.visits.of(request)
+        run = visit.again(moment)
+        yield visit.show(run, {self.places.slider: None, self.places.shown: run.number})
+        yield from self.finish(visit, run, opacity, truth, progress)
 
-    def judge_measured(
-        self, found: Inspection | None, alpha: float, timesteps: list[int], opacity: float, truth: str | None
-    ) -> tuple[Any, ...]:
-        """Another alpha or other noise levels, with the threshold (None) that they have on good parts."""
-        result = self.recombine(found, alpha, timesteps, None)
-        highest = max(3 * result.threshold, 1.2 * result.image_score[0], 1.0)
-        slider = gr.Slider(value=round(result.threshold, 2), maximum=round(highest, 1))
-        return None, slider, *self.show(found, result, alpha, timesteps, opacity, truth)
-
-    def judge_by_default(self, found: Inspection | None, opacity: float, truth: str | None) -> tuple[Any, ...]:
-        """The pipeline's own choice of alpha, noise levels and threshold, and what follows from it."""
-        pipe = self.open(self.require(found).category).judge
-        alpha, timesteps = pipe.config.alpha, pipe.timesteps
-        levels = gr.CheckboxGroup(choices=timesteps, value=timesteps)
-        return alpha, levels, *self.judge_measured(found, alpha, timesteps, opacity, truth)
-
-    def judge_chosen(
+    def open_place(
         self,
-        found: Inspection | None,
-        alpha: float,
-        timesteps: list[int],
-        threshold: float,
-        opacity: float,
-        truth: str | None,
-    ) -> tuple[Any, ...]:
-        """A threshold that the visitor chose."""
-        return threshold, *self.judge(found, alpha, timesteps, threshold, opacity, truth)
+        name: str,
+        request: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> Iterator[dict[Any, Any]]:
+        """The visitor opened a place that is filled only for who looks."""
+        visit = self.visits.of(request)
+        visit.opened.add(name)
+        run = visit.run
+        if visit.path is not None and (visit.found is None or visit.found.frames or name == MAPS):
+            with contextlib.suppress(Stopped):
+                yield from self.fill_opened(visit, run, progress)
+        yield self.places.nothing
 
-    @staticmethod
-    def animate(found: Inspection | None) -> str | None:
-        """The denoising steps as an animation."""
-        if found is None or len(found.frames) < 2:
-            return None
-        return str(save_animation(found.frames, output_path("denoising.gif")))
+    def close_place(self, name: str, request: gr.Request) -> None:
+        """The visitor closed it."""
+        self.visits.of(request).opened.discard(name)
+
+    def stop(self, request: gr.Request) -> None:
+        """Ends the work for the visitor's image; what is shown of it stays."""
+        self.visits.of(request).run.stop()
+
+    @unless_overtaken
+    def follow(self, category: str, moment: float, request: gr.Request) -> dict[Any, Any]:
+        """Another category was chosen: nothing of the old one stays."""
+        visit = self.visits.of(request)
+        if category == visit.category:
+            return self.places.nothing
+        run = visit.begin(category, None, moment)
+        words = f"*{readable(category)}* is chosen. Drop an image, click an example, or press *Find defects*."
+        return visit.show(run, {**self.places.cleared(words), self.places.shown: run.number})
+
+    def welcome(self, category: str, request: gr.Request) -> dict[Any, Any]:
+        """What a link opens with: the category's first example, finished; or the words that say what to do."""
+        visit, places = self.visits.of(request), self.places
+        first = next(iter(self.examples.of(category)), None)
+        if first is None or first.finding is None:
+            return self.welcome_with(category, WELCOME, request)
+        run = visit.begin(category, str(first.path))
+        view = {**self.show_stored(category, first), places.image: str(first.path), places.shown: run.number}
+        return dict(visit.show(run, view))
+
+    def welcome_with(self, category: str, words: str, request: gr.Request) -> dict[Any, Any]:
+        """Nothing but these words."""
+        visit, places = self.visits.of(request), self.places
+        run = visit.begin(category, None)
+        return dict(visit.show(run, {**places.cleared(words), places.image: None, places.shown: run.number}))
+
+    def arrive(self, category: str, request: gr.Request) -> None:
+        """Somebody came who sees what the page was built with; what they have begun since stays."""
+        visit = self.visits.of(request)
+        with visit.lock:
+            if visit.category:
+                return
+            first = next(iter(self.examples.of(category)), None)
+            finished = first is not None and first.finding is not None
+            visit.begin(category, str(first.path) if first is not None and finished else None)
+
+    def examples_of(self, category: str) -> tuple[gr.Row, str, list[tuple[Path, str]]]:
+        """The category's examples, and whose images they are."""
+        found = self.examples.of(category)
+        words = introduce(self.categories.folder / category) if found else ""
+        return gr.Row(visible=bool(found)), words, [(one.path, one.caption) for one in found]
+
+    def settle(self, shown: int, request: gr.Request) -> dict[Any, Any]:
+        """After every run: if something of an older one was under way and came last, shows the newest again."""
+        visit = self.visits.of(request)
+        with visit.lock:
+            return self.places.nothing if shown == visit.run.number or not visit.view else dict(visit.view)

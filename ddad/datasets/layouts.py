@@ -20,8 +20,6 @@ from typing import Literal
 import numpy as np
 import PIL.Image
 
-from ddad.images_ddad import decoding, open_picture
-
 logger = logging.getLogger(__name__)
 
 DataFormat = Literal["auto", "mvtec", "btad", "mvtec_ad_2", "visa", "folder"]
@@ -266,6 +264,8 @@ def read_mask(sample: Sample, size: tuple[int, int]) -> np.ndarray:
     Raises:
         ValueError: if the image and its mask differ in size, or a defective image has no mask.
     """
+    from ddad.images_ddad import decoding, open_picture  # and torch, which a command line's help must not wait for
+
     if not sample.defective:
         return np.zeros(size, dtype=bool)
     if sample.mask is None:

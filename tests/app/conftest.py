@@ -80,9 +80,24 @@ def browser():
         browser.close()
 
 
-def give(page, path, element: str = "image") -> None:
-    """Uploads a file into one of the page's image inputs."""
+def upload(page, path, element: str = "image") -> None:
+    """Uploads a file into one of the page's image inputs, as it is."""
     page.locator(f"#{element} input[type=file]").set_input_files(path)
+
+
+def take_away(page) -> None:
+    """Presses the image's X."""
+    page.locator("#image").get_by_role("button", name=re.compile("Clear|Remove")).click()
+
+
+def give(page, path) -> None:
+    """Gives an image to a page that shows nothing of another."""
+    from playwright.sync_api import expect
+
+    if page.locator("#image img").count():
+        take_away(page)
+        expect(page.locator("#verdict")).to_contain_text("Drop an image")
+    upload(page, path)
 
 
 @pytest.fixture
@@ -97,8 +112,7 @@ def open_page(browser, server):
         pages.append(page)
         page.goto(server + address)
         page.get_by_role("heading", name=re.compile("find the defect")).wait_for()
-        page.get_by_role("button", name="Find defects").wait_for()
-        page.wait_for_timeout(700)  # the page's load event answers with the categories of the Hub
+        page.wait_for_selector("body[data-ready]")
         return page
 
     yield open_at

@@ -16,6 +16,7 @@ from ddad import DDADPipeline
 from ddad.app import adapt
 from ddad.app.categories import Categories, CategoryError, readable
 from ddad.app.compute import LONG, QUICK, SLOW, ModelThread
+from ddad.app.visits import Visits
 from tests.app.conftest import give
 from tests.conftest import create_tiny_pipeline
 
@@ -64,6 +65,7 @@ def test_a_visitor_calibrates_looks_and_downloads(open_page, parts, tmp_path):
     # It is the page's category now, and says of an image what the download says.
     assert page.get_by_label(re.compile("Category:")).first.input_value() == "Tiny part, your good parts"
     page.get_by_role("tab", name="One image").click()
+    expect(page.get_by_text("Tiny part, your good parts is chosen.")).to_be_visible()
     image = parts.parent / "03.png"
     give(page, image)
     score = page.locator("p").filter(has_text=re.compile("^Score "))
@@ -71,9 +73,68 @@ def test_a_visitor_calibrates_looks_and_downloads(open_page, parts, tmp_path):
     expect(score).to_contain_text(f"threshold of {pipe.threshold:.1f}")
 
 
+def test_a_calibrated_category_lives_on(open_page, browser, parts, tmp_path):
+    page = open_page()
+    choose_tiny(page)
+    page.get_by_role("tab", name="Calibrate").click()
+    page.get_by_role("tabpanel").locator("visible=true").locator("input[type=file]").first.set_input_files(parts)
+    page.get_by_role("button", name="Calibrate").click()
+    expect(page.get_by_role("heading", name="Calibrated on your good parts")).to_be_visible(timeout=120_000)
+    category = page.get_by_label(re.compile("Category:")).first
+    expect(category).to_have_value("Tiny part, your good parts")
+    with page.expect_download() as download:
+        page.get_by_role("row", name=re.compile("my_tiny_part")).get_by_role("link").click()
+    archive = tmp_path / "my_tiny_part.zip"
+    download.value.save_as(archive)
+    # After a reload it is offered, in this browser alone.
+    page.reload()
+    page.wait_for_selector("body[data-ready]")
+    category.click()
+    expect(page.get_by_role("option", name="Tiny part, your good parts")).to_be_visible()
+    other = open_page()
+    other.get_by_label(re.compile("Category:")).first.click()
+    expect(other.get_by_role("option", name="Tiny part", exact=True)).to_be_visible()
+    assert other.get_by_role("option", name="Tiny part, your good parts").count() == 0
+    # Its zip can be given back, and is inspected with in both tabs.
+    other.keyboard.press("Escape")
+    other.get_by_role("tab", name="Calibrate").click()
+    other.get_by_role("tabpanel").locator("visible=true").locator("input[type=file]").last.set_input_files(archive)
+    expect(other.get_by_text("is open again and chosen above")).to_be_visible()
+    other.get_by_role("tab", name="Many images").click()
+    other.get_by_role("tabpanel").locator("visible=true").locator("input[type=file]").first.set_input_files(parts)
+    other.get_by_role("button", name="Inspect all").click()
+    expect(other.get_by_text(re.compile("12 inspected"))).to_be_visible(timeout=60_000)
+
+
+@pytest.mark.parametrize("kind", ["text", "code", "outside", "two", "damaged"])
+def test_zips_that_are_no_checkpoint_are_refused(kind, tmp_path):
+    create_tiny_pipeline().save_pretrained(tmp_path / "tiny")
+    path = tmp_path / "given.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        if kind == "code":
+            archive.writestr("bolt/pipeline.py", "raise SystemExit")
+        elif kind == "outside":
+            archive.writestr("bolt/../../outside.json", "{}")
+        elif kind in ("two", "damaged"):
+            for file in (tmp_path / "tiny").rglob("*.*"):
+                content = file.read_bytes()
+                if kind == "damaged" and file.suffix == ".safetensors":
+                    content = content[:-100]
+                archive.writestr(f"bolt/{file.relative_to(tmp_path / 'tiny').as_posix()}", content)
+            if kind == "two":
+                archive.writestr("nut/model_index.json", "{}")
+    if kind == "text":
+        path.write_text("no zip")
+    work = adapt.OwnParts(Categories(tmp_path, "cpu"), Visits())
+    with pytest.raises(gr.Error) as caught:
+        work.take(str(path))
+    assert caught.value.title == "This zip cannot be opened" and str(tmp_path) not in caught.value.message
+    assert not (tmp_path.parent / "outside.json").exists()
+
+
 def test_programs_calibrate_and_inspect(server, parts, tmp_path):
     client = Client(server, verbose=False, download_files=str(tmp_path))
-    report, archive = client.predict([handle_file(parts)], "tiny_part", api_name="/calibrate")
+    report, archive = client.predict(handle_file(parts), "tiny_part", api_name="/calibrate")
     assert report["images"] == 12 and report["asked"] == 12 and report["judges"] == 5
     assert archive.endswith("my_tiny_part.zip")
     found = client.predict(
@@ -85,7 +146,7 @@ def test_programs_calibrate_and_inspect(server, parts, tmp_path):
     with pytest.raises(Exception, match="0 good images are too few.*1 files cannot be read"):
         text = tmp_path / "text.png"
         text.write_text("no image")
-        client.predict([handle_file(text)], "tiny_part", api_name="/calibrate")
+        client.predict(handle_file(text), "tiny_part", api_name="/calibrate")
 
 
 def test_too_many_images_are_refused(tiny_pipe, parts, monkeypatch):

@@ -10,6 +10,7 @@ from playwright.sync_api import expect
 
 from ddad.app import many
 from ddad.app.many import ManyImages, open_all
+from ddad.app.visits import Visits
 from tests.test_images import EPS
 
 
@@ -38,18 +39,18 @@ def test_a_batch_fills_the_table_and_can_be_downloaded(open_page, batch, good, t
     )
     page.get_by_label(re.compile("Make normal versions")).check()
     page.get_by_role("button", name="Inspect all").click()
-    expect(page.get_by_text(re.compile("5 inspected: 1 with defects, 2 good, 2 that cannot be read"))).to_be_visible(
-        timeout=60_000
-    )
+    expect(
+        page.get_by_text(re.compile("4 inspected: 1 with defects, 2 good, 1 that cannot be read. 1 other files"))
+    ).to_be_visible(timeout=60_000)
     expect(page.get_by_text("line 1/part.png").first).to_be_visible()
-    expect(page.get_by_text(re.compile("This file is damaged or cut off")).first).to_be_visible()
+    expect(page.get_by_role("gridcell", name=re.compile("This file is damaged or cut off"))).to_be_attached()
     expect(page.get_by_role("img", name="Heatmap of line 1/part.png")).to_be_visible()
     with page.expect_download() as download:
         page.get_by_role("row", name=re.compile("ddad_results")).get_by_role("link").click()
     with zipfile.ZipFile(download.value.path()) as archive:
         names = archive.namelist()
         lines = [json.loads(line) for line in archive.read("results.jsonl").splitlines()]
-    assert len(lines) == 5 and {"part_map.tiff", "part_overlay.png", "part_denoised.png", "part_2_map.tiff"} <= set(
+    assert len(lines) == 4 and {"part_map.tiff", "part_overlay.png", "part_denoised.png", "part_2_map.tiff"} <= set(
         names
     )
     assert not any(".." in name for name in names)
@@ -68,10 +69,26 @@ def test_a_batch_can_be_stopped(open_page, tmp_path, defective):
     running = page.get_by_text(re.compile(r"\d+ inspected: .* More are coming"))
     expect(running).to_be_visible()
     page.get_by_role("button", name="Stop").locator("visible=true").click()
-    page.wait_for_timeout(1500)
-    stopped = running.inner_text()
-    page.wait_for_timeout(2000)
-    assert running.inner_text() == stopped and int(stopped.split()[0]) < 40
+    stopped = page.get_by_text(re.compile(r"\d+ inspected: .* Stopped: what is done is kept"))
+    expect(stopped).to_be_visible()
+    count = int(stopped.inner_text().split()[0])
+    assert 0 < count < 40
+    with page.expect_download() as download:
+        page.get_by_role("row", name=re.compile("ddad_results")).get_by_role("link").click()
+    with zipfile.ZipFile(download.value.path()) as archive:
+        assert len(archive.read("results.jsonl").splitlines()) == count
+
+
+def test_a_row_opens_its_image_in_full(open_page, batch, solar_pipe, defective):
+    page = open_page()
+    page.get_by_role("tab", name="Many images").click()
+    page.get_by_role("tabpanel").locator("visible=true").locator("input[type=file]").first.set_input_files(batch)
+    page.get_by_role("button", name="Inspect all").click()
+    expect(page.get_by_text(re.compile("3 inspected"))).to_be_visible(timeout=60_000)
+    page.get_by_role("gridcell", name="line 1/part.png", exact=True).click()
+    expected = solar_pipe(defective, denoise=False).image_score[0]
+    expect(page.locator("#verdict")).to_contain_text(f"Score {expected:.1f}")
+    expect(page.locator("#image img")).to_be_visible()
 
 
 class OneCategory:
@@ -85,7 +102,8 @@ class OneCategory:
 
 
 def run(tiny_pipe, files):
-    states = list(ManyImages(OneCategory(tiny_pipe)).inspect_all([str(path) for path in files], "tiny", False))
+    work = ManyImages(OneCategory(tiny_pipe), Visits())
+    states = list(work.inspect_all([str(path) for path in files], "tiny", False, None))
     return states, states[-1][1]
 
 
@@ -102,14 +120,23 @@ def test_hostile_zips_cost_nothing(tiny_pipe, tmp_path, monkeypatch, defective):
     _, rows = run(tiny_pipe, [bomb, locked, none, defective])
     notes = [row[-1] for row in rows]
     assert "more than 0 MB" in notes[0] and "password" in notes[1] and "damaged or none" in notes[2]
-    assert rows[3][2] in ("⚠ defect", "✓ good") and notes[3] == ""
+    assert rows[3][3] in ("⚠ defect", "✓ good") and notes[3] == ""
 
 
 def test_the_number_of_images_is_limited(tiny_pipe, monkeypatch, defective):
     monkeypatch.setattr(many, "MOST_IMAGES", 2)
     states, rows = run(tiny_pipe, [defective] * 4)
-    assert len(rows) == 3 and "At most 2 images" in rows[2][-1]
+    assert len(rows) == 2 and "At most 2 images" in states[-1][0]
     assert "2 inspected" in states[-1][0] and states[-1][2].endswith("ddad_results.zip")
+
+
+def test_text_files_use_up_no_place(tiny_pipe, monkeypatch, tmp_path, defective):
+    monkeypatch.setattr(many, "MOST_IMAGES", 2)
+    notes = [tmp_path / f"note_{number}.txt" for number in range(5)]
+    for note in notes:
+        note.write_text("not an image")
+    states, rows = run(tiny_pipe, [*notes, defective, defective])
+    assert len(rows) == 2 and "5 other files were left out" in states[-1][0]
 
 
 def test_names_cannot_break_the_table(tiny_pipe, tmp_path, defective):
@@ -117,7 +144,7 @@ def test_names_cannot_break_the_table(tiny_pipe, tmp_path, defective):
     with zipfile.ZipFile(path, "w") as archive:
         archive.write(defective, '"><img src=x onerror=alert(1)>.png')
     _, rows = run(tiny_pipe, [path])
-    assert "<img src=x" not in rows[0][0].replace("&lt;", "")
+    assert "<img src=x" not in rows[0][1].replace("&lt;", "")
 
 
 def test_files_come_one_at_a_time(tmp_path, batch):

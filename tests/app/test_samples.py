@@ -1,33 +1,57 @@
-"""The examples that the page offers."""
+"""The examples that the page offers, and what is stored of them."""
 
 import json
 
 import PIL.Image
+import pytest
 
-from ddad.app.examples import write_examples
-from ddad.app.single import introduce
-from tests.conftest import CHECKPOINT
+from ddad.app.examples import Examples, read_results, write_results
+from ddad.app.work import introduce
+from tests.conftest import CHECKPOINT, ROOT, create_tiny_pipeline
+
+
+def write_photographs(folder, names=("good_1", "defective_2", "defective_1", "notes")):
+    folder.mkdir(parents=True)
+    for number, name in enumerate(names, start=1):
+        PIL.Image.new("L", (40, 30), 10 * number).save(folder / f"{name}.webp", lossless=True)
 
 
 def test_examples_of_a_checkpoint_come_with_captions_defective_ones_first(tmp_path):
-    folder = tmp_path / "bolt" / "examples"
-    folder.mkdir(parents=True)
-    for name, shade in (("good_1", 10), ("defective_2", 20), ("defective_1", 30), ("notes", 40)):
-        PIL.Image.new("L", (20, 10), shade).save(folder / f"{name}.webp", lossless=True)
-    found = write_examples(tmp_path / "bolt")
-    assert [caption for _, caption in found] == ["Defect 1", "Defect 2", "Good 1"]
-    assert [PIL.Image.open(path).getpixel((0, 0))[0] for path, _ in found] == [30, 20, 10]
-    assert not any(path.is_relative_to(tmp_path) for path, _ in found)  # a page may serve none of the folder's files
+    write_photographs(tmp_path / "bolt" / "examples")
+    found = Examples(tmp_path, ["bolt"]).of("bolt")
+    assert [one.caption for one in found] == ["Defect 1", "Defect 2", "Good 1"]
+    assert [PIL.Image.open(one.path).getpixel((0, 0))[0] for one in found] == [30, 20, 10]
+    assert not any(one.path.is_relative_to(tmp_path) for one in found)  # a page may serve none of the folder's files
+    assert Examples(tmp_path, ["bolt"]).of("nut") == [] and Examples(tmp_path, []).of("bolt") == []
 
 
-def test_solar_cells_come_from_their_package_and_other_categories_have_none(tmp_path):
-    found = write_examples(CHECKPOINT)
-    assert len(found) == 6 and PIL.Image.open(found[0][0]).size == (300, 300)
-    assert write_examples(tmp_path / "unknown") == []
+def test_what_is_found_on_examples_is_stored_for_this_state_of_the_checkpoint(tmp_path):
+    pipe = create_tiny_pipeline()
+    pipe.save_pretrained(tmp_path / "bolt")
+    write_photographs(tmp_path / "bolt" / "examples", ("good_1", "defective_1"))
+    write_results(tmp_path / "bolt")
+    (first, _) = Examples(tmp_path, ["bolt"]).of("bolt")
+    result = pipe(tmp_path / "bolt" / "examples" / "defective_1.webp")
+    assert first.finding.image_score == pytest.approx(result.image_score[0], rel=1e-4)
+    assert first.finding.threshold == pytest.approx(result.threshold) and first.finding.size == (40, 30)
+    assert PIL.Image.open(first.heatmap).width == 900 and PIL.Image.open(first.normal).size == (40, 30)
+    # Another state of the checkpoint: nothing stored is shown.
+    settings = tmp_path / "bolt" / "model_index.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"alpha": 0.1}))
+    assert read_results(tmp_path / "bolt") == {}
+    assert Examples(tmp_path, ["bolt"]).of("bolt")[0].finding is None
+
+
+@pytest.mark.parametrize(
+    "checkpoint", sorted((ROOT / "checkpoints").glob("*/examples")), ids=lambda one: one.parent.name
+)
+def test_bundled_examples_are_finished(checkpoint):
+    found = read_results(checkpoint.parent)
+    assert len(found) == 6, "run `make examples`"
 
 
 def test_whose_images_they_are_is_said(tmp_path):
-    assert "elpv-dataset" in introduce(CHECKPOINT) and "CC BY-NC-SA 4.0" in introduce(CHECKPOINT)
-    assert introduce(tmp_path) == "Or click an example."
+    assert "elpv-dataset" in introduce(CHECKPOINT)
+    assert introduce(tmp_path) == ""
     (tmp_path / "training.json").write_text(json.dumps({"config": {"data_source": "Bolts of ours."}}))
-    assert introduce(tmp_path) == "Or click an example. Bolts of ours."
+    assert introduce(tmp_path) == "Bolts of ours."

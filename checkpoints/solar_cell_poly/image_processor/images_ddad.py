@@ -239,9 +239,11 @@ class DDADImageProcessor(SchedulerMixin, ConfigMixin):
         low = position.floor().clamp(max=len(anchors) - 2)
         fraction = (position - low)[..., None]
         colour = anchors[low.long()] * (1 - fraction) + anchors[low.long() + 1] * fraction  # [H, W, 3]
-        covered = ((strength - 0.25) * 2).clamp(0, opacity)
-        grey = original.mean(dim=0, keepdim=True)
-        return original + (covered > 0) * (grey + covered * (colour.permute(2, 0, 1) - grey) - original)
+        # From nothing to colour without an edge: first the picture loses its own colour, then takes the heatmap's.
+        covered = ((strength - 0.25) * 2).clamp(0, 1)
+        covered = opacity * covered**2 * (3 - 2 * covered)
+        base = original + (2 * covered).clamp(max=1) * (original.mean(dim=0, keepdim=True) - original)
+        return base + covered * (colour.permute(2, 0, 1) - base)
 
     @staticmethod
     def to_image(image: torch.Tensor, output_type: str) -> PIL.Image.Image | np.ndarray | torch.Tensor:

@@ -1,0 +1,50 @@
+"""The components that show an inspection: what is cleared together, and what belongs to one image."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+
+@dataclass(frozen=True)
+class Places:
+    """The components that show an inspection."""
+
+    image: gr.Image
+    truth: gr.Image
+    answer: gr.Markdown
+    heatmap: gr.Image
+    slider: gr.ImageSlider
+    histogram: gr.HTML
+    regions: gr.Dataframe
+    limit: gr.Number
+    threshold: gr.Slider
+    alpha: gr.Slider
+    levels: gr.CheckboxGroup
+    film: gr.Gallery
+    animation: gr.Image
+    maps: gr.Gallery
+    shown: gr.State
+
+    @property
+    def nothing(self) -> dict[Any, Any]:
+        """Changes nothing."""
+        return {self.shown: gr.skip()}
+
+    @property
+    def results(self) -> list[Any]:
+        """What belongs to one image, and goes with it."""
+        return [
+            self.answer, self.heatmap, self.slider, self.histogram, self.regions, self.film, self.animation, self.maps,
+        ]  # fmt: skip
+
+    @property
+    def all(self) -> list[Any]:
+        """Everything."""
+        return [
+            self.image, self.truth, *self.results, self.limit, self.threshold, self.alpha, self.levels, self.shown,
+        ]  # fmt: skip
+
+    def cleared(self, answer: str) -> dict[Any, Any]:
+        """Nothing of any image, but these words."""
+        return {**dict.fromkeys(self.results), self.histogram: "", self.regions: [], self.answer: answer}
