@@ -247,11 +247,16 @@ def add_own_parts(
             name, _, text, archive = work.adapt(files, category, run, progress)
         except Stopped:
             return gr.skip(), gr.skip(), gr.skip(), "Stopped: nothing was changed.", None
+        except gr.Error as error:  # stays where it was asked, longer than a message that fades
+            return gr.skip(), gr.skip(), gr.skip(), f"**{error.title}.** {error.message}", None
         names = [*known, name]
         return gr.Dropdown(choices=label_choices(names), value=name), names, [*(own or []), name], text, archive
 
     def give_back(path: str, known: list[str], own: list[str] | None) -> tuple[Any, ...]:
-        name = work.take(path)
+        try:
+            name = work.take(path)
+        except gr.Error as error:
+            return gr.skip(), gr.skip(), gr.skip(), f"**{error.title}.** {error.message}"
         names = [*known, name]
         told = f"**{readable(name)}** is open again and chosen above, for you alone."
         return gr.Dropdown(choices=label_choices(names), value=name), names, [*(own or []), name], told

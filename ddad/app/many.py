@@ -18,7 +18,7 @@ import PIL.Image
 from ddad.app.categories import Categories
 from ddad.app.compute import evaluates_networks, give_way, needs_gpu
 from ddad.app.inspection import record_of
-from ddad.app.uploads import open_category, output_path, refusal
+from ddad.app.uploads import open_category, output_path
 from ddad.app.visits import Run, Settings, Stopped, Visits
 from ddad.app.work import MOMENT, SingleImage
 from ddad.datasets.layouts import IMAGE_SUFFIXES
@@ -178,8 +178,13 @@ class ManyImages:
             The summary, the table so far, and in the end the zip of results.
         """
         if not files:
-            raise refusal("Choose images, a folder or a zip first.", "No images yet")
-        pipe = open_category(self.categories, category).pipe
+            yield "**No images yet.** Choose images, a folder or a zip first.", [], None
+            return
+        try:
+            pipe = open_category(self.categories, category).pipe
+        except gr.Error as error:
+            yield f"**{error.title}.** {error.message}", [], None
+            return
         visit = self.visits.of(request)
         run, settings = visit.begin_other(), visit.settings.get(category)
         visit.batch.clear()
@@ -221,7 +226,8 @@ class ManyImages:
                     yield summary(archive.records, others, "More are coming ..."), rows, None
         if not rows:
             archive.close().unlink()
-            raise refusal(state or "There is no image in what you gave.", "No images found")
+            yield f"**No images found.** {state or 'There is no image in what you gave.'}", rows, None
+            return
         yield summary(archive.records, others, state), rows, str(archive.close())
 
     def stop(self, request: gr.Request) -> None:

@@ -429,12 +429,16 @@ class SingleImage:
             return visit.show(run, self.judge_now(visit, opacity, truth, sliders))
         except Stopped:
             return self.places.nothing
+        except gr.Error as error:
+            gr.Warning(error.message, title=error.title)
+            return self.places.nothing
         except ValueError as error:
             with visit.lock:
                 visit.settings.pop(visit.category)
                 if before is not None:
                     visit.settings[visit.category] = before
-            raise refusal(str(error), "This setting cannot be used") from None
+            gr.Warning(str(error), title="This setting cannot be used")
+            return self.places.nothing
 
     def redraw(self, opacity: float, truth: str | None, request: gr.Request) -> dict[Any, Any]:
         """Another opacity, or a ground truth."""
@@ -471,7 +475,8 @@ class SingleImage:
     ) -> dict[Any, Any]:
         """Another alpha or other noise levels, with the threshold that they have on good parts."""
         if not timesteps:
-            raise refusal("Choose at least one noise level.", "Nothing to combine")
+            gr.Warning("Choose at least one noise level.", title="Nothing to combine")
+            return self.places.nothing
         visit = self.visits.of(request)
         view = self.judge(visit, Settings(alpha, tuple(timesteps)), opacity, truth, sliders=True)
         # What is under the visitor's hand stays as it is by now.

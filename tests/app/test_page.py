@@ -11,6 +11,7 @@ from playwright.sync_api import Page, expect
 
 from ddad.report.regions import find_regions
 from tests.app.conftest import assert_same_repair, give, take_away, upload
+from tests.conftest import create_tiny_pipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
@@ -422,3 +423,27 @@ def test_a_picture_of_something_else_is_called_so(open_page, tmp_path):
     page = open_page()
     give(page, path)
     expect(page.get_by_text(re.compile(r"Most of this picture \(\d+%\) is unlike the good parts"))).to_be_visible()
+
+
+def test_a_storm_of_uploads_ends_with_everybodys_last_image(open_page, tmp_path):
+    """Five visitors, fifty uploads and as many takings away, none waited for."""
+    pipe, random = create_tiny_pipeline(), np.random.default_rng(0)
+    pages = [open_page("/?category=tiny_part") for _ in range(5)]
+    for page in pages:
+        expect(page.locator("#verdict")).to_contain_text("Drop an image")
+    last = {}
+    for turn in range(10):
+        for number, page in enumerate(pages):
+            path = tmp_path / f"part_{number}_{turn}.png"
+            PIL.Image.fromarray(random.integers(0, 255, (64, 64), dtype=np.uint8)).save(path)
+            if page.locator("#image img").count():
+                take_away(page)
+            upload(page, path)
+            last[number] = path
+    for number, page in enumerate(pages):
+        expected = pipe(last[number], denoise=False).image_score[0]
+        mark = page.locator("#histogram .your-image")
+        expect(mark).to_have_attribute("data-score", f"{expected:.2f}", timeout=60_000)
+        expect(page.locator("#compare a[download]")).to_have_attribute(
+            "download", re.compile(f"^{last[number].stem}_normal"), timeout=60_000
+        )
