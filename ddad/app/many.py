@@ -29,9 +29,11 @@ MOST_IMAGES = 200
 LARGEST_FILE = 50 * 2**20
 THUMBNAIL = 72
 REFRESH_SECONDS = 0.7
-HEADERS = ["No.", "Picture", "File", "Verdict", "Score", "Regions", "Note"]
-DATATYPES = ["number", "html", "str", "str", "number", "number", "str"]
-WIDTHS = ["64px", "96px", "190px", "120px", "90px", "100px", "420px"]
+# On a phone the first four are seen without scrolling.
+HEADERS = ["No.", "Picture", "Verdict", "Score", "File", "Regions", "Note"]
+DATATYPES = ["number", "html", "str", "number", "str", "number", "str"]
+WIDTHS = ["52px", "92px", "108px", "76px", "220px", "90px", "420px"]
+ORDERS = ("As they came", "Highest score first", "Lowest score first")
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,15 @@ def table_row(number: int, record: Record, overlay: PIL.Image.Image | None) -> l
     verdict = {True: "⚠ defect", False: "✓ good", None: "✗ not inspected"}[record.is_anomalous]
     score = None if record.image_score is None else round(record.image_score, 2)
     regions = None if record.is_anomalous is None else len(record.regions)
-    return [number, picture, record.image, verdict, score, regions, record.error or ""]
+    return [number, picture, verdict, score, record.image, regions, record.error or ""]
+
+
+def sort_rows(rows: list[list[Any]], order: str) -> list[list[Any]]:
+    """The rows in one of `ORDERS`; what could not be inspected comes last."""
+    if order == ORDERS[0]:
+        return sorted(rows, key=lambda row: row[0])
+    sign = -1 if order == ORDERS[1] else 1
+    return sorted(rows, key=lambda row: (row[3] is None, sign * (row[3] or 0), row[0]))
 
 
 def summary(records: list[Record], others: int, state: str) -> str:
@@ -170,7 +180,7 @@ class ManyImages:
         self.inspect_one = needs_gpu(evaluates_networks(inspect_source))
 
     def inspect_all(
-        self, files: list[str] | None, category: str, denoise: bool, request: gr.Request | None
+        self, files: list[str] | None, category: str, denoise: bool, order: str, request: gr.Request | None
     ) -> Iterator[tuple[str, list[list[Any]], str | None]]:
         """Inspects the images one after the other, until all are done or the visitor stops.
 
@@ -189,6 +199,7 @@ class ManyImages:
         run, settings = visit.begin_other(), visit.settings.get(category)
         visit.batch.clear()
         rows: list[list[Any]] = []
+        visit.rows = rows
         archive, others, state = ResultsArchive(output_path("ddad_results.zip")), 0, ""
         kept = output_path("batch")
         kept.mkdir()
@@ -228,11 +239,15 @@ class ManyImages:
             archive.close().unlink()
             yield f"**No images found.** {state or 'There is no image in what you gave.'}", rows, None
             return
-        yield summary(archive.records, others, state), rows, str(archive.close())
+        yield summary(archive.records, others, state), sort_rows(rows, order), str(archive.close())
 
     def stop(self, request: gr.Request) -> None:
         """Ends the batch after the image under way; what is done is kept."""
         self.visits.of(request).other.stop()
+
+    def sort(self, order: str, request: gr.Request) -> list[list[Any]]:
+        """The table in another order."""
+        return sort_rows(self.visits.of(request).rows, order)
 
     def choose_row(self, event: gr.SelectData, request: gr.Request) -> tuple[gr.Tabs, str | None]:
         """The image of a row, for the tab that shows one."""
@@ -249,7 +264,7 @@ def add_many_images(
     work = ManyImages(categories, visits)
     gr.Markdown(
         f"Give up to {MOST_IMAGES} images, or a zip of them. A file that cannot be read becomes a row that says why,"
-        " and the others go on. Click a column's name to sort, and a row to see its image in full."
+        " and the others go on. Click a row to see its image in full."
     )
     with gr.Row():
         files = gr.File(
@@ -262,6 +277,7 @@ def add_many_images(
                 start = gr.Button("Inspect all", variant="primary", min_width=100)
                 stop = gr.Button("Stop", variant="stop", min_width=80)
     progress = gr.Markdown("Nothing inspected yet.", container=True)
+    order = gr.Radio(ORDERS, value=ORDERS[0], show_label=False, label="Order of the table", container=False)
     table = gr.Dataframe(
         headers=HEADERS, datatype=DATATYPES, interactive=False, label="Results", max_height=700,
         column_widths=WIDTHS, wrap=True, show_search="search",
@@ -274,8 +290,9 @@ def add_many_images(
     hidden = {"api_visibility": "private", "concurrency_limit": None}
     options = {**hidden, "show_progress": "minimal", "show_progress_on": progress}
     outputs = [progress, table, download]
-    start.click(work.inspect_all, [files, category, denoise], outputs, **options)
-    folder.upload(work.inspect_all, [folder, category, denoise], outputs, **options)
+    start.click(work.inspect_all, [files, category, denoise, order], outputs, **options)
+    folder.upload(work.inspect_all, [folder, category, denoise, order], outputs, **options)
+    order.input(work.sort, order, table, **hidden)
     stop.click(work.stop, None, None, queue=False, **hidden)
     places = single.places
     table.select(work.choose_row, None, [tabs, chosen], **hidden).then(

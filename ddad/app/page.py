@@ -31,6 +31,10 @@ CSS = """
 #examples .thumbnail-item { height: 84px; aspect-ratio: auto; }
 #examples .caption-label { left: 0; right: 0; bottom: 0; max-width: none; text-align: center; font-size: 12px;
     padding: 0 2px; border-radius: 0; }
+#film .grid-wrap, #maps .grid-wrap { height: auto; min-height: 0; max-height: 520px; }
+#film .grid-container { grid-template-columns: repeat(auto-fill, minmax(96px, 1fr)) !important; }
+#maps .grid-container { grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)) !important; }
+#film .grid-container, #maps .grid-container { grid-template-rows: none; }
 #threshold input[type=number] { display: none; }
 #source { font-size: 0.85em; }
 footer, footer * { color: var(--body-text-color) !important; }

@@ -130,7 +130,7 @@ def create_controls(categories: Categories) -> tuple[Any, ...]:
     film_place = gr.Accordion("How the defect was removed, step by step", open=False)
     with film_place, gr.Row():
         film = gr.Gallery(
-            label="Denoising steps", show_label=False, columns=6, height="auto", object_fit="contain",
+            label="Denoising steps", show_label=False, elem_id="film", columns=6, height="auto", object_fit="contain",
             format="png", interactive=False, scale=3,
         )  # fmt: skip
         animation = gr.Image(
@@ -145,8 +145,8 @@ def create_controls(categories: Categories) -> tuple[Any, ...]:
             " score* where it looks unlike good parts; *combined*, by alpha, they decide."
         )
         maps = gr.Gallery(
-            label="Maps", show_label=False, columns=3, height="auto", object_fit="contain", format="png",
-            interactive=False,
+            label="Maps", show_label=False, elem_id="maps", columns=3, height="auto", object_fit="contain",
+            format="png", interactive=False,
         )  # fmt: skip
     return limit, threshold, alpha, levels, again, reset, film_place, film, animation, maps_place, maps
 

@@ -76,7 +76,7 @@ class Visit:
         settings: by category, what was chosen in this visit.
         opened: the places of the page that the visitor has opened, of those that are filled only for who looks.
         other: a calibration or a batch under way.
-        batch: the images of the last batch by the number of their row.
+        batch, rows: the images of the last batch by the number of their row, and the rows of its table.
         originals: by the name of its preview, a file that browsers cannot show.
     """
 
@@ -90,6 +90,7 @@ class Visit:
     opened: set[str] = field(default_factory=set)
     other: Run = field(default_factory=Run)
     batch: dict[int, str] = field(default_factory=dict)
+    rows: list[list[Any]] = field(default_factory=list)
     originals: dict[str, str] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
