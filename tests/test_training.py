@@ -24,13 +24,13 @@ from ddad.training.state import state_folder
 
 @pytest.fixture(scope="module")
 def good_images(tmp_path_factory):
-    """Twelve striped pictures, in two folders."""
+    """Twelve striped pictures, in two folders that are named as good."""
     folder = tmp_path_factory.mktemp("good")
     generator = np.random.default_rng(0)
     y, x = np.mgrid[0:80, 0:80]
     for index in range(12):
         grey = 127 + 60 * np.sin(x / 5 + generator.normal(0, 0.1)) + generator.normal(0, 4, x.shape)
-        target = folder / ("a" if index < 7 else "b")
+        target = folder / ("good_1" if index < 7 else "good_2")
         target.mkdir(exist_ok=True)
         PIL.Image.fromarray(grey.clip(0, 255).astype(np.uint8)).save(target / f"{index:02d}.png")
     return folder
@@ -58,6 +58,12 @@ def test_images_are_found_in_all_subfolders_and_split_without_overlap(good_image
     assert len(calibration) == 3 and sorted(train + calibration) == paths
     assert split_images(paths, range(12), 3, seed=0) == (train, calibration)
     assert (train, calibration) != split_images(paths, range(12), 3, seed=1)
+
+
+def test_a_dry_run_shows_what_would_train_and_writes_nothing_else(good_images, tmp_path, capsys):
+    assert main([*tiny_flags(good_images, tmp_path / "stripes"), "--dry-run"]) == 0
+    assert "12 good images to train" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["stripes_good_images.webp"]
 
 
 def test_folders_that_cannot_be_trained_on_are_refused(tmp_path):
@@ -235,7 +241,7 @@ def test_settings_that_cannot_be_trained_with_are_refused(capsys):
 def test_a_damaged_training_image_is_named_before_training_starts(good_images, tmp_path, capsys):
     data = tmp_path / "data"
     shutil.copytree(good_images, data)
-    broken = data / "a" / "00.png"
+    broken = data / "good_1" / "00.png"
     broken.write_bytes(broken.read_bytes()[:400])
     assert main(tiny_flags(data, tmp_path / "output")) == 2
     assert "00.png is damaged or cut off" in capsys.readouterr().err

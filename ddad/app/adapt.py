@@ -17,6 +17,7 @@ from ddad.app.many import open_all
 from ddad.app.uploads import open_category, output_path, refusal
 from ddad.app.visits import Run, Stopped, Visits
 from ddad.app.work import MOMENT, SingleImage
+from ddad.datasets.names import choose_good, describe_found
 from ddad.pipeline import DDADPipeline
 from ddad.training.calibration import FEW_IMAGES, recalibrate
 from ddad.training.fitting import CalibrationConfig
@@ -41,7 +42,7 @@ def read_good_images(pipe: DDADPipeline, files: list[str]) -> tuple[list[torch.T
     Raises:
         gr.Error: if there are too few, or too many.
     """
-    images, problems = [], []
+    images, problems, names = [], [], []
     with tempfile.TemporaryDirectory(prefix="ddad-") as scratch:
         for source in open_all(files, Path(scratch)):
             if len(images) == MOST_IMAGES:
@@ -49,10 +50,20 @@ def read_good_images(pipe: DDADPipeline, files: list[str]) -> tuple[list[torch.T
             if source.path is None:
                 problems.append(f"{source.name}: {source.error}")
                 continue
+            names.append(PurePosixPath(source.name.replace("\\", "/")))
             try:
                 images.append(pipe.prepare([pipe.image_processor.read_image(source.path)])[0].cpu())
             except (TypeError, ValueError) as error:
                 problems.append(f"{source.name}: {str(error).replace(str(source.path), 'this file')}")
+    try:
+        choice = choose_good(names)
+    except ValueError:
+        found = describe_found(names)
+        raise refusal(
+            f"It is not clear which images show good parts: {found}. Give the good ones alone.", TITLE
+        ) from None
+    if choice.defective or choice.masks:
+        raise refusal(f"Give images of good parts alone. Found: {describe_found(names)}.", TITLE)
     if len(images) < LEAST_IMAGES:
         problem = f" {len(problems)} files cannot be read; {problems[0]}" if problems else ""
         few = f"{len(images)} good images are too few: {LEAST_IMAGES} are needed at least, a hundred are enough."

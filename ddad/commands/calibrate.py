@@ -2,7 +2,7 @@
 
 import argparse
 
-from ddad.commands.loading import add_data, load_pipeline
+from ddad.commands.loading import add_data, add_dry_run, load_pipeline, read_data, show_good
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -17,16 +17,23 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     add_data(parser, "folder of good images, or of a data set")
     parser.add_argument("--output", required=True, help="folder that the new checkpoint is saved to")
     parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU where there is one)")
+    add_dry_run(parser)
     parser.set_defaults(run=run_calibrate)
 
 
 def run_calibrate(arguments: argparse.Namespace) -> int:
-    """Loads, calibrates, saves."""
+    """Says and shows what is taken for good, loads, calibrates, saves."""
+    from ddad.datasets.layouts import check_empty
     from ddad.hub.loading import find_folder
     from ddad.training.run import calibrate_checkpoint
     from ddad.training.saving import load_record
 
+    check_empty(arguments.output)
+    dataset = read_data(arguments)
+    show_good(dataset, arguments.output)
+    if arguments.dry_run:
+        return 0
     record = load_record(find_folder(arguments.checkpoint, {}))
     pipe = load_pipeline(arguments.checkpoint, arguments.device)
-    calibrate_checkpoint(pipe, record, arguments.data, arguments.data_format, arguments.output)
+    calibrate_checkpoint(pipe, record, dataset, arguments.output)
     return 0

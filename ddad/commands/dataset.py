@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from ddad.commands.loading import add_data
+from ddad.commands.loading import add_data, read_data
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -42,7 +42,7 @@ def run_split(arguments: argparse.Namespace) -> int:
     from ddad.datasets.layouts import read_dataset
     from ddad.datasets.splitting import count_seen, write_split
 
-    dataset = read_dataset(arguments.data, arguments.data_format)
+    dataset = read_data(arguments)
     write_split(dataset, arguments.output)
     for one in (dataset, read_dataset(arguments.output, "mvtec")):
         total = len(one.select("test", defective=False))

@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from ddad.commands.loading import add_data, load_pipeline
+from ddad.commands.loading import add_data, load_pipeline, read_data
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -32,14 +32,12 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
     """Evaluates, prints, and brings the card up to date."""
-    from ddad.datasets.layouts import read_dataset
     from ddad.evaluation.evaluate import evaluate, format_tables
     from ddad.evaluation.figures import write_figures
     from ddad.evaluation.restoration import evaluate_denoising
     from ddad.hub.card import EVALUATION_NAME, write_card
 
-    dataset = read_dataset(arguments.data, arguments.data_format)
-    print(dataset.describe(), file=sys.stderr)
+    dataset = read_data(arguments)
     pipe = load_pipeline(arguments.checkpoint, arguments.device)
     report, scored, masks = evaluate(pipe, dataset)
     if arguments.denoise:

@@ -1,15 +1,57 @@
 """What commands share: the data that they are given, and loading a checkpoint."""
 
 import argparse
+import sys
 import typing
+from pathlib import Path
 
 
 def add_data(parser: argparse.ArgumentParser, what: str) -> None:
-    """`--data` and `--data-format`."""
+    """`--data` and what is said of it; `read_data` reads it."""
     from ddad.datasets.layouts import READERS
 
     parser.add_argument("--data", required=True, help=what)
     parser.add_argument("--data-format", choices=("auto", *READERS), default="auto", help="layout of --data")
+    add_good(parser)
+    parser.add_argument("--masks", metavar="FOLDER", help="folder of ground truth, where names do not say so")
+
+
+def add_good(parser: argparse.ArgumentParser) -> None:
+    """`--good`."""
+    parser.add_argument(
+        "--good",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="folder below --data that holds good images, where names do not say so; repeatable, . for --data itself",
+    )
+
+
+def add_dry_run(parser: argparse.ArgumentParser) -> None:
+    """`--dry-run`."""
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only say which images would be used, and write the contact sheet"
+    )
+
+
+def read_data(arguments: argparse.Namespace) -> typing.Any:
+    """The data set that a command was given, read and described."""
+    from ddad.datasets.layouts import read_dataset
+
+    dataset = read_dataset(arguments.data, arguments.data_format, arguments.good, arguments.masks)
+    print(dataset.describe(), file=sys.stderr)
+    return dataset
+
+
+def show_good(dataset: typing.Any, output: str) -> None:
+    """Writes some of the images that are taken for good beside the output, and says where."""
+    from ddad.datasets.layouts import make_contact_sheet
+
+    path = Path(output).with_name(f"{Path(output).name}_good_images.webp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    make_contact_sheet(dataset.train_paths).save(path)
+    print(f"What is taken for good: {path}", file=sys.stderr)
 
 
 def load_pipeline(checkpoint: str, device: str | None) -> typing.Any:

@@ -2,7 +2,10 @@
 
 import argparse
 import dataclasses
+import sys
 import typing
+
+from ddad.commands.loading import add_dry_run, add_good, show_good
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -16,6 +19,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     for field in dataclasses.fields(TrainConfig):
+        if field.name == "good":
+            add_good(parser)
+            continue
         required = field.default is dataclasses.MISSING
         options: dict[str, typing.Any] = {"help": field.metadata["help"], "required": required}
         if typing.get_origin(field.type) is typing.Literal:
@@ -27,15 +33,22 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         if not required:
             options["default"] = field.default
         parser.add_argument(f"--{field.name.replace('_', '-')}", **options)
+    add_dry_run(parser)
     parser.set_defaults(run=run_train)
 
 
 def run_train(arguments: argparse.Namespace) -> int:
-    """Trains and saves."""
+    """Says and shows what is taken for good, trains and saves."""
+    from ddad.datasets.layouts import read_dataset
     from ddad.training.config import TrainConfig
     from ddad.training.run import train
 
     values = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(TrainConfig)}
-    values["timesteps"] = tuple(values["timesteps"])
-    train(TrainConfig(**values))
+    values["timesteps"], values["good"] = tuple(values["timesteps"]), tuple(values["good"])
+    config = TrainConfig(**values)
+    dataset = read_dataset(config.data, config.data_format, config.good)
+    print(dataset.describe(), file=sys.stderr)
+    show_good(dataset, config.output)
+    if not arguments.dry_run:
+        train(config)
     return 0

@@ -41,7 +41,10 @@ def write_split(dataset: Dataset, folder: str | Path, seed: int = 0) -> None:
     ]
     for number, one in enumerate(dataset.select("test", defective=True)):
         copies.append((one.path, f"test/{one.defect}/{number:04d}"))
-        if one.mask is not None:
+        if isinstance(one.mask, tuple):
+            several = enumerate(one.mask)
+            copies += [(path, f"ground_truth/{one.defect}/{number:04d}/{index:03d}") for index, path in several]
+        elif one.mask is not None:
             copies.append((one.mask, f"ground_truth/{one.defect}/{number:04d}_mask"))
     for source, name in copies:
         target = folder / f"{name}{source.suffix.lower()}"

@@ -49,6 +49,9 @@ class TrainConfig:
     data: str = dataclasses.field(metadata={"help": "folder of good images, or of a data set"})
     output: str = dataclasses.field(metadata={"help": "folder that the pipeline is saved to"})
     data_format: DataFormat = dataclasses.field(default="auto", metadata={"help": "layout of --data"})
+    good: tuple[str, ...] = dataclasses.field(
+        default=(), metadata={"help": "folders below --data that hold good images, where names do not say so"}
+    )
     category: str = dataclasses.field(default="", metadata={"help": "name of the product (default: name of --output)"})
     license: str = dataclasses.field(default="", metadata={"help": "licence of the images, as the Hub names it"})
     data_source: str = dataclasses.field(default="", metadata={"help": "a sentence on the images, for the card"})

@@ -1,6 +1,7 @@
 """The training loop."""
 
 import dataclasses
+import json
 import logging
 import math
 import time
@@ -101,7 +102,7 @@ def train_unet(
     step = 0
     saved = read_record(config.output)
     if saved is not None:
-        settings = {**record["config"], "timesteps": list(config.timesteps)}
+        settings = json.loads(json.dumps(record["config"]))
         changed = sorted(key for key in settings if saved["config"].get(key) != settings[key])
         if changed:
             raise ValueError(

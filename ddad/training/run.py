@@ -11,7 +11,7 @@ import diffusers
 import timm
 import torch
 
-from ddad.datasets.layouts import DataFormat, check_empty, read_dataset
+from ddad.datasets.layouts import Dataset, check_empty, read_dataset
 from ddad.datasets.lookalikes import group_lookalikes, split_images
 from ddad.pipeline import DDADPipeline
 from ddad.training.backbone import create_feature_extractor
@@ -36,8 +36,7 @@ def train(config: TrainConfig) -> None:
     output = Path(config.output)
     if (output / DDADPipeline.config_name).exists() and read_record(output) is None:
         raise ValueError(f"{output} already holds a finished checkpoint: choose another folder, or delete it.")
-    dataset = read_dataset(config.data, config.data_format)
-    logger.info(dataset.describe())
+    dataset = read_dataset(config.data, config.data_format, config.good)
     held_out_count = round(len(dataset.train_paths) * config.calibration_fraction)
     groups = group_lookalikes(ImageFolder(dataset.train_paths, config.image_size))
     train_paths, calibration_paths = split_images(dataset.train_paths, groups, held_out_count, config.seed)
@@ -80,24 +79,19 @@ def train(config: TrainConfig) -> None:
     logger.info("Saved to %s.", output)
 
 
-def calibrate_checkpoint(
-    pipe: DDADPipeline, record: dict | None, data: str, data_format: DataFormat, output: str
-) -> None:
+def calibrate_checkpoint(pipe: DDADPipeline, record: dict | None, dataset: Dataset, output: str) -> None:
     """Fits and measures anew on other good images, and saves; no network is trained.
 
     Args:
         pipe: the pipeline.
         record: its training record, if there is one.
-        data: folder of good images, or of a data set.
-        data_format: its layout.
+        dataset: whose good images are used.
         output: a folder that is not there yet.
 
     Raises:
         ValueError: if there are too few images, or `output` holds something.
     """
     check_empty(output)
-    dataset = read_dataset(data, data_format)
-    logger.info(dataset.describe())
     images = ImageFolder(dataset.train_paths, pipe.unet.config.sample_size)
     adapted, calibration = recalibrate(pipe, images, CalibrationConfig.of(record))
     if record is not None:
