@@ -1,6 +1,7 @@
 """`ddad evaluate` on a small data set with masks: tables, JSON, card, figures."""
 
 import json
+import shutil
 
 import numpy as np
 import PIL.Image
@@ -66,3 +67,15 @@ def test_without_defective_images_nothing_is_measured(striped_data, checkpoint, 
     assert "Good and defective test images are needed, found 0 and 0" in capsys.readouterr().err
     assert main([*command, str(striped_data), "--data-format", "visa"]) == 2
     assert "has not the layout visa" in capsys.readouterr().err
+
+
+def test_a_broken_file_is_left_out_and_said(striped_data, checkpoint, tmp_path, capsys):
+    data = tmp_path / "stripes"
+    shutil.copytree(striped_data, data)
+    broken = data / "test" / "dent" / "0.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+    assert main(["evaluate", "--checkpoint", str(checkpoint), "--data", str(data), "--json"]) == 1
+    captured = capsys.readouterr()
+    report = json.loads(captured.out)
+    assert report["left_out"] == ["0.png"] and report["defective_images"] == 3
+    assert "Left out: " in captured.err and "damaged or cut off" in captured.err

@@ -100,3 +100,25 @@ def test_the_command_splits_a_leaking_data_set_anew(leaking, tmp_path, capsys):
     assert hole.defect == "hole" and hole.mask is not None and len(dataset.train_paths) == 48
     assert main(["split", "--data", str(leaking), "--output", str(output)]) == 2
     assert "is not empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("parts", "photographs"), [(20, 5), (8, 20), (3, 20), (2, 30)])
+def test_few_parts_photographed_often_are_recognised(parts, photographs):
+    random = np.random.default_rng(1)
+
+    def photograph(number):
+        coarse = np.random.default_rng(number).normal(128, 30, (20, 20, 3)).clip(0, 255).astype(np.uint8)
+        part = np.asarray(PIL.Image.fromarray(coarse).resize((160, 160), PIL.Image.Resampling.BICUBIC)).astype(float)
+        lit = part * random.uniform(0.95, 1.05) + random.normal(0, 3, part.shape)
+        shifted = np.roll(lit, random.integers(-1, 2), 1).clip(0, 255)
+        return torch.tensor(shifted).permute(2, 0, 1).float() / 255
+
+    groups = group_lookalikes([photograph(part) for part in range(parts) for _ in range(photographs)])
+    assert groups == [part for part in range(parts) for _ in range(photographs)]
+
+
+def test_identical_files_are_one_part():
+    image = torch.rand(3, 80, 80, generator=torch.Generator().manual_seed(0))
+    others = [torch.rand(3, 80, 80, generator=torch.Generator().manual_seed(seed)) for seed in range(1, 6)]
+    assert group_lookalikes([image] * 8) == [0] * 8
+    assert group_lookalikes([*others, image, image]) == [0, 1, 2, 3, 4, 5, 5]

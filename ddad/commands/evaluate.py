@@ -32,14 +32,19 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
     """Evaluates, prints, and brings the card up to date."""
-    from ddad.evaluation.evaluate import evaluate, format_tables
+    from ddad.evaluation.evaluate import evaluate, format_tables, leave_out_broken
     from ddad.evaluation.figures import write_figures
     from ddad.evaluation.restoration import evaluate_denoising
     from ddad.hub.card import EVALUATION_NAME, write_card
 
     dataset = read_data(arguments)
     pipe = load_pipeline(arguments.checkpoint, arguments.device)
+    dataset, errors = leave_out_broken(pipe, dataset)
+    for error in errors.values():
+        print(f"Left out: {error}", file=sys.stderr)
     report, scored, masks = evaluate(pipe, dataset)
+    if errors:
+        report["left_out"] = sorted(errors)
     if arguments.denoise:
         kinds = [dataset.select("test", defective) for defective in (False, True)]
         samples = [one[:: max(1, len(one) // arguments.denoise)][: arguments.denoise] for one in kinds]
@@ -53,4 +58,4 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     if folder.is_dir():
         (folder / EVALUATION_NAME).write_text(results + "\n", encoding="utf-8")
         write_card(folder)
-    return 0
+    return 1 if errors else 0

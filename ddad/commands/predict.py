@@ -1,18 +1,60 @@
 """`ddad predict`."""
 
 import argparse
+import hashlib
 import json
+import os
 import typing
 from pathlib import Path
 
 from ddad.commands.loading import load_pipeline
 
+RESULTS_NAME = "results.jsonl"
+ENDINGS = ("_map.tiff", "_overlay.png", "_denoised.png")
 
-def find_inputs(inputs: list[str]) -> list[Path]:
-    """Files as they are named, folders as the images in them."""
+
+def find_inputs(inputs: list[str], output: Path) -> list[Path]:
+    """Files as they are named, folders as the images in them; what lies in the output is a result and no input."""
     from ddad.datasets.layouts import find_images
 
-    return [path for name in inputs for path in (find_images(name) if Path(name).is_dir() else [Path(name)])]
+    def of_folder(folder: str) -> list[Path]:
+        return [path for path in find_images(folder) if not path.resolve().is_relative_to(output.resolve())]
+
+    found = [path for name in inputs for path in (of_folder(name) if Path(name).is_dir() else [Path(name)])]
+    return list(dict.fromkeys(found))
+
+
+def state_of(path: Path) -> dict[str, typing.Any]:
+    """What tells whether a file is the one that was inspected before."""
+    try:
+        status = path.stat()
+    except OSError:
+        return {}
+    return {"path": str(path.resolve()), "bytes": status.st_size, "modified": status.st_mtime_ns}
+
+
+def settings_of(arguments: argparse.Namespace) -> str:
+    """What results follow from beside the images, in a word: the checkpoint as it is, and the settings."""
+    names = ("checkpoint", "alpha", "timesteps", "threshold", "no_denoise")
+    state = hashlib.sha256(json.dumps([getattr(arguments, name) for name in names]).encode())
+    for path in sorted(Path(arguments.checkpoint).glob("**/*.json")) if Path(arguments.checkpoint).is_dir() else []:
+        if path.name in ("checksums.json", "model_index.json", "config.json", "scheduler_config.json"):
+            state.update(path.read_bytes())
+    return state.hexdigest()[:16]
+
+
+def read_done(output: Path, settings: str) -> dict[str, dict[str, typing.Any]]:
+    """The lines of an earlier run with the same settings whose files are all there, by the state of their images."""
+    path, done = output / RESULTS_NAME, {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            entry = json.loads(line)
+            files = [entry["line"][kind] for kind in ("map", "overlay", "denoised") if kind in entry["line"]]
+        except (ValueError, KeyError, TypeError):
+            continue  # cut off when that run was
+        if entry["settings"] == settings and all(Path(one).is_file() for one in files):
+            done[json.dumps(entry["state"])] = entry["line"]
+    return done
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -22,7 +64,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         help="find and remove the defects of images",
         description="Writes NAME_map.tiff (the anomaly map as float32, zero for an average normal pixel),"
         " NAME_overlay.png and NAME_denoised.png for each image, and prints one JSON line for each. An image that"
-        " cannot be read gets a line with its error; the exit status is then 1.",
+        " cannot be read gets a line with its error; the exit status is then 1. The lines are kept in results.jsonl:"
+        " the same command again goes on where it stopped, and nothing that is there is overwritten.",
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
     parser.add_argument("--checkpoint", required=True, help="folder of a checkpoint, or USER/NAME on the Hub")
@@ -37,24 +80,27 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 def run_predict(arguments: argparse.Namespace) -> int:
     """Scores each image by itself, so that one that is broken stops no other."""
-    import PIL.Image
-
     from ddad.report.export import UniqueNames
 
-    paths = find_inputs(arguments.images)
-    pipe = load_pipeline(arguments.checkpoint, arguments.device)
     output = Path(arguments.output)
+    paths = find_inputs(arguments.images, output)
     output.mkdir(parents=True, exist_ok=True)
-    names = UniqueNames()
+    settings = settings_of(arguments)
+    done = read_done(output, settings)
+    pipe = load_pipeline(arguments.checkpoint, arguments.device)
+    there = (path.name for path in output.iterdir())
+    names = UniqueNames(name.removesuffix(ending) for name in there for ending in ENDINGS if name.endswith(ending))
     status = 0
     for path in paths:
-        name = names.choose(path.as_posix())
-        line: dict[str, typing.Any] = {"image": str(path)}
+        state = state_of(path)
+        if json.dumps(state) in done:
+            print(json.dumps(done[json.dumps(state)]), flush=True)
+            continue
         try:
             original = pipe.image_processor.read_image(path)
         except ValueError as error:
             status = 1
-            print(json.dumps(line | {"error": str(error)}), flush=True)
+            print(json.dumps({"image": str(path), "error": str(error)}), flush=True)
             continue
         result = pipe(
             original,
@@ -63,16 +109,31 @@ def run_predict(arguments: argparse.Namespace) -> int:
             threshold=arguments.threshold,
             denoise=not arguments.no_denoise,
         )
-        files = {"map": f"{name}_map.tiff", "overlay": f"{name}_overlay.png"}
-        PIL.Image.fromarray(result.anomaly_map[0]).save(output / files["map"])
-        result.overlay[0].save(output / files["overlay"])
-        if result.denoised_image is not None:
-            files["denoised"] = f"{name}_denoised.png"
-            result.denoised_image[0].save(output / files["denoised"])
-        line |= {
+        line = {
+            "image": str(path),
             "image_score": round(result.image_score[0], 4),
             "threshold": round(result.threshold, 4),
             "is_anomalous": result.is_anomalous[0],
+            **write_pictures(result, output, names.choose(path.as_posix())),
         }
-        print(json.dumps(line | {key: str(output / value) for key, value in files.items()}), flush=True)
+        with (output / RESULTS_NAME).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"settings": settings, "state": state, "line": line}) + "\n")
+        print(json.dumps(line), flush=True)
     return status
+
+
+def write_pictures(result: typing.Any, output: Path, name: str) -> dict[str, str]:
+    """Writes map, overlay and normal version of the first image; where they are."""
+    import PIL.Image
+
+    pictures = {"map": PIL.Image.fromarray(result.anomaly_map[0]), "overlay": result.overlay[0]}
+    if result.denoised_image is not None:
+        pictures["denoised"] = result.denoised_image[0]
+    files = {}
+    for (kind, picture), ending in zip(pictures.items(), ENDINGS, strict=False):
+        target = output / f"{name}{ending}"
+        fresh = target.with_name(f".{target.name}")  # an interruption leaves no half picture under its name
+        picture.save(fresh, format="TIFF" if kind == "map" else "PNG")
+        os.replace(fresh, target)
+        files[kind] = str(target)
+    return files

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import squareform
 
 from ddad.images_ddad import DDADImageProcessor
@@ -26,6 +27,9 @@ LIGHTING_SIGMA = 6.0
 COMMON_COMPONENTS = 8
 # Photographs of different tiles correlate by less than this, of the same tile by more.
 LEAST_CORRELATION = 0.5
+SAME_IMAGE = 0.999
+# A few parts photographed often: so many photographs each at least, and so alike on average.
+LEAST_PHOTOGRAPHS, CLOSELY_ALIKE = 4, 0.8
 
 
 def shrink_image(image: torch.Tensor) -> torch.Tensor:
@@ -60,12 +64,48 @@ def group_lookalikes(images: Iterable[torch.Tensor]) -> list[int]:
     rows = np.stack([fine_structure(one) for one in images])
     if len(rows) < 2:
         return [0] * len(rows)
+    alike = rows @ rows.T
+    blocks = join_blocks(alike)
+    if blocks is not None:
+        return merge_groups([blocks])
     rows -= rows.mean(axis=0)
     _, vectors = np.linalg.eigh(rows @ rows.T)  # ascending
     common = vectors[:, len(rows) - min(COMMON_COMPONENTS, len(rows) // 20) :]
     rows = normalise(rows - common @ (common.T @ rows))
-    distances = squareform(1 - np.clip(rows @ rows.T, -1, 1), checks=False)
-    labels = fcluster(linkage(distances, "average"), 1 - LEAST_CORRELATION, "distance")
+    return merge_groups([join(rows @ rows.T), join_identical(alike)])
+
+
+def join(correlations: np.ndarray) -> np.ndarray:
+    """Groups by average linkage: members correlate by more than `LEAST_CORRELATION` on average."""
+    distances = squareform(1 - np.clip(correlations, -1, 1), checks=False)
+    labels: np.ndarray = fcluster(linkage(distances, "average"), 1 - LEAST_CORRELATION, "distance")
+    return labels
+
+
+def join_identical(correlations: np.ndarray) -> np.ndarray:
+    """Groups of images that are the same but for compression."""
+    return connected_components(correlations > SAME_IMAGE, directed=False)[1]  # type: ignore[no-any-return]
+
+
+def join_blocks(correlations: np.ndarray) -> np.ndarray | None:
+    """Groups of a few parts photographed often, which have nothing in common: what they share would be taken off.
+
+    They are groups only if they are far apart, many images each, and closely alike inside: parts of one design are
+    alike all over, and tell nothing here: None.
+    """
+    labels = join(correlations)
+    names, counts = np.unique(labels, return_counts=True)
+    often = 1 < len(names) <= len(labels) / 4 and counts.min() >= LEAST_PHOTOGRAPHS
+    inside = [correlations[np.ix_(labels == name, labels == name)].mean() for name in names] if often else [0.0]
+    return labels if min(inside) > CLOSELY_ALIKE else None
+
+
+def merge_groups(labellings: Sequence[np.ndarray]) -> list[int]:
+    """The groups of images that are together in any of some groupings, numbered in the order of the images."""
+    pairs = np.zeros((len(labellings[0]), len(labellings[0])), dtype=bool)
+    for labels in labellings:
+        pairs |= labels[:, None] == labels[None]
+    labels = connected_components(pairs, directed=False)[1]
     numbers: dict[int, int] = {}
     return [numbers.setdefault(int(label), len(numbers)) for label in labels]
 

@@ -1,6 +1,7 @@
 """What a checkpoint finds on a test set: every score side by side, by kind of defect and in all."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,20 @@ def read_masks(samples: list[Sample], size: int) -> np.ndarray | None:
         return None
     empty = np.zeros((size, size), dtype=bool)
     return np.stack([empty if one.defective and not one.mask else read_mask(one, (size, size)) for one in samples])
+
+
+def leave_out_broken(pipe: DDADPipeline, dataset: Dataset) -> tuple[Dataset, dict[str, str]]:
+    """The data set without the images and masks that cannot be read, and what is wrong with each, by file name."""
+    errors: dict[Path, str] = {}
+    for one in dataset.samples:
+        try:
+            pipe.image_processor.read_image(one.path)
+            if one.mask:
+                read_mask(one, (8, 8))
+        except ValueError as error:
+            errors[one.path] = str(error)
+    kept = tuple(one for one in dataset.samples if one.path not in errors)
+    return replace(dataset, samples=kept), {path.name: text for path, text in errors.items()}
 
 
 def evaluate(pipe: DDADPipeline, dataset: Dataset) -> tuple[dict[str, Any], ScoredImages, np.ndarray | None]:

@@ -75,10 +75,14 @@ def to_csv(records: Iterable[Record]) -> str:
 
 
 class UniqueNames:
-    """Names for result files: the image's own stem, with a number where another image had it."""
+    """Names for result files: the image's own stem, with a number where another image had it.
 
-    def __init__(self) -> None:
-        self._used: set[str] = set()
+    Args:
+        used: names that are taken already.
+    """
+
+    def __init__(self, used: Iterable[str] = ()) -> None:
+        self._used = set(used)
 
     def choose(self, image: str) -> str:
         """A name that was not given out before."""

@@ -1,0 +1,89 @@
+"""`ddad predict`: nothing is overwritten, read again or done twice."""
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from ddad.cli import main
+from tests.conftest import create_tiny_pipeline
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    create_tiny_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def predict(checkpoint, capsys):
+    """Runs the command; its exit status and lines."""
+
+    def run(*inputs, output, options=()):
+        capsys.readouterr()
+        arguments = ["predict", *map(str, inputs), "--checkpoint", str(checkpoint), "--output", str(output), *options]
+        status = main(arguments)
+        return status, [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    return run
+
+
+def write(path, seed):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(seed).integers(0, 255, (64, 64), dtype=np.uint8)
+    PIL.Image.fromarray(values).save(path)
+    return path
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".jsonl"}
+
+
+def test_same_names_from_different_folders_in_two_runs(predict, tmp_path):
+    first, second = write(tmp_path / "line1" / "part.png", 1), write(tmp_path / "line2" / "part.png", 2)
+    output = tmp_path / "results"
+    _, (one,) = predict(first, output=output)
+    before = contents(output)
+    _, (two,) = predict(second, output=output)
+    assert one["map"].endswith("part_map.tiff") and two["map"].endswith("part_2_map.tiff")
+    assert {name: contents(output)[name] for name in before} == before
+
+
+def test_what_is_done_is_not_done_again(predict, tmp_path, monkeypatch):
+    for number in range(3):
+        write(tmp_path / "parts" / f"{number}.png", number)
+    output = tmp_path / "results"
+    _, before = predict(tmp_path / "parts" / "0.png", tmp_path / "parts" / "1.png", output=output)
+    times = {path: path.stat().st_mtime_ns for path in output.iterdir() if path.suffix != ".jsonl"}
+    _, lines = predict(tmp_path / "parts", output=output)
+    assert lines[:2] == before and lines[2]["image"].endswith("2.png")
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+    # A changed image, other settings and lost files are done again, beside what is there.
+    write(tmp_path / "parts" / "0.png", 9)
+    (output / "1_map.tiff").unlink()
+    _, lines = predict(tmp_path / "parts", output=output)
+    assert [line["map"].rpartition("/")[2] for line in lines] == ["0_2_map.tiff", "1_2_map.tiff", "2_map.tiff"]
+    _, lines = predict(tmp_path / "parts" / "2.png", output=output, options=["--alpha", "0", "--no-denoise"])
+    assert lines[0]["map"].endswith("2_2_map.tiff")
+
+
+def test_results_inside_the_input_are_no_input(predict, tmp_path):
+    write(tmp_path / "parts" / "0.png", 0)
+    output = tmp_path / "parts" / "results"
+    for _ in range(2):
+        _, lines = predict(tmp_path / "parts", output=output)
+        assert [line["image"] for line in lines] == [str(tmp_path / "parts" / "0.png")]
+
+
+def test_a_run_that_was_killed_goes_on(predict, tmp_path):
+    write(tmp_path / "parts" / "0.png", 0)
+    write(tmp_path / "parts" / "1.png", 1)
+    output = tmp_path / "results"
+    predict(tmp_path / "parts" / "0.png", output=output)
+    with (output / "results.jsonl").open("a") as file:
+        file.write('{"settings": "cut of')
+    status, lines = predict(tmp_path / "parts", output=output)
+    assert status == 0 and len(lines) == 2
+    assert not [path for path in output.iterdir() if path.name.startswith(".")]
