@@ -14,6 +14,7 @@ import torch
 from ddad import DDADImageProcessor
 from ddad.datasets.layouts import Sample, read_mask
 from ddad.images_ddad import IMAGE_FORMATS
+from ddad.training.data import measure_max_value
 
 processor = DDADImageProcessor()
 read = processor.read_image
@@ -220,3 +221,68 @@ def test_whatever_a_decoder_raises_is_the_files_error(picture, error, tmp_path, 
     monkeypatch.setattr(PIL.PngImagePlugin.PngImageFile, "load", fail)
     with pytest.raises(ValueError, match="part.png is damaged or cut off"):
         read(path)
+
+
+def deep(path, values, **options):
+    PIL.Image.fromarray(values).save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize(("bits", "white"), [(10, 1023), (12, 4095), (14, 16383), (16, 65535)])
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_the_depth_of_a_camera_is_seen_in_16_bits(bits, white, suffix, tmp_path):
+    values = np.linspace(0, 0.9 * white, 64 * 64).reshape(64, 64).astype(np.uint16)
+    path = deep(tmp_path / f"deep.{suffix}", values)
+    torch.testing.assert_close(read(path)[0], torch.from_numpy(values / white).float(), atol=1e-6, rtol=0)
+    assert processor.largest_value(path) == white
+
+
+def test_a_set_decides_what_white_is_and_no_single_image(tmp_path):
+    bright, dark = (np.full((32, 32), value, dtype=np.uint16) for value in (3900, 700))
+    bright, dark = deep(tmp_path / "bright.png", bright), deep(tmp_path / "dark.png", dark)
+    PIL.Image.new("L", (32, 32), 9).save(tmp_path / "plain.png")
+    white = measure_max_value([bright, dark, tmp_path / "plain.png"])
+    assert white == 4095 and measure_max_value([tmp_path / "plain.png"]) is None
+    trained = DDADImageProcessor(max_value=white)
+    assert float(trained.read_image(dark).mean()) == pytest.approx(700 / 4095)
+    assert float(trained.read_image(tmp_path / "plain.png").mean()) == pytest.approx(9 / 255)
+    too_deep = deep(tmp_path / "deep.png", np.full((32, 32), 9000, dtype=np.uint16))
+    with pytest.raises(ValueError, match="values up to 9000, and white is 4095, as the images that trained have"):
+        trained.read_image(too_deep)
+    # It is stored with a checkpoint.
+    trained.save_pretrained(tmp_path / "processor")
+    assert DDADImageProcessor.from_pretrained(tmp_path / "processor").config.max_value == 4095
+
+
+def test_a_files_own_tag_goes_before_everything(tmp_path):
+    values = np.full((32, 32), 700, dtype=np.uint16)
+    path = deep(tmp_path / "tagged.tiff", values, tiffinfo={281: 16383})
+    assert float(DDADImageProcessor(max_value=4095).read_image(path).mean()) == pytest.approx(700 / 16383)
+    assert measure_max_value([path]) is None
+
+
+def test_floating_point_files(tmp_path):
+    values = np.linspace(0, 1, 32 * 32, dtype=np.float32).reshape(32, 32)
+    inside, beyond = deep(tmp_path / "inside.tiff", values), deep(tmp_path / "beyond.tiff", values * 812.5)
+    torch.testing.assert_close(read(inside)[0], torch.from_numpy(values))
+    with pytest.raises(ValueError, match=r"floating-point values up to 812: divide by the largest"):
+        read(beyond)
+    white = measure_max_value([beyond])
+    assert white == pytest.approx(812.5) and measure_max_value([inside]) is None
+    read_beyond = DDADImageProcessor(max_value=white).read_image(beyond)[0]
+    torch.testing.assert_close(read_beyond, torch.from_numpy(values), atol=1e-5, rtol=0)
+
+
+def test_signed_deep_and_many_pages_are_refused_in_a_sentence(tmp_path):
+    signed = deep(tmp_path / "signed.tiff", np.linspace(-2600, 18100, 1024).reshape(32, 32).astype(np.int32))
+    with pytest.raises(ValueError, match="has negative values .down to -2600.*Add an offset"):
+        read(signed)
+    with pytest.raises(ValueError, match="has negative values"):
+        measure_max_value([signed])
+    page = PIL.Image.new("L", (32, 32))
+    page.save(tmp_path / "pages.tiff", save_all=True, append_images=[page])
+    with pytest.raises(ValueError, match="holds 2 pages or frames: save the one"):
+        read(tmp_path / "pages.tiff")
+    (tmp_path / "odd.tif").write_bytes(b"II*\0" + bytes(60))
+    with pytest.raises(ValueError, match="is a TIFF of a kind that cannot be read; save it with 8 or 16 bits"):
+        read(tmp_path / "odd.tif")

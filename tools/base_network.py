@@ -33,6 +33,7 @@ from safetensors.torch import load_file, save_file
 from ddad.datasets.layouts import read_dataset
 from ddad.datasets.lookalikes import group_lookalikes, split_images
 from ddad.features_ddad import DDADFeatureExtractor
+from ddad.images_ddad import DDADImageProcessor
 from ddad.scheduling_ddad import DDADScheduler
 from ddad.training.calibration import build_pipeline
 from ddad.training.config import PRESETS, TrainConfig
@@ -428,8 +429,9 @@ def finish_part(trained: Path, name: str, data: str, source: str, backbone: str,
         calibration_fraction=part.calibration_fraction, mixed_precision="bf16",
     )  # fmt: skip
     train_paths, held_out = split_part(name, data)
+    folders = [ImageFolder(paths, SIZE) for paths in (train_paths, held_out)]
     pipe, calibration = build_pipeline(
-        config, unet, features, create_scheduler(config), ImageFolder(train_paths, SIZE), ImageFolder(held_out, SIZE)
+        config, unet, features, create_scheduler(config), *folders, DDADImageProcessor()
     )
     settings = dataclasses.asdict(config) | {"data": Path(data).name, "output": name}
     record = trained_record | {

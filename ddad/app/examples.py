@@ -62,7 +62,10 @@ def digest(checkpoint: Path) -> str:
     state = hashlib.sha256()
     for path in sorted(checkpoint.rglob("*.json")):
         if path.name in ("checksums.json", "model_index.json", "config.json", "scheduler_config.json"):
-            state.update(path.relative_to(checkpoint).as_posix().encode() + b"\0" + path.read_bytes())
+            values = json.loads(path.read_text(encoding="utf-8"))
+            # A setting that nobody has made is none, and which library wrote it changes nothing.
+            made = {name: value for name, value in values.items() if value is not None and not name.startswith("_")}
+            state.update(f"{path.relative_to(checkpoint).as_posix()} {json.dumps(made, sort_keys=True)}".encode())
     return state.hexdigest()
 
 

@@ -98,6 +98,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
             continue
         try:
             original = pipe.image_processor.read_image(path)
+            white = pipe.image_processor.largest_value(path)
         except ValueError as error:
             status = 1
             print(json.dumps({"image": str(path), "error": str(error)}), flush=True)
@@ -114,6 +115,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
             "image_score": round(result.image_score[0], 4),
             "threshold": round(result.threshold, 4),
             "is_anomalous": result.is_anomalous[0],
+            **({} if white is None else {"white": white}),  # of files of more than 8 bits
             **write_pictures(result, output, names.choose(path.as_posix())),
         }
         with (output / RESULTS_NAME).open("a", encoding="utf-8") as file:

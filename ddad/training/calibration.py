@@ -202,6 +202,7 @@ def build_pipeline(
     scheduler: DDADScheduler,
     train: Images,
     held_out: Images,
+    processor: DDADImageProcessor,
 ) -> tuple[DDADPipeline, dict[str, Any]]:
     """Fits, calibrates and assembles the pipeline of a run; with what was chosen. All weights are exact in float16."""
     unet = unet.to(memory_format=torch.contiguous_format)
@@ -217,7 +218,7 @@ def build_pipeline(
         feature_extractor=features,
         normality=normality.to(unet.device),
         denoiser=DDADDenoiser(),
-        image_processor=DDADImageProcessor(),
+        image_processor=processor,
         category=config.category,
     )
     return pipe, calibrate(pipe, train, held_out, CalibrationConfig(config.rotation_degrees, config.seed))

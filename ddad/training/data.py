@@ -1,13 +1,18 @@
 """Good images from a folder, as the model sees them."""
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from ddad.images_ddad import DDADImageProcessor
+from ddad.images_ddad import LARGEST_VALUES, DDADImageProcessor, decoding, open_picture, tagged_largest_value
+
+logger = logging.getLogger(__name__)
 
 
 def rotate(images: torch.Tensor, degrees: torch.Tensor) -> torch.Tensor:
@@ -19,13 +24,49 @@ def rotate(images: torch.Tensor, degrees: torch.Tensor) -> torch.Tensor:
     return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
 
-class ImageFolder(Dataset[torch.Tensor]):
-    """Images as the model sees them: `[3, size, size]` in [-1, 1]."""
+def measure_max_value(paths: Sequence[Path]) -> float | None:
+    """What stands for white in a set of files of more than 8 bits: its depth by the largest value of all of them.
 
-    def __init__(self, paths: list[Path], size: int):
+    Never by one image: a dark part would be as bright as a light one. None where no file has more than 8 bits, or
+    every one says so itself.
+
+    Raises:
+        ValueError: for a file that cannot be read, has negative values, or values of more than 16 bits.
+    """
+    highest, whole = 0.0, True
+    for path in paths:
+        with decoding(str(path)), open_picture(path) as picture:
+            if (picture.mode != "F" and not picture.mode.startswith("I")) or tagged_largest_value(picture):
+                continue
+            values = np.array(picture).astype(np.float32)
+        if values.min() < 0:
+            DDADImageProcessor().white_of(values, None, str(path))  # says what is wrong with it
+        highest = max(highest, float(values.max()))
+        whole &= bool((values == np.round(values)).all())
+    if highest == 0 or (not whole and highest <= 1):
+        return None
+    white = highest if not whole else next((one for one in LARGEST_VALUES if highest <= one), None)
+    if white is None:
+        raise ValueError(f"The images have values up to {highest:g}, more than 16 bits: scale them to 65535.")
+    logger.info(
+        "The images have values up to %g: %g stands for white, here and in what is inspected later.", highest, white
+    )
+    return float(white)
+
+
+class ImageFolder(Dataset[torch.Tensor]):
+    """Images as the model sees them: `[3, size, size]` in [-1, 1].
+
+    Args:
+        paths: the files.
+        size: the model's.
+        processor: what reads them; None for one without settings of its own.
+    """
+
+    def __init__(self, paths: list[Path], size: int, processor: DDADImageProcessor | None = None):
         self.paths = paths
         self.size = size
-        self.processor = DDADImageProcessor()
+        self.processor = processor or DDADImageProcessor()
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -13,12 +13,13 @@ import torch
 
 from ddad.datasets.layouts import Dataset, check_empty, read_dataset
 from ddad.datasets.lookalikes import group_lookalikes, split_images
+from ddad.images_ddad import DDADImageProcessor
 from ddad.pipeline import DDADPipeline
 from ddad.training.backbone import create_feature_extractor
 from ddad.training.base import describe_base
 from ddad.training.calibration import batches, build_pipeline, recalibrate
 from ddad.training.config import TrainConfig
-from ddad.training.data import ImageFolder
+from ddad.training.data import ImageFolder, measure_max_value
 from ddad.training.fitting import CalibrationConfig
 from ddad.training.loop import create_scheduler, train_unet
 from ddad.training.saving import save_checkpoint, update_record
@@ -38,7 +39,8 @@ def train(config: TrainConfig) -> None:
         raise ValueError(f"{output} already holds a finished checkpoint: choose another folder, or delete it.")
     dataset = read_dataset(config.data, config.data_format, config.good)
     held_out_count = round(len(dataset.train_paths) * config.calibration_fraction)
-    groups = group_lookalikes(ImageFolder(dataset.train_paths, config.image_size))
+    processor = DDADImageProcessor(max_value=measure_max_value(dataset.train_paths))
+    groups = group_lookalikes(ImageFolder(dataset.train_paths, config.image_size, processor))
     train_paths, calibration_paths = split_images(dataset.train_paths, groups, held_out_count, config.seed)
     logger.info(
         "%d good images train, %d calibrate; together they seem to show %d different parts.",
@@ -46,15 +48,15 @@ def train(config: TrainConfig) -> None:
         len(calibration_paths),
         len(set(groups)),
     )
-    images = ImageFolder(train_paths, config.image_size)
+    images = ImageFolder(train_paths, config.image_size, processor)
     features = create_feature_extractor(config.backbone)
     logger.info("Measuring the features of the good images.")
     features.fit(batches(images))
     unet, record = train_unet(config, images, features)
     if int(os.environ.get("RANK", "0")) != 0:
         return
-    held_out = ImageFolder(calibration_paths, config.image_size)
-    pipe, calibration = build_pipeline(config, unet, features, create_scheduler(config), images, held_out)
+    held_out = ImageFolder(calibration_paths, config.image_size, processor)
+    pipe, calibration = build_pipeline(config, unet, features, create_scheduler(config), images, held_out, processor)
     settings = dataclasses.asdict(config)
     # Where the data lay on the machine that trained is nobody's business.
     settings["data"], settings["output"] = Path(config.data).name, output.name
@@ -92,7 +94,9 @@ def calibrate_checkpoint(pipe: DDADPipeline, record: dict | None, dataset: Datas
         ValueError: if there are too few images, or `output` holds something.
     """
     check_empty(output)
-    images = ImageFolder(dataset.train_paths, pipe.unet.config.sample_size)
+    processor = DDADImageProcessor(max_value=measure_max_value(dataset.train_paths))
+    images = ImageFolder(dataset.train_paths, pipe.unet.config.sample_size, processor)
+    pipe = DDADPipeline.from_pipe(pipe, image_processor=processor)
     adapted, calibration = recalibrate(pipe, images, CalibrationConfig.of(record))
     if record is not None:
         record = update_record(record, adapted, calibration, dataset.name, len(images))

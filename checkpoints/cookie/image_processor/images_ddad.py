@@ -22,6 +22,9 @@ ImageInput = str | os.PathLike | PIL.Image.Image | np.ndarray | torch.Tensor
 # The formats that are read, told apart by content and never by a file's name. Pillow knows dozens more and hands some
 # of them to other programs: an EPS file called `part.png` would start Ghostscript.
 IMAGE_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM")
+# The largest values of cameras with 10, 12, 14 and 16 bits, which all store 16.
+LARGEST_VALUES = (1023, 4095, 16383, 65535)
+TIFF_LARGEST_VALUES = (281, 341)  # tags MaxSampleValue and SMaxSampleValue
 
 
 def open_picture(path: str | os.PathLike) -> PIL.Image.Image:
@@ -34,6 +37,26 @@ def open_picture(path: str | os.PathLike) -> PIL.Image.Image:
     return PIL.Image.open(path, formats=IMAGE_FORMATS)
 
 
+def is_tiff(path: str | os.PathLike) -> bool:
+    """Whether a file begins as a TIFF does."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+    except OSError:
+        return False
+
+
+def tagged_largest_value(picture: PIL.Image.Image) -> float | None:
+    """The largest possible value by a TIFF's own tags, None where it has none that says anything."""
+    tags = getattr(picture, "tag_v2", {})
+    for tag in TIFF_LARGEST_VALUES:
+        value = tags.get(tag)
+        value = value[0] if isinstance(value, tuple) and value else value
+        if isinstance(value, (int, float)) and value > 255:
+            return float(value)
+    return None
+
+
 @contextlib.contextmanager
 def decoding(name: str) -> Iterator[None]:
     """Whatever goes wrong while one image is opened or decoded becomes a `ValueError` that names it."""
@@ -44,6 +67,10 @@ def decoding(name: str) -> Iterator[None]:
     except IsADirectoryError:
         raise ValueError(f"{name} is a folder; give the images inside it.") from None
     except PIL.UnidentifiedImageError:
+        if is_tiff(name):
+            raise ValueError(
+                f"{name} is a TIFF of a kind that cannot be read; save it with 8 or 16 bits, or 32-bit floating point."
+            ) from None
         raise ValueError(
             f"{name} is not an image that can be read; save it as PNG, JPEG, TIFF, BMP, WebP, GIF or PPM."
         ) from None
@@ -65,12 +92,15 @@ class DDADImageProcessor(SchedulerMixin, ConfigMixin):
     Args:
         max_pixels: images with more pixels are refused before they are decoded.
         min_side: images with a shorter side are refused.
+        max_value: what stands for white in files of more than 8 bits whose tags do not say so: 4095 for a camera of
+            12 bits, whose files have 16. Measured on the images that train. None takes the smallest of 1023, 4095,
+            16383 and 65535 that an image does not exceed.
     """
 
     source_code = Path(__file__).read_text(encoding="utf-8")
 
     @register_to_config
-    def __init__(self, max_pixels: int = 64_000_000, min_side: int = 16):
+    def __init__(self, max_pixels: int = 64_000_000, min_side: int = 16, max_value: float | None = None):
         pass
 
     # ------------------------------------------------------------------------------------------------- reading images
@@ -79,8 +109,9 @@ class DDADImageProcessor(SchedulerMixin, ConfigMixin):
         """Turns one image of any kind into RGB, float32 `[3, H, W]` in [0, 1], at its own size.
 
         Pictures and files may have any mode that Pillow reads: EXIF rotation is applied, transparent pixels are put
-        on white, 16-bit values are divided by 65535. Arrays are `[H, W]` or `[H, W, channels]`, tensors
-        `[channels, H, W]`, with 1, 3 or 4 channels; their values are uint8, uint16, or floating point in [0, 1].
+        on white, values of more than 8 bits are divided by what stands for white (see `white_of`). Arrays are
+        `[H, W]` or `[H, W, channels]`, tensors `[channels, H, W]`, with 1, 3 or 4 channels; their values are uint8,
+        uint16, or floating point in [0, 1].
 
         Raises:
             TypeError: for an object that is no image.
@@ -128,6 +159,10 @@ class DDADImageProcessor(SchedulerMixin, ConfigMixin):
 
     def _from_picture(self, picture: PIL.Image.Image, name: str) -> torch.Tensor:
         self._check_size(*picture.size, name)
+        pages = getattr(picture, "n_frames", 1) if picture.format in ("TIFF", "GIF", "WEBP", "PNG") else 1
+        if pages > 1:
+            raise ValueError(f"{name} holds {pages} pages or frames: save the one that is meant as a file of its own.")
+        tag = tagged_largest_value(picture)
         with decoding(name):
             picture = PIL.ImageOps.exif_transpose(picture)
             if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
@@ -135,12 +170,60 @@ class DDADImageProcessor(SchedulerMixin, ConfigMixin):
                 picture = PIL.Image.alpha_composite(PIL.Image.new("RGBA", picture.size, "white"), picture)
             if picture.mode != "F" and not picture.mode.startswith("I"):
                 picture = picture.convert("RGB")
-        values = torch.from_numpy(np.array(picture))
-        if picture.mode == "F":
-            return self._from_tensor(values[None])
-        if picture.mode.startswith("I"):
-            return self._from_tensor(values.float()[None] / 65535)
-        return values.permute(2, 0, 1).float() / 255
+        if picture.mode == "RGB":
+            return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+        values = np.array(picture).astype(np.float32)
+        white = self.white_of(values, tag, name)
+        # Floating-point values may lie a little above the brightest of those that trained.
+        return self._from_tensor(torch.from_numpy(np.minimum(values / white, 1))[None])
+
+    def white_of(self, values: np.ndarray, tag: float | None, name: str = "The image") -> float:
+        """What stands for white in a file of more than 8 bits: its own tag, else `max_value`, else its own depth.
+
+        Floating-point values in [0, 1] are as they are.
+
+        Args:
+            values: `[H, W]`.
+            tag: what the file says, or None.
+            name: of the file, for messages.
+
+        Raises:
+            ValueError: for values below zero, or above what stands for white.
+        """
+        low, high = float(values.min()), float(values.max())
+        if low < 0:
+            raise ValueError(
+                f"{name} has negative values (down to {low:g}): signed images have no black. Add an offset, or save"
+                " them unsigned."
+            )
+        whole = bool((values == np.round(values)).all())
+        if not whole and high <= 1:
+            return 1.0
+        white = tag or self.config.max_value
+        if white is None and not whole:
+            raise ValueError(
+                f"{name} has floating-point values up to {high:.3g}: divide by the largest possible value, so that"
+                " they lie in [0, 1]."
+            )
+        if white is None:
+            white = next((one for one in LARGEST_VALUES if high <= one), None)
+        if white is None or (whole and high > white):
+            limit = f"{white:g}, as the images that trained have" if white else "65535"
+            raise ValueError(f"{name} has values up to {high:g}, and white is {limit}: scale it accordingly.")
+        return float(white)
+
+    def largest_value(self, path: str | os.PathLike) -> float | None:
+        """What stands for white in a file of more than 8 bits as `read_image` reads it; None for other files.
+
+        Raises:
+            ValueError: as `read_image`.
+        """
+        name = os.fspath(path)
+        with self.open_file(path) as picture, decoding(name):
+            if picture.mode != "F" and not picture.mode.startswith("I"):
+                return None
+            values = np.array(picture).astype(np.float32)
+        return self.white_of(values, tagged_largest_value(picture), name)
 
     def _from_tensor(self, image: torch.Tensor) -> torch.Tensor:
         if image.ndim != 3 or image.shape[0] not in (1, 3, 4):
