@@ -40,7 +40,7 @@ reference: $(VENV)/installed-dev
 
 # The code that checkpoints carry is a copy of the package's: renewed here, compared by a test.
 refresh: $(VENV)/installed-dev
-	$(BIN)/ddad refresh checkpoints/*
+	$(BIN)/ddad refresh $(patsubst %/model_index.json,%,$(wildcard checkpoints/*/model_index.json))
 
 # What is found on the bundled examples is stored beside them; a test says when it is of another state of a checkpoint.
 examples: $(VENV)/installed-dev

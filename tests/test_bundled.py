@@ -4,10 +4,13 @@ import json
 
 import PIL.Image
 import pytest
+import torch
 
 import ddad
-from ddad import DDADPipeline
+from ddad import DDADImageProcessor, DDADPipeline, DDADScheduler
 from ddad.app.examples import photographs
+from ddad.training.config import TrainConfig
+from ddad.training.loop import create_unet
 from tests.conftest import ROOT
 
 FOLDERS = sorted(path.parent for path in (ROOT / "checkpoints").glob("*/model_index.json"))
@@ -60,3 +63,21 @@ def test_its_examples_are_judged_right_and_a_good_part_comes_out_as_it_went_in(f
         if not unchanged:
             before, after = result.normality_distance[0]
             assert after < 0.8 * before
+
+
+def test_the_base_network_is_what_a_training_starts_from(tmp_path):
+    base = ROOT / "checkpoints" / "base"
+    unet = create_unet(TrainConfig(data="", output=str(tmp_path), base=str(base)), 176)
+    preset = create_unet(TrainConfig(data="", output=str(tmp_path)), 176)
+    assert {name: value.shape for name, value in unet.state_dict().items()} == {
+        name: value.shape for name, value in preset.state_dict().items()
+    }
+    assert max(path.stat().st_size for path in base.rglob("*")) < 10_000_000
+    # It knows what a clean image is: from noise of t = 201 it comes closer than the noise itself by far.
+    image = DDADImageProcessor().preprocess(DDADImageProcessor().read_image(photographs(FOLDERS[0])[-1]), 256)
+    scheduler, timesteps = DDADScheduler.from_pretrained(base / "scheduler"), torch.tensor([201])
+    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
+    noisy = scheduler.add_noise(image, noise, timesteps)
+    with torch.no_grad():
+        clean = scheduler.predict_original_sample(unet(noisy, timesteps).sample, noisy, timesteps)
+    assert (clean - image).square().mean() < 0.01 < 0.1 < (noisy - image).square().mean()
