@@ -11,7 +11,7 @@ PROGRAM = "ddad"
 EPILOG = """examples:
   ddad train --data good_parts --output checkpoints/my_part
   ddad predict part.png --checkpoint checkpoints/my_part --output results
-  ddad evaluate --checkpoint checkpoints/my_part --good good --defective bad
+  ddad evaluate --checkpoint checkpoints/my_part --data my_data_set
   ddad publish checkpoints/my_part USER/my_part
 
 exit status: 0 done, 1 some images could not be read, 2 an error, 130 interrupted"""
@@ -42,8 +42,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interruption:
+        said = f": {interruption}" if interruption.args else ""
+        print(f"{PROGRAM}: interrupted{said}", file=sys.stderr)
         return 130
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 
 import numpy as np
 import PIL.Image
@@ -14,12 +15,13 @@ from ddad import DDADPipeline
 from ddad.cli import main
 from ddad.datasets.layouts import find_images
 from ddad.datasets.lookalikes import group_lookalikes, split_images
-from ddad.training import loop
+from ddad.training import loop, state
 from ddad.training.config import TrainConfig
 from ddad.training.corruption import Corruption, fill
 from ddad.training.data import ImageFolder, rotate
 from ddad.training.losses import snr_weight
-from ddad.training.state import state_folder
+from ddad.training.run import nearest_timesteps
+from ddad.training.state import remove_state, state_folder
 
 
 @pytest.fixture(scope="module")
@@ -268,3 +270,136 @@ def test_an_interruption_while_saving_leaves_no_half_checkpoint(good_images, tmp
     assert main(tiny_flags(good_images, output)) == 0  # no step is trained again
     assert DDADPipeline.from_pretrained(output).config.category == "stripes"
     assert not (output / "checkpoint.new").exists()
+
+
+@pytest.fixture
+def unfinished(striped, tmp_path):
+    """A run that Ctrl-C ended after two of four steps: its settings, and what continues it."""
+    from ddad.training.backbone import create_feature_extractor
+
+    features = create_feature_extractor("tf_efficientnet_lite0")
+    config = tiny_config("data", tmp_path / "run")
+
+    def go_on(images=striped, **changed):
+        return loop.train_unet(tiny_config("data", tmp_path / "run", **changed), images, features)
+
+    compute_losses, calls = loop.compute_losses, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("out of memory")
+        return compute_losses(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "compute_losses", interrupted)
+        with pytest.raises(RuntimeError):
+            go_on()
+    return config, go_on
+
+
+def flip(path, position=1000):
+    content = bytearray(path.read_bytes())
+    for place in range(position, position + 4):
+        content[place] ^= 0xFF
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda folder: flip(folder / "state.safetensors"), "state.safetensors is damaged or cut off"),
+        (lambda folder: (folder / "state.safetensors").write_bytes(b""), "state.safetensors is damaged or cut off"),
+        (lambda folder: (folder / "state.safetensors").unlink(), "state.safetensors is missing"),
+        (lambda folder: (folder / "state.json").write_text('{"step": 2,'), "state.json is damaged"),
+        (lambda folder: (folder / "state.json").write_text("[]"), "state.json is damaged"),
+        (lambda folder: (folder / "state.json").unlink(), "state.json is missing"),
+    ],
+)
+def test_a_damaged_state_is_refused_in_a_sentence(unfinished, damage, reason):
+    config, go_on = unfinished
+    damage(state_folder(config.output))
+    with pytest.raises(ValueError, match=f"{reason}.*Begin anew with --restart"):
+        go_on()
+    remove_state(config.output)
+    assert go_on()[1]["images_seen"] == 8
+
+
+def test_a_run_does_not_go_on_with_other_images(unfinished, striped):
+    _, go_on = unfinished
+    fewer = ImageFolder(striped.paths[:-1], 64)
+    with pytest.raises(ValueError, match="the images in --data are no longer those that it began with"):
+        go_on(fewer)
+    assert go_on()[1]["images_seen"] == 8
+
+
+def test_a_full_disk_keeps_the_last_state(unfinished, monkeypatch):
+    config, go_on = unfinished
+    before = (state_folder(config.output) / "state.safetensors").read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(state, "save_file", full)
+        with pytest.raises(
+            OSError, match=r"state after step 4 cannot be saved.*The last saved state is kept: make room"
+        ):
+            go_on()
+    assert (state_folder(config.output) / "state.safetensors").read_bytes() == before
+    assert go_on()[1]["images_seen"] == 8
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_so(striped, tmp_path, monkeypatch, number):
+    from ddad.training.backbone import create_feature_extractor
+
+    features, compute_losses = create_feature_extractor("tf_efficientnet_lite0"), loop.compute_losses
+    before = signal.getsignal(number)
+
+    def signalled(*arguments):
+        signal.raise_signal(number)
+        return compute_losses(*arguments)
+
+    config = tiny_config("data", tmp_path / "run", save_every=100)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "compute_losses", signalled)
+        with pytest.raises(KeyboardInterrupt, match="saved after step 1 of 4; the same command goes on from there"):
+            loop.train_unet(config, striped, features)
+    assert signal.getsignal(number) == before
+    assert loop.train_unet(config, striped, features)[1]["images_seen"] == 8
+
+
+def test_mixed_precision_takes_a_real_step(striped, tmp_path, request):
+    from accelerate.state import AcceleratorState
+
+    from ddad.training.backbone import create_feature_extractor
+
+    # A process has one precision; the tests before this one had another.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    request.addfinalizer(lambda: AcceleratorState._reset_state(reset_partial_state=True))
+
+    features = create_feature_extractor("tf_efficientnet_lite0")
+    config = tiny_config("data", tmp_path / "run", mixed_precision="bf16")
+    unet, record = loop.train_unet(config, striped, features)
+    assert {parameter.dtype for parameter in unet.parameters()} == {torch.float32}
+    assert all(np.isfinite(value) for value in record["losses"][-1].values())
+
+
+def test_the_papers_noise_levels_work_and_equal_ones_are_refused_at_once(tmp_path):
+    assert nearest_timesteps(tiny_config("data", tmp_path, timesteps=(20, 200, 400))) == (20, 201, 401)
+    with pytest.raises(ValueError, match="too close together: the nearest steps are"):
+        nearest_timesteps(tiny_config("data", tmp_path, timesteps=(200, 201)))
+    with pytest.raises(ValueError, match="must be different noise levels"):
+        tiny_config("data", tmp_path, timesteps=(20, 20))
+
+
+def test_what_cannot_be_written_is_said_before_training(good_images, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert main(tiny_flags(good_images, output)) == 2
+        assert "cannot be written to" in capsys.readouterr().err
+    usage = shutil.disk_usage(tmp_path)._replace(free=100_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    assert main(tiny_flags(good_images, tmp_path / "full")) == 2
+    assert "has 100 MB of room; training needs 450 MB" in capsys.readouterr().err

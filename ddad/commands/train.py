@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import sys
 import typing
+from pathlib import Path
 
 from ddad.commands.loading import add_dry_run, add_good, show_good
 
@@ -34,6 +35,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
             options["default"] = field.default
         parser.add_argument(f"--{field.name.replace('_', '-')}", **options)
     add_dry_run(parser)
+    parser.add_argument("--restart", action="store_true", help="delete what an unfinished run in --output has saved")
     parser.set_defaults(run=run_train)
 
 
@@ -41,14 +43,19 @@ def run_train(arguments: argparse.Namespace) -> int:
     """Says and shows what is taken for good, trains and saves."""
     from ddad.datasets.layouts import read_dataset
     from ddad.training.config import TrainConfig
-    from ddad.training.run import train
+    from ddad.training.run import check_writable, train
+    from ddad.training.state import remove_state
 
     values = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(TrainConfig)}
     values["timesteps"], values["good"] = tuple(values["timesteps"]), tuple(values["good"])
     config = TrainConfig(**values)
     dataset = read_dataset(config.data, config.data_format, config.good)
     print(dataset.describe(), file=sys.stderr)
+    if not arguments.dry_run:
+        check_writable(Path(config.output))
     show_good(dataset, config.output)
     if not arguments.dry_run:
+        if arguments.restart:
+            remove_state(config.output)
         train(config)
     return 0

@@ -115,6 +115,8 @@ class TrainConfig:
             raise ValueError(
                 f"`timesteps` must lie below `max_timestep` ({self.max_timestep}), found {self.timesteps}."
             )
+        if len(set(self.timesteps)) != len(self.timesteps):
+            raise ValueError(f"`timesteps` must be different noise levels, found {self.timesteps}.")
         if not 0 < self.calibration_fraction < 1:
             raise ValueError(f"`calibration_fraction` must lie between 0 and 1, found {self.calibration_fraction}.")
         if not 0 < self.threshold_quantile <= 1:

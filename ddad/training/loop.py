@@ -4,8 +4,11 @@ import dataclasses
 import json
 import logging
 import math
+import signal
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -19,7 +22,7 @@ from ddad.training.config import PRESETS, TrainConfig
 from ddad.training.corruption import Corruption
 from ddad.training.data import ImageFolder, rotate
 from ddad.training.losses import compute_losses
-from ddad.training.state import load_state, read_record, save_state
+from ddad.training.state import DamagedStateError, describe_images, load_state, read_record, save_state
 from ddad.unet_ddad import DDADUNet2DModel
 
 logger = logging.getLogger(__name__)
@@ -71,6 +74,31 @@ def load_batch(
     return images, corruption(images, config.corruption_probability, generator)
 
 
+class Interruption:
+    """Takes note of Ctrl-C and of a request to terminate, so that the step under way is finished and saved.
+
+    A second one ends the program at once. In another than the main thread there is nothing to take note of.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._take_note)
+
+    def _take_note(self, *_: Any) -> None:
+        self.asked = True
+        logger.info("Interrupted: saving after this step.")
+        self.restore()
+
+    def restore(self) -> None:
+        """Back to what the signals did before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+
 def train_unet(
     config: TrainConfig, images: ImageFolder, features: DDADFeatureExtractor
 ) -> tuple[DDADUNet2DModel, dict]:
@@ -98,7 +126,8 @@ def train_unet(
     # Fused: one kernel for all weights, three times faster on a CPU as well.
     optimizer = torch.optim.AdamW(unet.parameters(), lr=config.learning_rate, weight_decay=0.01, fused=True)
 
-    record = {"config": dataclasses.asdict(config), "seconds": 0.0, "losses": []}
+    described = describe_images(images.paths)
+    record = {"config": dataclasses.asdict(config), "images": described, "seconds": 0.0, "losses": []}
     step = 0
     saved = read_record(config.output)
     if saved is not None:
@@ -107,8 +136,10 @@ def train_unet(
         if changed:
             raise ValueError(
                 f"{Path(config.output)} holds an unfinished run with other settings ({', '.join(changed)}). Repeat its"
-                " command to finish it, or choose another output folder."
+                " command to finish it, choose another output folder, or begin anew with --restart."
             )
+        if saved["images"] != described:
+            raise DamagedStateError(config.output, "the images in --data are no longer those that it began with")
         load_state(config.output, unet, ema, optimizer)
         step = saved.pop("step")
         ema.optimization_step = step
@@ -119,6 +150,7 @@ def train_unet(
     store = images.load().to(device)
     corruption = Corruption(config.image_size, device, config.seed)
     unet.train()
+    interruption = Interruption()
     started = time.monotonic() - record["seconds"]
     progress = tqdm(
         total=config.steps, initial=step, desc="Training", disable=not accelerator.is_main_process, mininterval=1
@@ -152,8 +184,13 @@ def train_unet(
         if step % 10 == 0 or step == config.steps:
             record["losses"].append({"step": step, **values})
         record["seconds"] = round(time.monotonic() - started, 1)
-        if accelerator.is_main_process and (step % config.save_every == 0 or step == config.steps):
+        due = step % config.save_every == 0 or step == config.steps or interruption.asked
+        if accelerator.is_main_process and due:
             save_state(config.output, step, unet, ema, optimizer, record)
+        if interruption.asked:
+            progress.close()
+            raise KeyboardInterrupt(f"saved after step {step} of {config.steps}; the same command goes on from there")
+    interruption.restore()
     progress.close()
     accelerator.wait_for_everyone()
     ema.copy_to(unet.parameters())

@@ -54,8 +54,9 @@ def compute_losses(
         max_snr: bound of the pixel term's weight.
     """
     noisy = scheduler.add_noise(damaged, noise, timesteps)
-    output = unet(noisy, timesteps)
-    prediction = scheduler.predict(output.sample.float(), noisy, timesteps)
+    # A tuple: accelerate rebuilds other outputs from their fields when it converts them, and fails at dataclasses.
+    sample, features_hat = unet(noisy, timesteps, return_dict=False)
+    prediction = scheduler.predict(sample.float(), noisy, timesteps)
     weight = snr_weight(scheduler, timesteps, max_snr).to(images.device)
     pixel = (weight * (prediction.pred_original_sample - images) ** 2).mean()
     # L_vlb trains the variance alone: its mean is held fixed (Nichol and Dhariwal, 2021, section 3.1).
@@ -67,5 +68,5 @@ def compute_losses(
     variance = scheduler.kl_bits(images, noisy, frozen, timesteps).mean()
     with torch.no_grad():
         target = features(images)
-    predicted = F.interpolate(output.features.float(), size=target.shape[-2:], mode="bilinear", align_corners=False)
+    predicted = F.interpolate(features_hat.float(), size=target.shape[-2:], mode="bilinear", align_corners=False)
     return Losses(pixel=pixel, variance=variance, feature=F.mse_loss(predicted, target))

@@ -5,6 +5,7 @@ import logging
 import os
 import platform
 import shutil
+import tempfile
 from pathlib import Path
 
 import diffusers
@@ -27,6 +28,46 @@ from ddad.training.state import read_record, state_folder
 
 logger = logging.getLogger(__name__)
 
+INFERENCE_STEPS = 250  # of the process in which scores are measured: the pipeline's default, as in the paper
+# Two states of weights, average and two moments in float32 for 11 million parameters, and the checkpoint.
+LEAST_ROOM = 450_000_000
+
+
+def nearest_timesteps(config: TrainConfig) -> tuple[int, ...]:
+    """The noise levels of the respaced process, in which scores are measured, that lie nearest to those asked for.
+
+    Raises:
+        ValueError: if two of them are the same.
+    """
+    scheduler = create_scheduler(config)
+    scheduler.set_timesteps(INFERENCE_STEPS)
+    nearest = tuple(min(scheduler.timesteps.tolist(), key=lambda step: abs(step - t)) for t in config.timesteps)
+    if len(set(nearest)) != len(nearest):
+        raise ValueError(f"`timesteps` {config.timesteps} are too close together: the nearest steps are {nearest}.")
+    if nearest != config.timesteps:
+        logger.info("Noise levels %s: the nearest steps of %d are %s.", config.timesteps, INFERENCE_STEPS, nearest)
+    return nearest
+
+
+def check_writable(output: Path) -> None:
+    """Finds out before hours of training whether the result can be written.
+
+    Raises:
+        OSError: if it cannot, or there is too little room.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output):
+            pass
+    except OSError as error:
+        raise OSError(f"{output} cannot be written to ({error.strerror or error}): choose another --output.") from None
+    free = shutil.disk_usage(output).free
+    if free < LEAST_ROOM:
+        raise OSError(
+            f"{output} has {free / 1e6:.0f} MB of room; training needs {LEAST_ROOM / 1e6:.0f} MB for its saved states"
+            " and the checkpoint."
+        )
+
 
 def train(config: TrainConfig) -> None:
     """Trains, fits, calibrates and saves the pipeline of one category; the same call again resumes.
@@ -35,6 +76,7 @@ def train(config: TrainConfig) -> None:
         ValueError: if the data cannot be trained with, or `output` holds a finished checkpoint.
     """
     output = Path(config.output)
+    config = dataclasses.replace(config, timesteps=nearest_timesteps(config))
     if (output / DDADPipeline.config_name).exists() and read_record(output) is None:
         raise ValueError(f"{output} already holds a finished checkpoint: choose another folder, or delete it.")
     dataset = read_dataset(config.data, config.data_format, config.good)
