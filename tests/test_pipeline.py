@@ -1,5 +1,7 @@
 """The pipeline's contract, on a tiny untrained model."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -262,3 +264,35 @@ def test_the_noise_of_a_generator_is_one_for_all_batches(tiny_pipe, picture):
 
     assert len({round(one, 4) for one in scores(2)}) == 1
     assert scores(2) == pytest.approx(scores(5), rel=1e-4)
+
+
+@pytest.mark.parametrize("mode", [lambda: torch.autocast("cpu", torch.bfloat16), torch.inference_mode, torch.no_grad])
+def test_the_callers_modes_change_nothing(tiny_pipe, picture, mode):
+    expected = tiny_pipe(picture, threshold=-5.0)
+    with mode():
+        tensor = torch.from_numpy(picture).permute(2, 0, 1)
+        found = [tiny_pipe(image, threshold=-5.0) for image in (picture, tensor, tiny_pipe.score(picture))]
+    for one in found:
+        assert one.image_score == expected.image_score and len(one.intermediates[0]) > 2
+        np.testing.assert_array_equal(np.array(one.denoised_image[0]), np.array(expected.denoised_image[0]))
+
+
+def test_a_compiled_network_gives_the_same(tiny_pipe, picture):
+    expected = tiny_pipe(picture, threshold=-5.0)
+    tiny_pipe.unet = torch.compile(tiny_pipe.unet, backend="eager")
+    found = tiny_pipe(picture, threshold=-5.0)
+    assert found.image_score == expected.image_score
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 0.01), (torch.bfloat16, 0.05)])
+def test_half_precision_stays_close(tiny_pipe, picture, dtype, tolerance):
+    expected = tiny_pipe(picture, threshold=-5.0).image_score[0]
+    assert tiny_pipe.to(dtype)(picture, threshold=-5.0).image_score[0] == pytest.approx(expected, rel=tolerance)
+
+
+def test_two_threads_share_a_pipeline(tiny_pipe, picture):
+    pictures = [picture, picture[:40], picture[:, :33], picture[::-1].copy()]
+    expected = [tiny_pipe(one, threshold=-5.0).image_score[0] for one in pictures]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda one: tiny_pipe(one, threshold=-5.0).image_score[0], pictures * 3))
+    assert found == pytest.approx(expected * 3, abs=1e-5)

@@ -6,6 +6,7 @@ published with every checkpoint, so it imports third-party packages only.
 
 import contextlib
 import copy
+import functools
 import hashlib
 import importlib
 import importlib.metadata
@@ -28,6 +29,22 @@ from diffusers.utils import BaseOutput
 from huggingface_hub import ModelCard
 
 ImageInput = str | os.PathLike | PIL.Image.Image | np.ndarray | torch.Tensor
+
+
+def plainly(method: Callable) -> Callable:
+    """A method that computes in the weights' own types, and gradients where it needs them, whatever its caller does.
+
+    Inside `torch.autocast` operators would run in types that they are not made for, and `torch.inference_mode` forbids
+    the gradients that denoising follows.
+    """
+
+    @functools.wraps(method)
+    def computed(self: "DDADPipeline", *args: Any, **kwargs: Any) -> Any:
+        device = self._execution_device.type
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+            return method(self, *args, **kwargs)
+
+    return computed
 
 
 @dataclass
@@ -248,7 +265,7 @@ class DDADPipeline(DiffusionPipeline):
         """Maps on any grid, `[N, C, h, w]` -> smoothed, `[N, C, size, size]`."""
         return self.image_processor.blur(self.image_processor.resize(maps, (size, size)), self.config.blur_sigma)
 
-    @torch.no_grad()
+    @plainly
     def score(
         self,
         image: ImageInput | Sequence[ImageInput],
@@ -400,7 +417,7 @@ class DDADPipeline(DiffusionPipeline):
             raise ValueError("This pipeline stores no normal images to measure a threshold on: give a `threshold`.")
         return threshold, min(threshold, threshold / 2 if mask_level is None else mask_level)
 
-    @torch.no_grad()
+    @plainly
     def __call__(
         self,
         image: "ImageInput | Sequence[ImageInput] | DDADScores",  # noqa: F821 - of the normality model's file
