@@ -6,6 +6,7 @@ import sys
 
 from ddad import __version__
 from ddad.commands import base, calibrate, dataset, evaluate, hub, predict, train
+from ddad.hub.errors import explain
 
 PROGRAM = "ddad"
 EPILOG = """examples:
@@ -39,8 +40,11 @@ def main(argv: list[str] | None = None) -> int:
     arguments = create_parser().parse_args(argv)
     try:
         return arguments.run(arguments)
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+    except Exception as error:
+        said = explain(error)
+        if said is None and not isinstance(error, (ValueError, OSError, ImportError, RuntimeError)):
+            raise
+        print(f"{PROGRAM}: error: {said or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interruption:
         said = f": {interruption}" if interruption.args else ""

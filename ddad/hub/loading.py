@@ -50,7 +50,16 @@ def load_pipeline(cls: Any, pretrained_model_name_or_path: Any, **kwargs: Any) -
     folder = find_folder(pretrained_model_name_or_path, hub, variant)
     settings = read_index(cls, folder)
     compare_versions(folder)
-    check_weights(folder, variant)
+    try:
+        check_weights(folder, variant)
+    except OSError as error:
+        if Path(pretrained_model_name_or_path).is_dir() or hub.get("local_files_only"):
+            raise
+        # What arrived damaged would stay in the cache, and every further try would fail.
+        logger.warning("%s It is downloaded once more.", error)
+        folder = find_folder(pretrained_model_name_or_path, {**hub, "force_download": True}, variant)
+        settings = read_index(cls, folder)
+        check_weights(folder, variant)
     components = {name: kwargs.pop(name) for name in cls.component_classes if name in kwargs}
     moved = {key: settings.pop(key) for key in MOVED_SETTINGS if key in settings}
     for name, expected in cls.component_classes.items():
@@ -108,6 +117,10 @@ def find_folder(name: Any, hub: dict[str, Any], variant: str | None = None) -> P
         return folder
     if len(folder.parts) != 2 or folder.is_absolute():
         raise OSError(f"{folder} is neither a folder nor the id of a repository on the Hub (user/name).")
+    if Path(folder.parts[0]).is_dir():  # a slip of the pen, and nothing to ask strangers for
+        near = sorted(path.name for path in Path(folder.parts[0]).iterdir() if path.is_dir())
+        there = f" It holds {', '.join(near[:8])}." if near else ""
+        raise OSError(f"There is no {folder.name} in the folder {folder.parts[0]}.{there}")
     return Path(snapshot_download(folder.as_posix(), **weight_patterns(variant), **hub))
 
 

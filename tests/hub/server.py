@@ -56,7 +56,7 @@ class Hub:
         repositories: by name; Spaces as `spaces/USER/NAME`.
         requests: method and path of every request.
         uploaded: bytes of LFS files that were really sent, by sha256.
-        faults: (part of a path, status) of requests to be refused once each; a status of 0 cuts the body off.
+        faults: (part of a path, status) of requests to be refused once each; 0 cuts the body off, -1 sends a page.
         delay: seconds that every answer waits.
     """
 
@@ -117,18 +117,28 @@ class Handler(BaseHTTPRequestHandler):
     def allowed(self, repository: Repository | None) -> bool:
         return repository is not None and (not repository.private or TOKEN in self.headers.get("Authorization", ""))
 
+    def has_fault(self) -> bool:
+        """Whether something is to go wrong with this request; then it has been answered so."""
+        for fault in list(self.hub.faults):
+            if fault[0] not in self.path or self.command == "HEAD":
+                continue
+            self.hub.faults.remove(fault)
+            if fault[1] == -1:
+                self.answer(200, b"<html>Log in to the network</html>", Content_Type="text/html")
+            elif fault[1]:
+                self.answer(fault[1], b"{}", Retry_After="0")
+            else:
+                self.answer(200, b"short", Content_Length="100000", X_Repo_Commit="0" * 40)
+                self.close_connection = True
+            return True
+        return False
+
     def handle_request(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.hub.requests.append(f"{self.command} {self.path}")
         time.sleep(self.hub.delay)
-        for fault in list(self.hub.faults):
-            if fault[0] in self.path and self.command != "HEAD":
-                self.hub.faults.remove(fault)
-                if fault[1]:
-                    return self.answer(fault[1], b"{}", Retry_After="0")
-                self.answer(200, b"short", Content_Length="100000", X_Repo_Commit="0" * 40)
-                self.close_connection = True
-                return None
+        if self.has_fault():
+            return None
         url = urlparse(self.path)
         parts, query = unquote(url.path).strip("/").split("/"), parse_qs(url.query)
         if parts == ["api", "repos", "create"]:
