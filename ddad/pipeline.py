@@ -40,8 +40,12 @@ def plainly(method: Callable) -> Callable:
 
     @functools.wraps(method)
     def computed(self: "DDADPipeline", *args: Any, **kwargs: Any) -> Any:
-        device = self._execution_device.type
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+        with contextlib.ExitStack() as modes:
+            modes.enter_context(torch.inference_mode(False))
+            modes.enter_context(torch.no_grad())
+            for device in {"cpu", self._execution_device.type}:
+                if torch.amp.is_autocast_available(device):
+                    modes.enter_context(torch.autocast(device, enabled=False))
             return method(self, *args, **kwargs)
 
     return computed

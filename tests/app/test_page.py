@@ -425,6 +425,7 @@ def test_a_picture_of_something_else_is_called_so(open_page, tmp_path):
     expect(page.get_by_text(re.compile(r"Most of this picture \(\d+%\) is unlike the good parts"))).to_be_visible()
 
 
+@pytest.mark.slow
 def test_a_storm_of_uploads_ends_with_everybodys_last_image(open_page, tmp_path):
     """Five visitors, fifty uploads and as many takings away, none waited for."""
     pipe, random = create_tiny_pipeline(), np.random.default_rng(0)

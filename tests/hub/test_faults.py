@@ -7,6 +7,7 @@ from ddad.cli import main
 COMMANDS = {"list": ["list"], "load": ["predict", "part.png", "--checkpoint", "factory/tiny", "--output", "results"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(
     ("variables", "message"),

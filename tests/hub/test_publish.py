@@ -83,6 +83,7 @@ def test_an_evaluation_of_an_earlier_version_is_not_taken_for_one_of_this(checkp
     assert "run `ddad evaluate` again" in card and "model-index" not in card
 
 
+@pytest.mark.slow
 def test_publishing_again_sends_only_what_changed(hub, run, checkpoint):
     run("publish", checkpoint, "factory/tiny")
     first, sent = published(hub), len(hub.uploaded)
@@ -139,6 +140,7 @@ def test_what_must_not_be_published_is_refused(checkpoint, tmp_path, capsys):
     assert "not the folder of a checkpoint" in refused(tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 def test_faults_of_the_hub(hub, run, checkpoint, tmp_path):
     hub.faults += [("/upload/", 503), ("/upload/", 500)]
     run("publish", checkpoint, "factory/tiny")  # tried again
