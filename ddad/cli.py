@@ -6,7 +6,7 @@ import sys
 
 from ddad import __version__
 from ddad.commands import base, calibrate, dataset, evaluate, hub, predict, train
-from ddad.hub.errors import explain
+from ddad.commands.errors import explain
 
 PROGRAM = "ddad"
 EPILOG = """examples:
