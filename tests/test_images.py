@@ -273,6 +273,12 @@ def test_floating_point_files(tmp_path):
     torch.testing.assert_close(read_beyond, torch.from_numpy(values), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_floating_point_file_of_black_or_white_alone_is_that(value, tmp_path):
+    path = deep(tmp_path / "flat.tiff", np.full((32, 32), value, dtype=np.float32))
+    assert float(read(path).min()) == float(read(path).max()) == value and measure_max_value([path]) is None
+
+
 def test_signed_deep_and_many_pages_are_refused_in_a_sentence(tmp_path):
     signed = deep(tmp_path / "signed.tiff", np.linspace(-2600, 18100, 1024).reshape(32, 32).astype(np.int32))
     with pytest.raises(ValueError, match="has negative values .down to -2600.*Add an offset"):

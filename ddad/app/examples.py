@@ -7,7 +7,6 @@ examples/results.json                verdicts and regions, and of which checkpoi
 """
 
 import functools
-import hashlib
 import json
 import logging
 import re
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from ddad.app.inspection import Finding, Inspection, draw_heatmap
 from ddad.pipeline import DDADPipeline
+from ddad.training.saving import describe_state
 
 logger = logging.getLogger(__name__)
 
@@ -57,25 +57,13 @@ def photographs(checkpoint: Path) -> list[Path]:
     return sorted(path for path in checkpoint.glob(f"{FOLDER_NAME}/*.webp") if NAME.fullmatch(path.stem))
 
 
-def digest(checkpoint: Path) -> str:
-    """What a checkpoint's results depend on, in a word: its settings and the check sums of its weights."""
-    state = hashlib.sha256()
-    for path in sorted(checkpoint.rglob("*.json")):
-        if path.name in ("checksums.json", "model_index.json", "config.json", "scheduler_config.json"):
-            values = json.loads(path.read_text(encoding="utf-8"))
-            # A setting that nobody has made is none, and which library wrote it changes nothing.
-            made = {name: value for name, value in values.items() if value is not None and not name.startswith("_")}
-            state.update(f"{path.relative_to(checkpoint).as_posix()} {json.dumps(made, sort_keys=True)}".encode())
-    return state.hexdigest()
-
-
 def read_results(checkpoint: Path) -> dict[str, Finding]:
     """What was found on the examples; nothing where the checkpoint has changed since."""
     path = checkpoint / FOLDER_NAME / RESULTS_NAME
     if not path.is_file():
         return {}
     stored = json.loads(path.read_text(encoding="utf-8"))
-    if stored["checkpoint"] != digest(checkpoint):
+    if stored["checkpoint"] != describe_state(checkpoint):
         logger.warning("The results of the examples in %s are of another state of the checkpoint.", checkpoint)
         return {}
     return {name: Finding.from_dict(values) for name, values in stored["findings"].items()}
@@ -97,7 +85,7 @@ def write_results(checkpoint: Path, progress: Callable[[Path], None] = lambda _:
         heatmap.save(path.with_name(f"{path.stem}_heatmap.webp"), quality=85, method=6)
         result.denoised_image[0].save(path.with_name(f"{path.stem}_normal.webp"), quality=92, method=6)
         findings[path.stem] = asdict(finding)
-    results = {"checkpoint": digest(checkpoint), "findings": findings}
+    results = {"checkpoint": describe_state(checkpoint), "findings": findings}
     (checkpoint / FOLDER_NAME / RESULTS_NAME).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
@@ -112,6 +100,11 @@ class Examples:
     def __init__(self, folder: Path, categories: list[str]):
         self._folder, self._categories = folder, categories
         self.of = functools.cache(self._of)
+
+    def finished(self, category: str) -> Example | None:
+        """The category's first example, if what was found on it is stored."""
+        first = next(iter(self.of(category)), None)
+        return first if first is not None and first.finding is not None else None
 
     def _of(self, category: str) -> list[Example]:
         checkpoint = self._folder / category

@@ -8,7 +8,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,6 +22,7 @@ from ddad.app.uploads import open_category, output_path
 from ddad.app.visits import Run, Settings, Stopped, Visits
 from ddad.app.work import MOMENT, SingleImage
 from ddad.datasets.layouts import IMAGE_SUFFIXES
+from ddad.datasets.names import is_hidden
 from ddad.pipeline import DDADPipeline, DDADPipelineOutput
 from ddad.report.export import Record, ResultsArchive
 
@@ -45,13 +46,6 @@ class Source:
     error: str | None = None
 
 
-def is_ignored(name: str) -> bool:
-    """Whether a file is what operating systems add to folders and zips."""
-    parts = PurePosixPath(name).parts
-    hidden = any(part.startswith(".") and part != ".." for part in parts)
-    return hidden or "__MACOSX" in parts or parts[-1:] == ("Thumbs.db",)
-
-
 def open_zip(path: Path, scratch: Path) -> Iterator[Source]:
     """The files of a zip, each written to `scratch` only when its turn comes.
 
@@ -64,7 +58,7 @@ def open_zip(path: Path, scratch: Path) -> Iterator[Source]:
         return
     with archive:
         for member in archive.infolist():
-            if member.is_dir() or is_ignored(member.filename):
+            if member.is_dir() or is_hidden(PurePosixPath(member.filename)):
                 continue
             target = scratch / f"image{PurePosixPath(member.filename).suffix[:10]}"
             try:
@@ -86,7 +80,7 @@ def open_zip(path: Path, scratch: Path) -> Iterator[Source]:
 def open_all(paths: list[str], scratch: Path) -> Iterator[Source]:
     """The images among uploaded files, those inside zips included."""
     for path in map(Path, paths):
-        if is_ignored(path.name):
+        if is_hidden(PurePosixPath(path.name)):
             continue
         if path.suffix.lower() == ".zip":
             yield from open_zip(path, scratch)
@@ -114,7 +108,7 @@ def inspect_source(
             run.check()
         give_way()
 
-    chosen = {} if settings is None else {**asdict(settings), "timesteps": list(settings.timesteps)}
+    chosen = {} if settings is None else settings.arguments
     try:
         scores = pipe.score(source.path)
         try:

@@ -165,8 +165,8 @@ def add_single_image(categories: Categories, visits: Visits, examples: Examples,
                 introduce(categories.folder / categories.offered[0]) if first else "",
             )
         with gr.Column(scale=3, min_width=320):
-            finished = bool(first) and first[0].finding is not None
-            values = work.stored_values(categories.offered[0], first[0]) if finished else {}
+            finished = examples.finished(categories.offered[0])
+            values = {} if finished is None else work.stored_values(categories.offered[0], finished)
             answer, heatmap, slider, opacity, histogram, regions = create_results(values)
             limit, threshold, alpha, levels, again, reset, film_place, film, animation, maps_place, maps = (
                 create_controls(categories)

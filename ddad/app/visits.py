@@ -62,6 +62,11 @@ class Settings:
     timesteps: tuple[int, ...]
     threshold: float | None = None
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The same as arguments of a pipeline's call."""
+        return {"alpha": self.alpha, "timesteps": list(self.timesteps), "threshold": self.threshold}
+
 
 @dataclass
 class Visit:

@@ -146,9 +146,7 @@ class SingleImage:
 
         result = pipe(
             found.scores,
-            alpha=settings.alpha,
-            timesteps=list(settings.timesteps),
-            threshold=settings.threshold,
+            **settings.arguments,
             num_denoising_steps=DENOISING_STEPS,
             callback_on_step_end=after_step,
         )
@@ -176,7 +174,10 @@ class SingleImage:
             yield visit.show(run, {**places.cleared(WELCOME), **start})
             return
         words = f"Looking at your image as *{readable(category)}* ...{time_needed(path)}"
-        yield visit.show(run, {**places.cleared(words), **start, **self.preview(visit, path)})
+        yield visit.show(run, {**places.cleared(words), **start})
+        preview = self.preview(visit, path)
+        if preview:
+            yield visit.show(run, preview)
         yield from self.finish(visit, run, opacity, None, progress)
 
     def preview(self, visit: Visit, path: str) -> dict[Any, Any]:
@@ -241,10 +242,10 @@ class SingleImage:
         places = self.places
         try:
             progress(0.2, desc="Looking for defects")
-            self.ensure_found(visit, run)
-            yield visit.show(run, self.judge_now(visit, opacity, truth, sliders=True))
+            found = self.ensure_found(visit, run)
+            yield visit.show(run, self.judge_now(visit, run, found, opacity, truth, sliders=True))
             run.check()
-            yield from self.repair_now(visit, run, progress)
+            yield from self.repair_now(visit, run, found, progress)
         except Stopped:
             if visit.found is None:
                 yield visit.show(run, places.cleared("Stopped. *Find defects* looks again."))
@@ -252,15 +253,21 @@ class SingleImage:
             yield visit.show(run, places.cleared(f"## ✗ {error.title}\n\n{error.message}"))
         yield self.places.nothing
 
-    def repair_now(self, visit: Visit, run: Run, progress: gr.Progress) -> Iterator[dict[Any, Any]]:
-        """The normal version with the settings as they are."""
-        places, found = self.places, visit.found
-        assert found is not None
-        repaired = self.repair(found, self.settings_of(visit), run, progress)
+    def ensure_repaired(self, visit: Visit, run: Run, found: Inspection, progress: gr.Progress) -> Inspection:
+        """The normal version with the settings as they are, and its steps.
+
+        Raises:
+            Stopped: if another image was given meanwhile, or the visitor stopped it.
+        """
+        repaired = self.repair(found, self.settings_of(visit, found.category), run, progress)
         with visit.lock:
             run.check()
-            if run is visit.run:
-                visit.found = repaired
+            visit.found = repaired
+        return repaired
+
+    def repair_now(self, visit: Visit, run: Run, found: Inspection, progress: gr.Progress) -> Iterator[dict[Any, Any]]:
+        """Shows the normal version."""
+        places, repaired = self.places, self.ensure_repaired(visit, run, found, progress)
         original = self.open(found.category).judge.image_processor.to_image(found.scores.images[0], "pil")
         name = stem(visit.path)
         pair = (save_picture(original, f"{name}_original"), save_picture(repaired.normal, f"{name}_normal_version"))
@@ -291,10 +298,14 @@ class SingleImage:
         """The category, or a refusal."""
         return open_category(self.categories, category)
 
-    def settings_of(self, visit: Visit) -> Settings:
-        """What the visitor chose for the category, or its own choice."""
-        pipe = self.open(visit.category).judge
-        return visit.settings.get(visit.category, Settings(pipe.config.alpha, tuple(pipe.timesteps)))
+    def own_settings(self, category: str) -> Settings:
+        """The category's own choice."""
+        pipe = self.open(category).judge
+        return Settings(pipe.config.alpha, tuple(pipe.timesteps))
+
+    def settings_of(self, visit: Visit, category: str) -> Settings:
+        """What the visitor chose for a category, or its own choice."""
+        return visit.settings.get(category) or self.own_settings(category)
 
     def histogram_of(self, category: str, settings: Settings, score: float, threshold: float) -> str:
         """The image among the good parts that the pipeline stores."""
@@ -303,18 +314,13 @@ class SingleImage:
         normal = [] if maps is None else normality.top_cells(maps, normality.config.num_top_cells).tolist()
         return draw_histogram(normal, score, threshold)
 
-    def judge_now(self, visit: Visit, opacity: float, truth: str | None, sliders: bool) -> dict[Any, Any]:
+    def judge_now(
+        self, visit: Visit, run: Run, found: Inspection, opacity: float, truth: str | None, sliders: bool
+    ) -> dict[Any, Any]:
         """Verdict, heatmap, histogram, regions and, where opened, maps; with the sliders where they are to move."""
-        places, settings, found = self.places, self.settings_of(visit), visit.found
-        assert found is not None
+        places, settings = self.places, self.settings_of(visit, found.category)
         pipe = self.open(found.category).judge
-        result = pipe(
-            found.scores,
-            alpha=settings.alpha,
-            timesteps=list(settings.timesteps),
-            threshold=settings.threshold,
-            denoise=False,
-        )
+        result = pipe(found.scores, **settings.arguments, denoise=False)
         finding = Finding.of(found, result)
         heatmap = self.draw_heatmap(found, result, finding, opacity, truth)
         chosen = settings.threshold is not None
@@ -323,7 +329,7 @@ class SingleImage:
             places.heatmap: show_picture(heatmap, f"{stem(visit.path)}_heatmap"),
             places.histogram: self.histogram_of(found.category, settings, finding.image_score, finding.threshold),
             places.regions: views.region_rows(finding.regions),
-            places.shown: visit.run.number,
+            places.shown: run.number,
         }
         if MAPS in visit.opened:
             view[places.maps] = views.draw_maps(result)
@@ -360,8 +366,7 @@ class SingleImage:
         """What was found on an example when it was made, by the name of its place; no network is evaluated."""
         finding = example.finding
         assert finding is not None
-        pipe = self.open(category).judge
-        settings = Settings(pipe.config.alpha, tuple(pipe.timesteps))
+        pipe, settings = self.open(category).judge, self.own_settings(category)
         return {
             "answer": views.verdict(finding, pipe.normality.config.threshold_quantile, chosen=False),
             "heatmap": str(example.heatmap),
@@ -374,8 +379,7 @@ class SingleImage:
         """The same as the page shows it, with its controls."""
         places, finding = self.places, example.finding
         assert finding is not None and example.heatmap is not None
-        pipe = self.open(category).judge
-        settings = Settings(pipe.config.alpha, tuple(pipe.timesteps))
+        pipe, settings = self.open(category).judge, self.own_settings(category)
         return {
             **dict.fromkeys((places.film, places.animation, places.maps)),
             **{getattr(places, name): value for name, value in self.stored_values(category, example).items()},
@@ -391,10 +395,7 @@ class SingleImage:
         if FILM in visit.opened:
             found = self.ensure_found(visit, run)
             if not found.frames:
-                found = self.repair(found, self.settings_of(visit), run, progress)
-                with visit.lock:
-                    if run is visit.run:
-                        visit.found = found
+                found = self.ensure_repaired(visit, run, found, progress)
             captions = ["As it came", *(f"Step {number}" for number in range(1, len(found.frames)))]
             film = list(zip(found.frames, captions, strict=True))
             animation = None
@@ -404,14 +405,9 @@ class SingleImage:
 
     def draw_maps(self, visit: Visit, run: Run) -> dict[Any, Any]:
         """The maps behind the heatmap."""
-        found, settings = self.ensure_found(visit, run), self.settings_of(visit)
-        result = self.open(found.category).judge(
-            found.scores,
-            alpha=settings.alpha,
-            timesteps=list(settings.timesteps),
-            threshold=settings.threshold,
-            denoise=False,
-        )
+        found = self.ensure_found(visit, run)
+        settings = self.settings_of(visit, found.category)
+        result = self.open(found.category).judge(found.scores, **settings.arguments, denoise=False)
         return {self.places.maps: views.draw_maps(result)}
 
     # --------------------------------------------------------------------------------------------------- the controls
@@ -421,12 +417,13 @@ class SingleImage:
     ) -> dict[Any, Any]:
         """Judges the image of the newest run with changed settings, which hold for the category from now on."""
         with visit.lock:
-            run, before = visit.run, visit.settings.get(visit.category)
+            run, category = visit.run, visit.category
+            before = visit.settings.get(category)
             if change is not None:
-                visit.settings[visit.category] = change
+                visit.settings[category] = change
         try:
-            self.ensure_found(visit, run)
-            return visit.show(run, self.judge_now(visit, opacity, truth, sliders))
+            found = self.ensure_found(visit, run)
+            return visit.show(run, self.judge_now(visit, run, found, opacity, truth, sliders))
         except Stopped:
             return self.places.nothing
         except gr.Error as error:
@@ -434,9 +431,9 @@ class SingleImage:
             return self.places.nothing
         except ValueError as error:
             with visit.lock:
-                visit.settings.pop(visit.category)
+                visit.settings.pop(category, None)
                 if before is not None:
-                    visit.settings[visit.category] = before
+                    visit.settings[category] = before
             gr.Warning(str(error), title="This setting cannot be used")
             return self.places.nothing
 
@@ -468,7 +465,8 @@ class SingleImage:
     ) -> dict[Any, Any]:
         """A threshold that the visitor chose, for the category from now on."""
         visit = self.visits.of(request)
-        return self.judge(visit, replace(self.settings_of(visit), threshold=threshold), opacity, truth, sliders=True)
+        change = replace(self.settings_of(visit, visit.category), threshold=threshold)
+        return self.judge(visit, change, opacity, truth, sliders=True)
 
     def choose_weights(
         self, alpha: float, timesteps: list[int], opacity: float, truth: str | None, request: gr.Request
@@ -540,8 +538,8 @@ class SingleImage:
     def welcome(self, category: str, request: gr.Request) -> dict[Any, Any]:
         """What a link opens with: the category's first example, finished; or the words that say what to do."""
         visit, places = self.visits.of(request), self.places
-        first = next(iter(self.examples.of(category)), None)
-        if first is None or first.finding is None:
+        first = self.examples.finished(category)
+        if first is None:
             return self.welcome_with(category, WELCOME, request)
         run = visit.begin(category, str(first.path))
         view = {**self.show_stored(category, first), places.image: str(first.path), places.shown: run.number}
@@ -559,9 +557,8 @@ class SingleImage:
         with visit.lock:
             if visit.category:
                 return
-            first = next(iter(self.examples.of(category)), None)
-            finished = first is not None and first.finding is not None
-            visit.begin(category, str(first.path) if first is not None and finished else None)
+            first = self.examples.finished(category)
+            visit.begin(category, None if first is None else str(first.path))
 
     def examples_of(self, category: str) -> tuple[gr.Row, str, list[tuple[Path, str]]]:
         """The category's examples, and whose images they are."""

@@ -35,12 +35,12 @@ def state_of(path: Path) -> dict[str, typing.Any]:
 
 def settings_of(arguments: argparse.Namespace) -> str:
     """What results follow from beside the images, in a word: the checkpoint as it is, and the settings."""
+    from ddad.training.saving import describe_state
+
     names = ("checkpoint", "alpha", "timesteps", "threshold", "no_denoise")
-    state = hashlib.sha256(json.dumps([getattr(arguments, name) for name in names]).encode())
-    for path in sorted(Path(arguments.checkpoint).glob("**/*.json")) if Path(arguments.checkpoint).is_dir() else []:
-        if path.name in ("checksums.json", "model_index.json", "config.json", "scheduler_config.json"):
-            state.update(path.read_bytes())
-    return state.hexdigest()[:16]
+    folder = Path(arguments.checkpoint)
+    values = [*(getattr(arguments, name) for name in names), describe_state(folder) if folder.is_dir() else None]
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
 def read_done(output: Path, settings: str) -> dict[str, dict[str, typing.Any]]:

@@ -67,7 +67,9 @@ MASK_SIGNS = ("掩码", "掩膜", "标注", "マスク", "마스크")
 
 def is_hidden(path: PurePath) -> bool:
     """Whether a path, relative to where somebody looks, is what programs leave in folders and no image of anybody."""
-    return any(part.startswith(".") or part in ("__MACOSX", "Thumbs.db", "@eaDir") for part in path.parts)
+    return any(
+        (part.startswith(".") and part != "..") or part in ("__MACOSX", "Thumbs.db", "@eaDir") for part in path.parts
+    )
 
 
 def kind_of(name: str) -> Kind:
@@ -99,18 +101,11 @@ class Choice:
         good: images of good parts.
         defective: images of defective ones.
         masks: ground truth.
-        left_out: what a decision of the user left out.
     """
 
     good: list[int] = field(default_factory=list)
     defective: list[int] = field(default_factory=list)
     masks: list[int] = field(default_factory=list)
-    left_out: list[int] = field(default_factory=list)
-
-
-def place(path: PurePath) -> str:
-    """The folder in which a path lies, for people: its first part, or `.` for the folder itself."""
-    return path.parts[0] if len(path.parts) > 1 else "."
 
 
 def describe_found(paths: Sequence[PurePath]) -> str:
@@ -147,28 +142,23 @@ def choose_good(paths: Sequence[PurePath], root_name: str = "", good: Sequence[s
     Raises:
         ValueError: for anything that is not clear, with what was found and how to decide.
     """
-    choice = Choice()
+    choice, unclear = Choice(), list[int]()
+    kinds: dict[Kind, list[int]] = {
+        "good": choice.good, "defective": choice.defective, "masks": choice.masks, "unclear": unclear,
+    }  # fmt: skip
     if good:
-        wanted = [PurePath(name) for name in good]
+        given = {PurePath(name) for name in good}
         for position, path in enumerate(paths):
-            inside = any(path.parent == name or name in path.parents for name in wanted if name != PurePath("."))
-            kind = kind_in(path)
-            if inside or (PurePath(".") in wanted and path.parent == PurePath(".")):
+            # `.` is the images right in the folder, any other name everything below it.
+            if path.parent in given or given & set(path.parent.parents) - {PurePath(".")}:
                 choice.good.append(position)
-            elif kind == "unclear":
-                choice.left_out.append(position)
-            else:
-                {"defective": choice.defective, "masks": choice.masks, "good": choice.left_out}[kind].append(position)
+            elif kind_in(path) != "good":  # the user's word goes before a name's
+                kinds[kind_in(path)].append(position)
         if not choice.good and paths:
             raise ValueError(f"There is no image in {', '.join(good)}. Found: {describe_found(paths)}.")
         return choice
-    unclear = []
     for position, path in enumerate(paths):
-        kind = kind_in(path)
-        if kind == "unclear":
-            unclear.append(position)
-        else:
-            {"good": choice.good, "defective": choice.defective, "masks": choice.masks}[kind].append(position)
+        kinds[kind_in(path)].append(position)
     if not unclear:
         return choice
     flat = all(paths[position].parent == PurePath(".") for position in unclear)

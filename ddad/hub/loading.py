@@ -47,19 +47,9 @@ def load_pipeline(cls: Any, pretrained_model_name_or_path: Any, **kwargs: Any) -
         if name not in known:
             allowed = ", ".join(["torch_dtype", "dtype", "variant", "device_map", *HUB_OPTIONS, *known])
             raise TypeError(f"`from_pretrained` takes no argument {name!r}; it takes {allowed}.")
-    folder = find_folder(pretrained_model_name_or_path, hub, variant)
+    folder = find_whole_folder(pretrained_model_name_or_path, hub, variant)
     settings = read_index(cls, folder)
     compare_versions(folder)
-    try:
-        check_weights(folder, variant)
-    except OSError as error:
-        if Path(pretrained_model_name_or_path).is_dir() or hub.get("local_files_only"):
-            raise
-        # What arrived damaged would stay in the cache, and every further try would fail.
-        logger.warning("%s It is downloaded once more.", error)
-        folder = find_folder(pretrained_model_name_or_path, {**hub, "force_download": True}, variant)
-        settings = read_index(cls, folder)
-        check_weights(folder, variant)
     components = {name: kwargs.pop(name) for name in cls.component_classes if name in kwargs}
     moved = {key: settings.pop(key) for key in MOVED_SETTINGS if key in settings}
     for name, expected in cls.component_classes.items():
@@ -122,6 +112,26 @@ def find_folder(name: Any, hub: dict[str, Any], variant: str | None = None) -> P
         there = f" It holds {', '.join(near[:8])}." if near else ""
         raise OSError(f"There is no {folder.name} in the folder {folder.parts[0]}.{there}")
     return Path(snapshot_download(folder.as_posix(), **weight_patterns(variant), **hub))
+
+
+def find_whole_folder(name: Any, hub: dict[str, Any], variant: str | None) -> Path:
+    """The same, its weights compared with their check sums; what arrived damaged from the Hub is loaded once more.
+
+    It would stay in the cache otherwise, and every further try would fail.
+
+    Raises:
+        OSError: as `find_folder` and `check_weights`.
+    """
+    folder = find_folder(name, hub, variant)
+    try:
+        check_weights(folder, variant)
+    except OSError as error:
+        if Path(name).is_dir() or hub.get("local_files_only"):
+            raise
+        logger.warning("%s It is downloaded once more.", error)
+        folder = find_folder(name, {**hub, "force_download": True}, variant)
+        check_weights(folder, variant)
+    return folder
 
 
 def read_json(path: Path) -> dict[str, Any]:

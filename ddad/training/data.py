@@ -4,13 +4,21 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from ddad.images_ddad import LARGEST_VALUES, DDADImageProcessor, decoding, open_picture, tagged_largest_value
+from ddad.images_ddad import (
+    DDADImageProcessor,
+    are_whole,
+    check_unsigned,
+    decoding,
+    deep_values,
+    depth_of,
+    open_picture,
+    tagged_largest_value,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -36,16 +44,14 @@ def measure_max_value(paths: Sequence[Path]) -> float | None:
     highest, whole = 0.0, True
     for path in paths:
         with decoding(str(path)), open_picture(path) as picture:
-            if (picture.mode != "F" and not picture.mode.startswith("I")) or tagged_largest_value(picture):
-                continue
-            values = np.array(picture).astype(np.float32)
-        if values.min() < 0:
-            DDADImageProcessor().white_of(values, None, str(path))  # says what is wrong with it
-        highest = max(highest, float(values.max()))
-        whole &= bool((values == np.round(values)).all())
+            values = None if tagged_largest_value(picture) else deep_values(picture)
+        if values is None:
+            continue
+        check_unsigned(values, str(path))
+        highest, whole = max(highest, float(values.max())), whole and are_whole(values)
     if highest == 0 or (not whole and highest <= 1):
         return None
-    white = highest if not whole else next((one for one in LARGEST_VALUES if highest <= one), None)
+    white = depth_of(highest) if whole else highest
     if white is None:
         raise ValueError(f"The images have values up to {highest:g}, more than 16 bits: scale them to 65535.")
     logger.info(

@@ -1,6 +1,7 @@
 """A calibrated pipeline becomes a folder: weights in float16, the record of how it was made, the card."""
 
 import copy
+import hashlib
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 
 from ddad.hub.card import write_card
-from ddad.hub.loading import read_json
+from ddad.hub.loading import CHECKSUMS_NAME, read_json
 from ddad.pipeline import DDADPipeline
 
 # Plain git refuses files above 10 MB on the Hub; weights are split below that.
@@ -42,6 +43,17 @@ def save_checkpoint(pipe: DDADPipeline, record: dict[str, Any] | None, output: s
             shutil.rmtree(target)
         os.replace(path, target)
     fresh.rmdir()
+
+
+def describe_state(folder: Path) -> str:
+    """What results of a checkpoint follow from, in a word: its settings and the check sums of its weights."""
+    state = hashlib.sha256()
+    for path in sorted(folder.rglob("*.json")):
+        if path.name in (CHECKSUMS_NAME, "model_index.json", "config.json", "scheduler_config.json"):
+            # A setting that nobody has made is none, and which library wrote it changes nothing.
+            values = {key: one for key, one in read_json(path).items() if one is not None and not key.startswith("_")}
+            state.update(f"{path.relative_to(folder).as_posix()} {json.dumps(values, sort_keys=True)}".encode())
+    return state.hexdigest()
 
 
 def load_record(checkpoint: Path) -> dict[str, Any] | None:

@@ -57,6 +57,30 @@ def tagged_largest_value(picture: PIL.Image.Image) -> float | None:
     return None
 
 
+def deep_values(picture: PIL.Image.Image) -> np.ndarray | None:
+    """The values of a picture of more than 8 bits, `[H, W]`, whole numbers or floating point; None for others."""
+    return np.array(picture) if picture.mode == "F" or picture.mode.startswith("I") else None
+
+
+def check_unsigned(values: np.ndarray, name: str) -> None:
+    """Raises a ValueError for values below zero."""
+    if values.min() < 0:
+        raise ValueError(
+            f"{name} has negative values (down to {values.min():g}): signed images have no black. Add an offset, or"
+            " save them unsigned."
+        )
+
+
+def are_whole(values: np.ndarray) -> bool:
+    """Whether values count what a camera counts; floating-point values of at most 1 are parts of white."""
+    return values.dtype.kind != "f" or bool(values.max() > 1 and (values == np.round(values)).all())
+
+
+def depth_of(highest: float) -> float | None:
+    """The largest value of a camera whose values go up to `highest`; None beyond 16 bits."""
+    return next((float(one) for one in LARGEST_VALUES if highest <= one), None)
+
+
 @contextlib.contextmanager
 def decoding(name: str) -> Iterator[None]:
     """Whatever goes wrong while one image is opened or decoded becomes a `ValueError` that names it."""
@@ -168,14 +192,12 @@ class DDADImageProcessor(SchedulerMixin, ConfigMixin):
             if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
                 picture = picture.convert("RGBA")
                 picture = PIL.Image.alpha_composite(PIL.Image.new("RGBA", picture.size, "white"), picture)
-            if picture.mode != "F" and not picture.mode.startswith("I"):
-                picture = picture.convert("RGB")
-        if picture.mode == "RGB":
-            return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
-        values = np.array(picture).astype(np.float32)
+            values = deep_values(picture)
+            if values is None:
+                return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 255
         white = self.white_of(values, tag, name)
         # Floating-point values may lie a little above the brightest of those that trained.
-        return self._from_tensor(torch.from_numpy(np.minimum(values / white, 1))[None])
+        return self._from_tensor(torch.from_numpy(np.minimum(values.astype(np.float32) / white, 1))[None])
 
     def white_of(self, values: np.ndarray, tag: float | None, name: str = "The image") -> float:
         """What stands for white in a file of more than 8 bits: its own tag, else `max_value`, else its own depth.
@@ -190,13 +212,8 @@ class DDADImageProcessor(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: for values below zero, or above what stands for white.
         """
-        low, high = float(values.min()), float(values.max())
-        if low < 0:
-            raise ValueError(
-                f"{name} has negative values (down to {low:g}): signed images have no black. Add an offset, or save"
-                " them unsigned."
-            )
-        whole = bool((values == np.round(values)).all())
+        check_unsigned(values, name)
+        high, whole = float(values.max()), are_whole(values)
         if not whole and high <= 1:
             return 1.0
         white = tag or self.config.max_value
@@ -206,7 +223,7 @@ class DDADImageProcessor(SchedulerMixin, ConfigMixin):
                 " they lie in [0, 1]."
             )
         if white is None:
-            white = next((one for one in LARGEST_VALUES if high <= one), None)
+            white = depth_of(high)
         if white is None or (whole and high > white):
             limit = f"{white:g}, as the images that trained have" if white else "65535"
             raise ValueError(f"{name} has values up to {high:g}, and white is {limit}: scale it accordingly.")
@@ -220,10 +237,8 @@ class DDADImageProcessor(SchedulerMixin, ConfigMixin):
         """
         name = os.fspath(path)
         with self.open_file(path) as picture, decoding(name):
-            if picture.mode != "F" and not picture.mode.startswith("I"):
-                return None
-            values = np.array(picture).astype(np.float32)
-        return self.white_of(values, tagged_largest_value(picture), name)
+            values = deep_values(picture)
+        return None if values is None else self.white_of(values, tagged_largest_value(picture), name)
 
     def _from_tensor(self, image: torch.Tensor) -> torch.Tensor:
         if image.ndim != 3 or image.shape[0] not in (1, 3, 4):
