@@ -15,7 +15,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -138,10 +138,19 @@ class DDADPipeline(DiffusionPipeline):
         "denoiser": ("denoising_ddad", "DDADDenoiser"),
         "image_processor": ("images_ddad", "DDADImageProcessor"),
     }
+    setting_bounds = {  # see `check_settings`
+        "category": str,
+        "num_inference_steps": (int, 2, 100_000),
+        "alpha": (float, 0, 1),
+        "threshold": (float, -1e9, 1e9),
+        "blur_sigma": (float, 0, 64),
+    }
     model_cpu_offload_seq = "feature_extractor->unet"
     # Small, and not always called through its `forward`, which is where offloading would bring it to the device.
     _exclude_from_cpu_offload = ["normality"]  # noqa: RUF012 - the form that diffusers asks for
     versions_of = ("torch", "diffusers", "timm")
+    # What check sums are kept of, beside the index: weights, settings, and which file holds which weight.
+    checked_files = ("*/*.safetensors", "*/*config.json", "*/*.index*.json")
 
     def __init__(
         self,
@@ -164,6 +173,14 @@ class DDADPipeline(DiffusionPipeline):
             )
         for name, component in (("unet", unet), ("feature_extractor", feature_extractor), ("normality", normality)):
             self._check_weights(name, component)
+        settings = {
+            "category": category,
+            "num_inference_steps": num_inference_steps,
+            "alpha": alpha,
+            "threshold": threshold,
+            "blur_sigma": blur_sigma,
+        }
+        self.check_settings(type(self), "the pipeline", settings)
         self.register_modules(
             unet=unet,
             scheduler=scheduler,
@@ -172,13 +189,10 @@ class DDADPipeline(DiffusionPipeline):
             denoiser=denoiser,
             image_processor=image_processor,
         )
-        self.register_to_config(
-            category=category,
-            num_inference_steps=num_inference_steps,
-            alpha=alpha,
-            threshold=threshold,
-            blur_sigma=blur_sigma,
-        )
+        for name, component in self.components.items():
+            self.check_settings(type(component), name, component.config)
+        self.register_to_config(**settings)
+        self._check_agreement()
         self.scheduler.set_timesteps(num_inference_steps)
         self.scheduler.alpha_bars(torch.tensor(self.timesteps))
 
@@ -187,8 +201,82 @@ class DDADPipeline(DiffusionPipeline):
         for key, value in component.state_dict().items():
             if value.is_meta:
                 raise ValueError(f"The checkpoint lacks the weight {key!r} of `{name}`: download it again.")
+            if not value.is_floating_point() and not key.endswith("num_batches_tracked"):
+                raise ValueError(
+                    f"The weight {key!r} of `{name}` is of type {value.dtype}: the checkpoint is damaged."
+                )
             if value.is_floating_point() and not torch.isfinite(value).all():
                 raise ValueError(f"The weight {key!r} of `{name}` is not finite: the checkpoint is damaged.")
+
+    @classmethod
+    def check_settings(cls, built: type, name: str, settings: Mapping[str, Any]) -> None:
+        """Checks the settings of the pipeline or a component against the `setting_bounds` of its class.
+
+        A bound is (`int` or `float`, lowest, highest); a set of choices; a type; a list of one bound, which every
+        value of a list that is not empty must keep; or a table of bounds, all of whose keys must be there. What is
+        None by default may be None.
+
+        Args:
+            built: the class that is or will be built of the settings.
+            name: what to call it in a message.
+            settings: its settings; those without a bound are not looked at.
+
+        Raises:
+            ValueError: for a setting of another type or out of bounds; it names setting, rule and value.
+        """
+        parameters = inspect.signature(built.__init__).parameters
+        for setting, bound in getattr(built, "setting_bounds", {}).items():
+            value = settings.get(setting, parameters[setting].default)
+            if value is None and parameters[setting].default is None:
+                continue
+            wanted = cls._unmet(value, bound)
+            if wanted is not None:
+                shown = repr(value) if len(repr(value)) < 80 else f"{repr(value)[:80]}..."
+                raise ValueError(f"The setting `{setting}` of {name} must be {wanted}, found {shown}.")
+
+    @classmethod
+    def _unmet(cls, value: Any, bound: Any) -> str | None:
+        """What a setting must be and is not; None if it is."""
+        if isinstance(bound, dict):
+            if not isinstance(value, Mapping) or value.keys() != bound.keys():
+                return f"a table of {', '.join(bound)}"
+            parts = [(key, cls._unmet(value[key], each)) for key, each in bound.items()]
+            return next((f"a table whose {key} is {wanted}" for key, wanted in parts if wanted), None)
+        if isinstance(bound, list):
+            whole = isinstance(value, (list, tuple)) and len(value) > 0
+            unmet = (cls._unmet(one, bound[0]) for one in value) if whole else [cls._unmet(None, bound[0])]
+            wanted = next(filter(None, unmet), None)
+            return wanted and f"a list, each of it {wanted}"
+        if isinstance(bound, set):
+            return None if isinstance(value, str) and value in bound else f"one of {sorted(bound)}"
+        if isinstance(bound, type):
+            return None if isinstance(value, bound) else {str: "text", bool: "true or false"}[bound]
+        kind, low, high = bound
+        fits = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+        return (
+            None
+            if fits and low <= value <= high
+            else f"{'a whole' if kind is int else 'a'} number from {low} to {high}"
+        )
+
+    def _check_agreement(self) -> None:
+        """Raises a ValueError for components that do not belong together."""
+        channels = {
+            "feature_extractor": self.feature_extractor.feature_channels,
+            "unet": self.unet.config.feature_channels,
+            "normality": self.normality.config.feature_channels,
+        }
+        if len(set(channels.values())) > 1:
+            raise ValueError(f"The components do not belong together: their feature channels are {channels}.")
+        if self.normality.config.calibration_size > self.unet.config.sample_size:
+            raise ValueError("`calibration_size` of normality must not exceed the `sample_size` of the U-Net.")
+        steps = self.denoiser.config
+        last = max(*steps.inpainting_steps, steps.grain_step, steps.denoising_step)
+        if last >= self.config.num_inference_steps:
+            raise ValueError(
+                f"The denoiser uses step {last}, and there are {self.config.num_inference_steps}: raise"
+                " `num_inference_steps`."
+            )
 
     @property
     def timesteps(self) -> list[int]:
@@ -570,10 +658,10 @@ class DDADPipeline(DiffusionPipeline):
                 if config.pop("_name_or_path", None) is not None:
                     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         index_path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        # The weights are saved before the configuration; with these a flipped byte is found on loading.
+        # Weights and settings are saved before; with these a flipped byte is found on loading.
         checksums = {
             path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.glob("*/*.safetensors"))
+            for path in sorted([index_path, *(path for kind in self.checked_files for path in folder.glob(kind))])
         }
         (folder / "checksums.json").write_text(json.dumps(checksums, indent=2) + "\n", encoding="utf-8")
         package = sys.modules.get(type(self).__module__.partition(".")[0])  # none that knows its version on the Hub

@@ -112,7 +112,7 @@ def add_refresh(commands: argparse._SubParsersAction) -> None:
         "refresh",
         help="bring checkpoints up to date with this version",
         description="Writes the code and the settings of this version into checkpoints, so that they load with"
-        " diffusers alone as well; weights stay as they are.",
+        " diffusers alone as well; weights stay as they are. Settings that you changed by hand are accepted.",
     )
     parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="folders of checkpoints")
     parser.set_defaults(run=run_refresh)
@@ -121,9 +121,12 @@ def add_refresh(commands: argparse._SubParsersAction) -> None:
 def run_refresh(arguments: argparse.Namespace) -> int:
     """Loads each checkpoint and writes all of it but the weights."""
     from ddad.hub.loading import refresh
+    from ddad.pipeline import DDADPipeline
 
     for checkpoint in arguments.checkpoints:
-        refresh(load_pipeline(checkpoint, "cpu"), Path(checkpoint))
+        if not Path(checkpoint).is_dir():
+            raise ValueError(f"{checkpoint} is not the folder of a checkpoint.")
+        refresh(DDADPipeline, Path(checkpoint))
         print(f"{checkpoint} is up to date.")
     return 0
 

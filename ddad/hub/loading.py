@@ -11,13 +11,16 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from packaging.version import InvalidVersion, Version
+from safetensors import safe_open
 
 import ddad
 
 logger = logging.getLogger(__name__)
 
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+INDEX_NAME = "model_index.json"
 CHECKSUMS_NAME = "checksums.json"
+WEIGHT_TYPES = ("F16", "BF16", "F32", "F64")
 VERSIONS_NAME = "versions.json"
 VARIANTS = ("fp16", "bf16")
 # An index is some kilobytes; a file of this size was made to exhaust memory.
@@ -28,12 +31,18 @@ NEW_COMPONENTS = ("denoiser", "image_processor")
 MOVED_SETTINGS = ("timesteps", "statistics", "threshold_quantile")
 
 
-def load_pipeline(cls: Any, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+def load_pipeline(cls: Any, pretrained_model_name_or_path: Any, accept_settings: bool = False, **kwargs: Any) -> Any:
     """Loads a pipeline of class `cls`; see its `from_pretrained`.
 
+    Args:
+        cls: the class.
+        pretrained_model_name_or_path: a folder, or the id of a repository.
+        accept_settings: whether settings that were changed since they were saved are loaded.
+        kwargs: as `from_pretrained`'s.
+
     Raises:
-        OSError: if a file is missing or damaged, or a weight is missing.
-        ValueError: if the repository is of another kind.
+        OSError: if a file is missing, damaged or was changed, or a weight is missing.
+        ValueError: if the repository is of another kind, or a setting makes no sense.
     """
     kwargs.pop("trust_remote_code", None)
     if kwargs.pop("use_safetensors", None) is False:
@@ -47,7 +56,7 @@ def load_pipeline(cls: Any, pretrained_model_name_or_path: Any, **kwargs: Any) -
         if name not in known:
             allowed = ", ".join(["torch_dtype", "dtype", "variant", "device_map", *HUB_OPTIONS, *known])
             raise TypeError(f"`from_pretrained` takes no argument {name!r}; it takes {allowed}.")
-    folder = find_whole_folder(pretrained_model_name_or_path, hub, variant)
+    folder = find_whole_folder(pretrained_model_name_or_path, hub, variant, accept_settings)
     settings = read_index(cls, folder)
     compare_versions(folder)
     components = {name: kwargs.pop(name) for name in cls.component_classes if name in kwargs}
@@ -114,23 +123,23 @@ def find_folder(name: Any, hub: dict[str, Any], variant: str | None = None) -> P
     return Path(snapshot_download(folder.as_posix(), **weight_patterns(variant), **hub))
 
 
-def find_whole_folder(name: Any, hub: dict[str, Any], variant: str | None) -> Path:
-    """The same, its weights compared with their check sums; what arrived damaged from the Hub is loaded once more.
+def find_whole_folder(name: Any, hub: dict[str, Any], variant: str | None, accept_settings: bool) -> Path:
+    """The same, its files compared with their check sums; what arrived damaged from the Hub is loaded once more.
 
     It would stay in the cache otherwise, and every further try would fail.
 
     Raises:
-        OSError: as `find_folder` and `check_weights`.
+        OSError: as `find_folder` and `check_files`.
     """
     folder = find_folder(name, hub, variant)
     try:
-        check_weights(folder, variant)
+        check_files(folder, variant, accept_settings)
     except OSError as error:
         if Path(name).is_dir() or hub.get("local_files_only"):
             raise
         logger.warning("%s It is downloaded once more.", error)
         folder = find_folder(name, {**hub, "force_download": True}, variant)
-        check_weights(folder, variant)
+        check_files(folder, variant, accept_settings)
     return folder
 
 
@@ -169,48 +178,80 @@ def read_index(cls: Any, folder: Path) -> dict[str, Any]:
     """Components and settings of a checkpoint.
 
     Raises:
-        OSError: if the index is missing or damaged.
+        OSError: if the index is damaged.
         ValueError: if it is that of another pipeline.
     """
-    path = folder / cls.config_name
-    if not path.is_file():
-        raise OSError(f"{folder} holds no checkpoint: {cls.config_name} is missing.")
-    index = read_json(path)
+    index = read_json(folder / cls.config_name)
     class_name = index.pop("_class_name", None)
     if not isinstance(class_name, list) or class_name[-1] != cls.__name__:
         raise ValueError(f"{folder} holds a checkpoint of {class_name}, not of {cls.__name__}.")
     return {key: value for key, value in index.items() if not key.startswith("_")}
 
 
-def check_weights(folder: Path, variant: str | None = None) -> None:
-    """Compares every file of weights with the check sum that was recorded when it was saved.
+def check_files(folder: Path, variant: str | None = None, accept_settings: bool = False) -> None:
+    """Compares every file of weights and settings with the check sum that was recorded when it was saved.
 
-    Checkpoints of ddad 0.1 have none. Files of another variant need not be there.
+    Checkpoints of ddad 0.1 have none, those of 0.2 only of weights. Files of another variant need not be there.
+
+    Args:
+        folder: the checkpoint.
+        variant: whose weights are loaded.
+        accept_settings: whether settings may have been changed.
 
     Raises:
         OSError: if a file is missing, was changed, or was not there when the checkpoint was saved; or if an index of
             split weights names files outside its folder.
     """
-    for path in (*folder.glob("*/*config.json"), *folder.glob("*/*.index*.json")):
+    if not (folder / INDEX_NAME).is_file():
+        raise OSError(f"{folder} holds no checkpoint: {INDEX_NAME} is missing.")
+    settings = [folder / INDEX_NAME, *folder.glob("*/*config.json"), *folder.glob("*/*.index*.json")]
+    for path in settings:
         names = read_json(path).get("weight_map", {})
         if not isinstance(names, dict) or any(Path(str(name)).name != name for name in names.values()):
             raise OSError(f"{path} is refused: it names weights outside its folder.")
+    weights = {path.relative_to(folder).as_posix(): path for path in folder.glob("*/*.safetensors")}
+    for path in weights.values():
+        check_types(path)
     path = folder / CHECKSUMS_NAME
     if not path.is_file():
         return
-    recorded = read_json(path)
-    found = {one.relative_to(folder).as_posix(): one for one in folder.glob("*/*.safetensors")}
+    recorded, found = read_json(path), weights
+    if INDEX_NAME in recorded and not accept_settings:
+        found = weights | {one.relative_to(folder).as_posix(): one for one in settings}
     for name in sorted(recorded.keys() | found.keys()):
-        if name not in found:
-            if variant_of(name) != variant:
-                continue
-            raise OSError(f"The checkpoint {folder} is incomplete: {name} is missing. Download it again.")
-        if name not in recorded:
-            raise OSError(f"{found[name]} does not belong to the checkpoint: {CHECKSUMS_NAME} does not name it.")
-        with found[name].open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != recorded[name]:
-            raise OSError(f"{found[name]} was changed since it was saved (its sha256 differs): download it again.")
+        if name in found:
+            check_sum(found[name], recorded.get(name), folder)
+        elif variant_of(name) == variant and not (accept_settings and name.endswith(".json")):
+            raise OSError(f"The checkpoint {folder} is incomplete: {name} is missing. Get that file again.")
+
+
+def check_sum(path: Path, recorded: str | None, folder: Path) -> None:
+    """Raises an OSError for a file of a checkpoint with another check sum than was recorded, or none."""
+    if recorded is None:
+        raise OSError(f"{path} does not belong to the checkpoint: {CHECKSUMS_NAME} does not name it.")
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() == recorded:
+            return
+    advice = "download it again"
+    if path.suffix == ".json":
+        advice = f"if that is what you want, accept it with `ddad refresh {folder}`, otherwise {advice}"
+    raise OSError(f"{path} was changed since it was saved (its sha256 differs): {advice}.")
+
+
+def check_types(path: Path) -> None:
+    """Looks at the header of a file of weights.
+
+    Raises:
+        OSError: if the file is damaged, or weights are whole numbers, which would be rounded without a word.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            types = {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118 - it is no table
+    except Exception as error:  # whatever the parser raises for what it is given
+        raise OSError(f"{path} is damaged ({error}): download it again.") from None
+    for key, dtype in types.items():
+        if dtype not in WEIGHT_TYPES and not key.endswith("num_batches_tracked"):
+            raise OSError(f"{path} is refused: {key} is of type {dtype}; weights are {', '.join(WEIGHT_TYPES)}.")
 
 
 def variant_of(name: str) -> str | None:
@@ -232,10 +273,13 @@ def load_component(
 
     Raises:
         OSError: if it is missing or damaged, or a weight is missing, unknown or of another shape.
+        ValueError: if a setting makes no sense.
     """
     built = component_class(cls, name)
-    if not (folder / name).is_dir():
-        raise OSError(f"The checkpoint {folder} is incomplete: the folder {name} is missing.")
+    path = folder / name / built.config_name
+    if not path.is_file():
+        raise OSError(f"The checkpoint {folder} is incomplete: {name}/{built.config_name} is missing.")
+    cls.check_settings(built, str(folder / name), {**settings, **read_json(path)})
     if not issubclass(built, torch.nn.Module):
         return built.from_pretrained(folder / name)
     if variant is not None and not any(variant_of(one.name) == variant for one in (folder / name).iterdir()):
@@ -261,8 +305,13 @@ def load_component(
     return component
 
 
-def refresh(pipe: Any, folder: Path) -> None:
-    """Writes the code and the settings of this version into a checkpoint that `pipe` was loaded from."""
+def refresh(cls: Any, folder: Path) -> None:
+    """Writes the code and the settings of this version into a checkpoint; settings that were changed are accepted.
+
+    Raises:
+        OSError, ValueError: as `load_pipeline`.
+    """
+    pipe = load_pipeline(cls, folder, accept_settings=True)
     for name, component in pipe.components.items():
         component.save_config(folder / name)
         path = folder / name / component.config_name

@@ -52,6 +52,8 @@ def describe_state(folder: Path) -> str:
         if path.name in (CHECKSUMS_NAME, "model_index.json", "config.json", "scheduler_config.json"):
             # A setting that nobody has made is none, and which library wrote it changes nothing.
             values = {key: one for key, one in read_json(path).items() if one is not None and not key.startswith("_")}
+            if path.name == CHECKSUMS_NAME:
+                values = {key: one for key, one in values.items() if key.endswith(".safetensors")}
             state.update(f"{path.relative_to(folder).as_posix()} {json.dumps(values, sort_keys=True)}".encode())
     return state.hexdigest()
 

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ddad import DDADPipeline
+from tests.conftest import sign
 
 
 class Bomb:
@@ -50,7 +51,7 @@ def test_pickled_weights_are_neither_fetched_nor_read(hub, checkpoint, tmp_path,
         path.with_suffix(".bin").write_bytes(pickle.dumps(Bomb(tmp_path / "bomb")))
         path.unlink()
     hub.add("evil/part", checkpoint, [])
-    assert "is missing. Download it again" in load()
+    assert "is missing. Get that file again" in load()
     (checkpoint / "checksums.json").unlink()
     hub.add("evil/other", checkpoint, [])
     assert "unet cannot be loaded" in load("evil/other")
@@ -101,11 +102,17 @@ def test_networks_of_absurd_size_are_refused_without_being_built(checkpoint):
     path = checkpoint / "normality" / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"num_calibration_images": 10**9}))  # 16 TB
+    sign(checkpoint)
+    with pytest.raises(ValueError, match="`num_calibration_images` of .*normality must be a whole number from 0 to"):
+        DDADPipeline.from_pretrained(checkpoint)
+    path.write_text(json.dumps(config | {"num_calibration_images": 10**6}))  # 32 GB
+    sign(checkpoint)
     with pytest.raises(OSError, match="normality"):
         DDADPipeline.from_pretrained(checkpoint)
     path.write_text(json.dumps(config))
     path = checkpoint / "unet" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"block_out_channels": [10**6 * 8, 32]}))  # 500 TB
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"block_out_channels": [8192, 8192]}))
+    sign(checkpoint)
     with pytest.raises(OSError, match="unet"):
         DDADPipeline.from_pretrained(checkpoint)
 
@@ -114,6 +121,7 @@ def test_networks_of_absurd_size_are_refused_without_being_built(checkpoint):
 def test_a_backbone_from_elsewhere_is_refused(checkpoint, backbone):
     path = checkpoint / "feature_extractor" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"backbone": backbone}))
+    sign(checkpoint)
     with pytest.raises(OSError, match="must be the name of a model that timm has"):
         DDADPipeline.from_pretrained(checkpoint)
 

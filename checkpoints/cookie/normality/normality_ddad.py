@@ -96,10 +96,29 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
             distance is measured: what good parts have in common as a whole is no defect. Needs `shared`.
 
     Raises:
-        ValueError: if more dimensions are to be modelled than there are.
+        ValueError: if more dimensions are to be modelled than there are, or statistics do not fit `timesteps`.
     """
 
     source_code = Path(__file__).read_text(encoding="utf-8")
+    setting_bounds = {  # see `DDADPipeline.check_settings`
+        "feature_channels": (int, 1, 65_536),
+        "num_channels": (int, 1, 65_536),
+        "grid_size": (int, 1, 512),
+        "timesteps": [(int, 0, 100_000)],
+        "num_calibration_images": (int, 0, 1_000_000),
+        "calibration_size": (int, 1, 512),
+        "channel_seed": (int, 0, 2**63 - 1),
+        "statistics": {
+            f"{score}_{name}": [(float, low, 1e9)]
+            for score in ("kl", "rgb", "mahalanobis", "mse")
+            for name, low in (("mean", -1e9), ("std", 1e-12))
+        },
+        "threshold_quantile": (float, 0, 1),
+        "components": bool,
+        "shared": bool,
+        "num_top_cells": (int, 1, 262_144),
+        "num_factors": (int, 0, 65_536),
+    }
 
     scores_class = DDADScores  # other published files cannot import it
     pixel_scores = ("kl", "rgb")
@@ -115,11 +134,11 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
         num_calibration_images: int = 0,
         calibration_size: int = 32,
         channel_seed: int = 0,  # noqa: ARG002 - kept in the config
-        statistics: dict[str, list[float]] | None = None,  # noqa: ARG002 - kept in the config
+        statistics: dict[str, list[float]] | None = None,
         threshold_quantile: float = 0.95,  # noqa: ARG002 - kept in the config
         components: bool = False,
         shared: bool = False,
-        num_top_cells: int = 1,  # noqa: ARG002 - kept in the config
+        num_top_cells: int = 1,
         num_factors: int = 0,
     ):
         super().__init__()
@@ -127,6 +146,11 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
             raise ValueError(f"`num_channels` must be at most {feature_channels}, found {num_channels}.")
         if num_factors and not shared:
             raise ValueError("`num_factors` need `shared`: there is one set of factors for all noise levels.")
+        for name, values in (statistics or {}).items():
+            if len(values) != len(timesteps):
+                raise ValueError(f"`statistics` need {len(timesteps)} values each, found {len(values)} of {name}.")
+        if num_top_cells > calibration_size**2:
+            raise ValueError(f"`num_top_cells` must be at most {calibration_size**2}, found {num_top_cells}.")
         positions, triangle = grid_size**2, num_channels * (num_channels + 1) // 2
 
         def parameter(*shape: int) -> nn.Parameter:
