@@ -1,5 +1,6 @@
 """The pipeline's contract, on a tiny untrained model."""
 
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -72,8 +73,29 @@ def test_one_and_two_threads_agree(tiny_pipe, picture):
 def test_tuple_equals_dict(tiny_pipe, picture):
     output = tiny_pipe(picture, threshold=0.0)
     values = tiny_pipe(picture, threshold=0.0, return_dict=False)
-    assert values[:3] == (output.image_score, 0.0, output.is_anomalous)
-    np.testing.assert_array_equal(values[3][0], output.anomaly_map[0])
+    assert len(values) == len(dataclasses.fields(output)) == len(output.to_tuple())
+    for field, value in zip(dataclasses.fields(output), values, strict=True):
+        expected = output[field.name]
+        assert expected is getattr(output, field.name)
+        if field.name == "threshold":
+            assert value == expected == 0.0
+            continue
+        assert len(value) == len(expected) == 1, field.name
+        np.testing.assert_array_equal(np.array(value[0]), np.array(expected[0]), err_msg=field.name)
+    without = tiny_pipe(picture, threshold=0.0, denoise=False)
+    assert without.denoised_image is None and len(without.to_tuple()) == len(values) - 3
+
+
+def test_results_are_a_list_that_computes_what_is_read(tiny_pipe, picture):
+    output = tiny_pipe([picture, picture[:64, :50], picture[::2]], threshold=0.0)
+    assert [image.size for image in output.overlay] == [(70, 90), (50, 64), (70, 45)]
+    assert output.overlay[-1].size == (70, 45) and [one.shape for one in output.anomaly_map[1:]] == [
+        (64, 50),
+        (45, 70),
+    ]
+    assert output.denoised_image[1] is output.denoised_image[1]
+    with pytest.raises(IndexError):
+        output.overlay[3]
 
 
 def test_output_types_show_the_same_picture(tiny_pipe, picture):

@@ -65,14 +65,14 @@ class Visitor:
                     return
         raise RuntimeError("The page hung up.")
 
-    def visit(self, image: Path) -> Visit:
+    def visit(self, image: Path, category: str = CATEGORY) -> Visit:
         """Gives an image and waits."""
         result, started = Visit(), time.monotonic()
         try:
             with image.open("rb") as file:
                 uploaded = self.http.post(f"{self.api}/upload", files={"files": (image.name, file)}).json()[0]
             given = {"path": uploaded, "meta": {"_type": "gradio.FileData"}}
-            for shown in self.run("inspect_image", [given, CATEGORY, 0.7, time.time() * 1000]):
+            for shown in self.run("inspect_image", [given, category, 0.7, time.time() * 1000]):
                 if result.heatmap is None and "efect found" in shown:
                     result.heatmap = time.monotonic() - started
             result.normal_version = time.monotonic() - started

@@ -16,7 +16,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,44 +71,87 @@ class DDADPipelineOutput(BaseOutput):
             region; None for an image without defects. Normal is the root of the dimensions modelled: 8 of 64.
 
     Images are PIL images, arrays `[H, W, 3]` or tensors `[3, H, W]` in [0, 1] by `output_type`; maps are tensors for
-    `"pt"` and arrays otherwise.
+    `"pt"` and arrays otherwise. Maps, overlays and denoised images are computed when they are read.
     """
 
     image_score: list[float]
     threshold: float
     is_anomalous: list[bool]
-    anomaly_map: list[Any]
-    pixel_map: list[Any]
-    feature_map: list[Any]
-    overlay: list[Any]
-    denoised_image: list[Any] | None
+    anomaly_map: Sequence[Any]
+    pixel_map: Sequence[Any]
+    feature_map: Sequence[Any]
+    overlay: Sequence[Any]
+    denoised_image: Sequence[Any] | None
     intermediates: list[list[Any]] | None
     normality_distance: list[tuple[float, float] | None] | None
 
-    def add_maps(self, processor: Any, images: list[torch.Tensor], maps: Sequence[torch.Tensor], output_type: str):
-        """Adds overlays and maps of a batch, at the images' sizes: anomaly, pixel and feature, `[N, S, S]` each."""
-        for i, image in enumerate(images):
-            stacked = torch.stack([value[i] for value in maps])[None]  # [1, 3, S, S]
-            own = F.interpolate(stacked, size=image.shape[1:], mode="bilinear", align_corners=False)[0].cpu()
-            overlay = processor.overlay(image, own[0], self.threshold)
-            self.overlay.append(processor.to_image(overlay, output_type))
-            for field, value in zip((self.anomaly_map, self.pixel_map, self.feature_map), own, strict=True):
-                field.append(value if output_type == "pt" else value.numpy())
 
-    def add_denoised(
-        self,
-        processor: Any,
-        images: list[torch.Tensor],
-        frames: list[list[torch.Tensor]],
-        distances: list[tuple[float, float] | None],
-        mask: torch.Tensor,
-        output_type: str,
-    ):
-        """Adds the denoising steps of a batch, and the last one of each merged into its image."""
-        self.normality_distance += distances
-        self.intermediates += [[processor.to_image(one, output_type) for one in each] for each in frames]
-        merged = [processor.merge(one, frames[i][-1], mask[i]) for i, one in enumerate(images)]
-        self.denoised_image += [processor.to_image(one, output_type) for one in merged]
+class DDADResults(Sequence):
+    """Results at the images' own sizes, each computed when it is read: of many photographs one at a time takes memory.
+
+    The one that was read last is kept.
+
+    Args:
+        compute: the index of an image -> its result.
+        count: how many there are.
+    """
+
+    def __init__(self, compute: Callable[[int], Any], count: int):
+        self._compute, self._count, self._last = compute, count, (-1, None)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._count))]
+        index, last = range(self._count)[index], self._last
+        if last[0] != index:
+            last = self._last = (index, self._compute(index))
+        return last[1]
+
+
+@dataclass
+class DDADDrawing:
+    """What was computed at the model's size, and how it becomes a result at an image's own.
+
+    Attributes:
+        processor: the image processor.
+        images: the images as it reads them.
+        threshold: what the scale of overlays follows from.
+        output_type: `"pil"`, `"np"` or `"pt"`.
+        maps: anomaly, pixel and feature map of each image, `[3, S, S]`.
+        masks: where each image was repaired, `[1, S, S]`.
+        repaired: the last denoising step of each image, `[3, S, S]` in [0, 1].
+    """
+
+    processor: Any
+    images: Sequence[torch.Tensor]
+    threshold: float
+    output_type: str
+    maps: list[torch.Tensor] = field(default_factory=list)
+    masks: list[torch.Tensor] = field(default_factory=list)
+    repaired: list[torch.Tensor] = field(default_factory=list)
+
+    def _enlarge(self, kind: int, index: int) -> torch.Tensor:
+        size = self.images[index].shape[1:]
+        values = self.maps[index][None, kind : kind + 1]
+        return F.interpolate(values, size=size, mode="bilinear", align_corners=False)[0, 0].cpu()
+
+    def draw_map(self, kind: int, index: int) -> torch.Tensor | np.ndarray:
+        """The anomaly (0), pixel (1) or feature map (2), `[H, W]`."""
+        values = self._enlarge(kind, index)
+        return values if self.output_type == "pt" else values.numpy()
+
+    def draw_overlay(self, index: int) -> Any:
+        """The image under the heatmap."""
+        overlay = self.processor.overlay(self.images[index], self._enlarge(0, index), self.threshold)
+        return self.processor.to_image(overlay, self.output_type)
+
+    def draw_denoised(self, index: int) -> Any:
+        """The image with its defects removed."""
+        merged = self.processor.merge(self.images[index], self.repaired[index], self.masks[index])
+        return self.processor.to_image(merged, self.output_type)
 
 
 class DDADPipeline(DiffusionPipeline):
@@ -386,7 +429,7 @@ class DDADPipeline(DiffusionPipeline):
         return self.normality.scores_class(originals, pixel, feature, timesteps, pixel_score, feature_score)
 
     def calibrated_maps(
-        self, images: list[torch.Tensor], timesteps: list[int], noise: torch.Tensor, *scores: str
+        self, images: Sequence[torch.Tensor], timesteps: list[int], noise: torch.Tensor, *scores: str
     ) -> list[torch.Tensor]:
         """The calibrated maps of images `[3, H, W]` in [0, 1], one for each of `scores`, `[N, K, S, S]` each."""
         maps = self.score_maps(self.prepare(images), timesteps, noise, scores)
@@ -566,9 +609,10 @@ class DDADPipeline(DiffusionPipeline):
         originals = self.image_processor.read_images(image) if given is None else given.images
         noise = None if given is not None else self.get_noise(timesteps, generator)  # one for all batches
 
-        output = DDADPipelineOutput([], threshold, [], [], [], [], [], None, None, None)
-        if denoise:
-            output.denoised_image, output.intermediates, output.normality_distance = [], [], []
+        image_scores: list[float] = []
+        intermediates: list[list[Any]] = []
+        distances: list[tuple[float, float] | None] = []
+        drawing = DDADDrawing(self.image_processor, originals, threshold, output_type)
         for first in range(0, len(originals), batch_size):
             chosen = slice(first, first + batch_size)
             batch = originals[chosen]
@@ -582,9 +626,8 @@ class DDADPipeline(DiffusionPipeline):
 
             # 3. Fuse
             anomaly = self.normality.fuse(pixel, feature, alpha)  # [N, S, S]
-            image_scores = self.normality.image_score(anomaly)  # [N]
-            output.image_score += image_scores.tolist()
-            output.is_anomalous += (image_scores > threshold).tolist()
+            image_scores += self.normality.image_score(anomaly).tolist()
+            drawing.maps += torch.stack([anomaly, pixel.mean(dim=1), feature.mean(dim=1)], dim=1)
 
             # 4. Denoise what lies above the threshold, or all of the image
             if denoise:
@@ -593,15 +636,31 @@ class DDADPipeline(DiffusionPipeline):
                 if denoise != "whole":
                     seeds = (self.normality.pool(maps) > threshold).float()
                     mask = self.denoiser.defect_mask(seeds, maps, mask_level)
-                frames, distances = self.denoise(
+                frames, moved = self.denoise(
                     self.prepare(batch), mask, denoise == "whole", num_denoising_steps, generator, callback_on_step_end
                 )
-                output.add_denoised(self.image_processor, batch, frames, distances, mask, output_type)
-
-            # 5. Postprocess and visualise, at each image's own size
-            maps = (anomaly, pixel.mean(dim=1), feature.mean(dim=1))
-            output.add_maps(self.image_processor, batch, maps, output_type)
+                distances += moved
+                intermediates += [[self.image_processor.to_image(one, output_type) for one in each] for each in frames]
+                drawing.repaired += [each[-1] for each in frames]
+                drawing.masks += mask
         self.maybe_free_model_hooks()
+
+        # 5. What is shown, each at its image's own size when it is read
+        def results(draw: Callable[[int], Any]) -> DDADResults:
+            return DDADResults(draw, len(originals))
+
+        output = DDADPipelineOutput(
+            image_score=image_scores,
+            threshold=threshold,
+            is_anomalous=[score > threshold for score in image_scores],
+            anomaly_map=results(functools.partial(drawing.draw_map, 0)),
+            pixel_map=results(functools.partial(drawing.draw_map, 1)),
+            feature_map=results(functools.partial(drawing.draw_map, 2)),
+            overlay=results(drawing.draw_overlay),
+            denoised_image=results(drawing.draw_denoised) if denoise else None,
+            intermediates=intermediates if denoise else None,
+            normality_distance=distances if denoise else None,
+        )
         return output if return_dict else output.to_tuple()
 
     # ----------------------------------------------------------------------------------------------- saving, loading

@@ -32,7 +32,7 @@ class DDADScores:
     fewer `timesteps`, and no network is evaluated for it.
 
     Attributes:
-        images: the images, `[3, H, W]` in [0, 1] each, of their own sizes.
+        images: the images as the image processor reads them, `[3, H, W]` in [0, 1] each, of their own sizes.
         pixel_maps: `[N, K, S, S]` float32, in standard deviations of normal images.
         feature_maps: likewise.
         timesteps: the K noise levels.
@@ -40,7 +40,7 @@ class DDADScores:
         feature_score: the feature score's name.
     """
 
-    images: list[torch.Tensor]
+    images: Sequence[torch.Tensor]
     pixel_maps: torch.Tensor
     feature_maps: torch.Tensor
     timesteps: list[int]

@@ -5,8 +5,9 @@ Beside the blur and the resizing that scores and training share, nothing here kn
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import PIL.Image
@@ -24,6 +25,7 @@ ImageInput = str | os.PathLike | PIL.Image.Image | np.ndarray | torch.Tensor
 IMAGE_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM")
 # The largest values of cameras with 10, 12, 14 and 16 bits, which all store 16.
 LARGEST_VALUES = (1023, 4095, 16383, 65535)
+STRIP = 2**20  # pixels that are coloured at once
 TIFF_LARGEST_VALUES = (281, 341)  # tags MaxSampleValue and SMaxSampleValue
 
 
@@ -105,6 +107,45 @@ def decoding(name: str) -> Iterator[None]:
     except Exception as error:  # decoders raise what they like
         reason = str(error) or type(error).__name__
         raise ValueError(f"{name} is damaged or cut off and cannot be read ({reason}).") from None
+
+
+class DDADImages(Sequence):
+    """Images of their own sizes, read as float32 `[3, H, W]` in [0, 1].
+
+    They are kept in 8 bits where that loses nothing, as it does for most files: a quarter of the memory.
+
+    Args:
+        images: `[3, H, W]` in [0, 1] each.
+    """
+
+    def __init__(self, images: Iterable[torch.Tensor]):
+        self._kept = [self._in_8_bits(image) for image in images]
+
+    @staticmethod
+    def _in_8_bits(image: torch.Tensor) -> torch.Tensor:
+        small = torch.empty(image.shape, dtype=torch.uint8)
+        for channel, kept in zip(image, small, strict=True):  # one by one: it takes a third of the memory
+            kept.copy_((channel * 255).round_())
+            if not torch.equal(kept / 255, channel):
+                return image
+        return small
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    @overload
+    def __getitem__(self, index: int) -> torch.Tensor: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "DDADImages": ...
+
+    def __getitem__(self, index: int | slice) -> "torch.Tensor | DDADImages":
+        if isinstance(index, slice):
+            part = DDADImages(())
+            part._kept = self._kept[index]
+            return part
+        image = self._kept[index]
+        return image if image.is_floating_point() else image / 255
 
 
 class DDADImageProcessor(SchedulerMixin, ConfigMixin):
@@ -283,8 +324,8 @@ class DDADImageProcessor(SchedulerMixin, ConfigMixin):
         """An image as `read_image` gives it -> what the model sees, `[1, 3, size, size]` in [-1, 1]."""
         return self.resize(image[None], (size, size)).clamp(0, 1) * 2 - 1
 
-    def read_images(self, image: ImageInput | Sequence[ImageInput]) -> list[torch.Tensor]:
-        """One image, a list of them, an array `[N, H, W, C]` or a tensor `[N, C, H, W]` -> list of `[3, H, W]`.
+    def read_images(self, image: ImageInput | Sequence[ImageInput]) -> DDADImages:
+        """One image, a list of them, an array `[N, H, W, C]` or a tensor `[N, C, H, W]` -> images `[3, H, W]`.
 
         Raises:
             ValueError: as `read_image`, with the index of the image in the list; and for an empty list.
@@ -292,14 +333,15 @@ class DDADImageProcessor(SchedulerMixin, ConfigMixin):
         if isinstance(image, (list, tuple)) or (isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 4):
             if len(image) == 0:
                 raise ValueError("There is no image in the list.")
-            images = []
-            for index, one in enumerate(image):
-                try:
-                    images.append(self.read_image(one))
-                except (TypeError, ValueError) as error:
-                    raise type(error)(f"Image {index} of the list: {error}") from None
-            return images
-        return [self.read_image(image)]
+            return DDADImages(self._read_each(image))
+        return DDADImages([self.read_image(image)])
+
+    def _read_each(self, images: Iterable[ImageInput]) -> Iterator[torch.Tensor]:
+        for index, image in enumerate(images):
+            try:
+                yield self.read_image(image)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"Image {index} of the list: {error}") from None
 
     # ------------------------------------------------------------------------------------------------------- drawing
 
@@ -318,14 +360,18 @@ class DDADImageProcessor(SchedulerMixin, ConfigMixin):
             denoised: the repaired one, `[3, S, S]` in [0, 1].
             mask: `[1, S, S]` in [0, 1].
         """
-        size = original.shape[1:]
-        mask, denoised = (
-            F.interpolate(value[None], size=size, mode="bilinear", align_corners=False)[0].to(original.device)
-            for value in (mask, denoised)
-        )
+
+        def enlarge(values: torch.Tensor) -> torch.Tensor:
+            size = original.shape[1:]
+            return F.interpolate(values[None], size=size, mode="bilinear", align_corners=False)[0, 0].to(original)
+
         if torch.equal(original[0], original[1]) and torch.equal(original[0], original[2]):
-            denoised = denoised.mean(dim=0, keepdim=True)  # what came without colour stays without
-        return torch.where(mask > 0, original + mask * (denoised.clamp(0, 1) - original), original)
+            denoised = denoised.mean(dim=0, keepdim=True).expand_as(denoised)  # what came without colour stays without
+        mask, merged = enlarge(mask), torch.empty_like(original)
+        for i, channel in enumerate(original):
+            changed = channel + mask * (enlarge(denoised[i : i + 1]).clamp(0, 1) - channel)
+            merged[i] = torch.where(mask > 0, changed, channel)
+        return merged
 
     @staticmethod
     def overlay(
@@ -336,6 +382,12 @@ class DDADImageProcessor(SchedulerMixin, ConfigMixin):
         The scale is fixed: no colour up to half the threshold, full colour from twice the threshold. A scale that is
         stretched over each image would set a normal part alight.
         """
+        rows = max(1, STRIP // original.shape[2])  # in strips: what is computed on the way is ten times the image
+        parts = zip(original.split(rows, dim=1), anomaly_map.split(rows), strict=True)
+        return torch.cat([DDADImageProcessor._colour(*part, threshold, opacity) for part in parts], dim=1)
+
+    @staticmethod
+    def _colour(original: torch.Tensor, anomaly_map: torch.Tensor, threshold: float, opacity: float) -> torch.Tensor:
         strength = (anomaly_map / max(threshold, 1e-6) / 2).clamp(0, 1)  # [H, W]
         anchors = torch.tensor([[0.3, 0.0, 0.4], [0.75, 0.1, 0.35], [0.95, 0.45, 0.1], [1.0, 0.9, 0.3]])
         position = strength * (len(anchors) - 1)
@@ -351,10 +403,9 @@ class DDADImageProcessor(SchedulerMixin, ConfigMixin):
     @staticmethod
     def to_image(image: torch.Tensor, output_type: str) -> PIL.Image.Image | np.ndarray | torch.Tensor:
         """`[3, H, W]` in [0, 1] -> a PIL image, an array `[H, W, 3]` or a tensor `[3, H, W]`."""
-        image = image.detach().float().cpu().clamp(0, 1)
-        if output_type == "pt":
-            return image
-        array = image.permute(1, 2, 0).numpy()
-        if output_type == "np":
-            return array
-        return PIL.Image.fromarray((array * 255).round().astype(np.uint8))
+        image = image.detach().float().cpu()
+        if output_type == "pil":
+            channels = [(channel.clamp(0, 1) * 255).round_().to(torch.uint8) for channel in image]
+            return PIL.Image.fromarray(torch.stack(channels, dim=-1).numpy())
+        image = image.clamp(0, 1)
+        return image if output_type == "pt" else image.permute(1, 2, 0).numpy()
