@@ -36,7 +36,9 @@ def create_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; what is wrong with its input is one line on standard error."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every request
+    for name in ("httpx", "httpx2"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # a line for every request
+    logging.getLogger("huggingface_hub").propagate = False  # it prints by itself
     arguments = create_parser().parse_args(argv)
     try:
         return arguments.run(arguments)

@@ -23,6 +23,7 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_missing_methods_are_run_and_the_table_shows_them(striped_data, checkpoint, tmp_path, capsys):
     output = tmp_path / "results.json"
     command = ["--data", str(striped_data), "--checkpoint", str(checkpoint), "--output", str(output)]

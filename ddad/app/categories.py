@@ -255,7 +255,7 @@ class Categories:
             raise CategoryError(f"{repository} does not exist on the Hub, or is private.") from None
         except (OfflineModeIsEnabled, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
             logger.info("The Hub does not answer for %s: %s", repository, error)
-            raise CategoryError("The Hub cannot be reached now: try again later.") from None
+            raise CategoryError(f"The Hub cannot be reached for {repository} now: try again later.") from None
         files = {one.rfilename: one.size or 0 for one in info.siblings or []}
         if DDADPipeline.config_name not in files:
             raise CategoryError(f"{repository} holds no ddad checkpoint: it has no {DDADPipeline.config_name}.")

@@ -122,7 +122,7 @@ def inspect_source(
 
 def is_other_file(source: Source) -> bool:
     """Whether something is no image and does not claim to be one: notes and tables lie in many folders."""
-    return PurePosixPath(source.name).suffix.lower() not in (*IMAGE_SUFFIXES, ".gif", ".ppm", ".pgm", ".zip")
+    return PurePosixPath(source.name).suffix.lower() not in (*IMAGE_SUFFIXES, ".zip")
 
 
 def table_row(number: int, record: Record, overlay: PIL.Image.Image | None) -> list[Any]:

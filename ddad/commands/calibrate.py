@@ -23,12 +23,11 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 def run_calibrate(arguments: argparse.Namespace) -> int:
     """Says and shows what is taken for good, loads, calibrates, saves."""
-    from ddad.datasets.layouts import check_empty
     from ddad.hub.loading import find_folder
     from ddad.training.run import calibrate_checkpoint
-    from ddad.training.saving import load_record
+    from ddad.training.saving import check_output, load_record
 
-    check_empty(arguments.output)
+    check_output(arguments.output)
     dataset = read_data(arguments)
     show_good(dataset, arguments.output)
     if arguments.dry_run:

@@ -28,14 +28,17 @@ def add_publish(commands: argparse._SubParsersAction) -> None:
 
 def run_publish(arguments: argparse.Namespace) -> int:
     """Prepares, and sends or lists."""
+    from ddad.hub.client import bound_waiting, reach
     from ddad.hub.publish import PublishOptions, prepare, publish
 
+    bound_waiting()
     folder = Path(arguments.checkpoint)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not the folder of a checkpoint.")
     pipe = load_pipeline(arguments.checkpoint, None)
     with prepare(pipe, folder, arguments.repository, arguments.example, arguments.variant) as staged:
         if arguments.dry_run is None:
+            reach()
             options = PublishOptions(arguments.private, arguments.revision, arguments.create_pr)
             print(publish(staged, arguments.repository, options))
             return 0
@@ -75,12 +78,15 @@ def add_publish_space(commands: argparse._SubParsersAction) -> None:
 
 def run_publish_space(arguments: argparse.Namespace) -> int:
     """Checks that every folder loads, prepares, and sends or lists."""
+    from ddad.hub.client import bound_waiting, reach
     from ddad.hub.space import prepare_space, publish_space
 
+    bound_waiting()
     with prepare_space(arguments.repository, arguments.checkpoints, arguments.hardware) as staged:
         for path in sorted((staged / "checkpoints").glob("*/model_index.json")):
             load_pipeline(str(path.parent), "cpu")
         if arguments.dry_run is None:
+            reach()
             print(publish_space(staged, arguments.repository, arguments.private))
         else:
             show_files(staged, Path(arguments.dry_run))
@@ -99,8 +105,11 @@ def add_list(commands: argparse._SubParsersAction) -> None:
 
 def run_list(_: argparse.Namespace) -> int:
     """Searches and prints."""
+    from ddad.hub.client import bound_waiting, reach
     from ddad.hub.publish import find_published
 
+    bound_waiting()
+    reach()
     for repository, downloads in find_published():
         print(f"{downloads:>10}  {repository}")
     return 0

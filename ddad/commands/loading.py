@@ -58,8 +58,10 @@ def load_pipeline(checkpoint: str, device: str | None) -> typing.Any:
     """The pipeline, on the device asked for or on the GPU where there is one."""
     import torch
 
+    from ddad.hub.client import bound_waiting
     from ddad.pipeline import DDADPipeline
 
+    bound_waiting()
     pipe = DDADPipeline.from_pretrained(checkpoint)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

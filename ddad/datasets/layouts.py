@@ -30,7 +30,7 @@ from ddad.datasets.names import choose_good, describe_found, is_hidden, kind_of
 logger = logging.getLogger(__name__)
 
 DataFormat = Literal["auto", "mvtec", "btad", "mvtec_ad_2", "mvtec_loco", "visa", "folder"]
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
 MASK_ENDINGS = ("_mask", "", "_gt")
 # A ground truth that marks more than this is inverted, or of something else.
 MOST_DEFECT = 0.9

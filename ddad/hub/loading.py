@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download
 from packaging.version import InvalidVersion, Version
 from safetensors import safe_open
 
@@ -18,6 +18,7 @@ import ddad
 logger = logging.getLogger(__name__)
 
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+ANSWER_SECONDS = 20
 INDEX_NAME = "model_index.json"
 CHECKSUMS_NAME = "checksums.json"
 WEIGHT_TYPES = ("F16", "BF16", "F32", "F64")
@@ -120,7 +121,25 @@ def find_folder(name: Any, hub: dict[str, Any], variant: str | None = None) -> P
         near = sorted(path.name for path in Path(folder.parts[0]).iterdir() if path.is_dir())
         there = f" It holds {', '.join(near[:8])}." if near else ""
         raise OSError(f"There is no {folder.name} in the folder {folder.parts[0]}.{there}")
-    return Path(snapshot_download(folder.as_posix(), **weight_patterns(variant), **hub))
+    return Path(
+        snapshot_download(folder.as_posix(), **weight_patterns(variant), **without_waiting(folder.as_posix(), hub))
+    )
+
+
+def without_waiting(repository: str, hub: dict[str, Any]) -> dict[str, Any]:
+    """The same options, or those for what is in the cache, if the Hub does not answer in time.
+
+    `snapshot_download` waits for its first answer without end.
+    """
+    if hub.get("local_files_only") or constants.is_offline_mode():
+        return hub
+    try:
+        HfApi().model_info(repository, revision=hub.get("revision"), token=hub.get("token"), timeout=ANSWER_SECONDS)
+    except Exception as error:  # all else `snapshot_download` meets again, and knows what to do
+        if "Timeout" in type(error).__name__:  # the API has no name for the HTTP library's classes
+            logger.warning("The Hub does not answer: %s is taken from the cache, if it is there.", repository)
+            return {**hub, "local_files_only": True}
+    return hub
 
 
 def find_whole_folder(name: Any, hub: dict[str, Any], variant: str | None, accept_settings: bool) -> Path:

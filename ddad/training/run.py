@@ -12,7 +12,7 @@ import diffusers
 import timm
 import torch
 
-from ddad.datasets.layouts import Dataset, check_empty, read_dataset
+from ddad.datasets.layouts import Dataset, read_dataset
 from ddad.datasets.lookalikes import group_lookalikes, split_images
 from ddad.images_ddad import DDADImageProcessor
 from ddad.pipeline import DDADPipeline
@@ -23,7 +23,7 @@ from ddad.training.config import TrainConfig
 from ddad.training.data import ImageFolder, measure_max_value
 from ddad.training.fitting import CalibrationConfig
 from ddad.training.loop import create_scheduler, train_unet
-from ddad.training.saving import save_checkpoint, update_record
+from ddad.training.saving import check_output, save_checkpoint, update_record
 from ddad.training.state import read_record, state_folder
 
 logger = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ def calibrate_checkpoint(pipe: DDADPipeline, record: dict | None, dataset: Datas
     Raises:
         ValueError: if there are too few images, or `output` holds something.
     """
-    check_empty(output)
+    check_output(output)
     processor = DDADImageProcessor(max_value=measure_max_value(dataset.train_paths))
     images = ImageFolder(dataset.train_paths, pipe.unet.config.sample_size, processor)
     pipe = DDADPipeline.from_pipe(pipe, image_processor=processor)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ddad.datasets.layouts import check_empty
 from ddad.hub.card import write_card
 from ddad.hub.loading import CHECKSUMS_NAME, read_json
 from ddad.pipeline import DDADPipeline
@@ -17,6 +18,14 @@ from ddad.pipeline import DDADPipeline
 # Plain git refuses files above 10 MB on the Hub; weights are split below that.
 MAX_SHARD_SIZE = "9MB"
 RECORD_NAME = "training.json"
+UNFINISHED_NAME = "checkpoint.new"
+
+
+def check_output(folder: str | Path) -> None:
+    """Raises a ValueError if a folder for a new checkpoint holds more than what a saving that was killed left."""
+    names = {path.name for path in Path(folder).iterdir()} if Path(folder).exists() else set()
+    if UNFINISHED_NAME not in names or DDADPipeline.config_name in names:
+        check_empty(folder)
 
 
 def save_checkpoint(pipe: DDADPipeline, record: dict[str, Any] | None, output: str | Path) -> None:
@@ -25,7 +34,7 @@ def save_checkpoint(pipe: DDADPipeline, record: dict[str, Any] | None, output: s
     The weights must be exact in float16 (`training.calibration` sees to it). The pipeline stays as it is.
     """
     output = Path(output)
-    fresh = output / "checkpoint.new"
+    fresh = output / UNFINISHED_NAME
     shutil.rmtree(fresh, ignore_errors=True)
     halves = {
         # diffusers' own `to` warns of modules to keep in float32 where there are none.

@@ -206,6 +206,7 @@ def test_a_repository_is_described_before_it_is_opened(open_page, defective, hub
     expect(page.get_by_text(re.compile("factory/broken cannot be loaded")).first).to_be_visible()
 
 
+@pytest.mark.slow
 def test_dark_and_narrow(open_page, defective):
     page = open_page("/?__theme=dark", width=390, height=844)
     assert "dark" in (page.locator("body").get_attribute("class") or "")
@@ -224,6 +225,7 @@ def test_dark_and_narrow(open_page, defective):
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+@pytest.mark.slow
 def test_everything_has_a_name_and_the_keyboard_is_enough(open_page, defective):
     page = open_page()
     give(page, defective)
@@ -388,6 +390,7 @@ def test_a_link_to_nothing_says_so(open_page):
     expect(page.get_by_label(re.compile("what kind of part"))).to_have_value("Solar cell mono")
 
 
+@pytest.mark.slow
 def test_downloads_say_what_they_are(open_page, defective):
     page = open_page()
     give(page, defective)

@@ -22,6 +22,39 @@ def test_no_hub_is_one_sentence(run, command, variables, message, tmp_path):
     assert any(part in said for part in message.split("|"))
 
 
+@pytest.mark.parametrize("command", ["list", "publish"])
+def test_no_network_is_said_at_once(run, command, checkpoint):
+    arguments = {"list": ["list"], "publish": ["publish", checkpoint, "factory/tiny"]}[command]
+    said = run(*arguments, status=2, HF_ENDPOINT="http://127.0.0.1:9")
+    assert "The Hub cannot be reached" in said and "Retry" not in said and "Traceback" not in said
+
+
+SLOW_HUB = """
+    import ddad.hub.client as client, ddad.hub.loading as loading
+    client.LONGEST_WAIT.update(GET=1, HEAD=1)
+    loading.ANSWER_SECONDS = 1
+    from ddad.cli import main
+    raise SystemExit(main({arguments!r}))
+"""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_hub_that_hangs_is_not_waited_for(hub, run, command, tmp_path):
+    hub.delay = 30
+    said = run(code=SLOW_HUB.format(arguments=COMMANDS[command]), status=2)
+    assert "does not answer" in said and "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_what_is_in_the_cache_is_loaded_while_the_hub_hangs(hub, run, checkpoint):
+    hub.add("factory/tiny", checkpoint, ["ddad"])
+    code = "from ddad import DDADPipeline\nprint(DDADPipeline.from_pretrained('factory/tiny').config.category)"
+    assert run(code=code).strip() == "tiny"
+    hub.delay = 30
+    hasty = f"import ddad.hub.loading as loading\nloading.ANSWER_SECONDS = 1\n{code}"
+    assert run(code=hasty).strip() == "tiny"
+
+
 @pytest.mark.parametrize(
     ("status", "message"),
     [(401, "does not accept your token"), (403, "Your token may not do this"), (404, "no such repository or file")],
@@ -38,6 +71,7 @@ def test_a_page_in_place_of_data_is_called_so(hub, run):
     assert "What answers is not the Hub" in said and "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_a_file_that_arrived_damaged_is_loaded_once_more(hub, run, checkpoint):
     hub.add("factory/tiny", checkpoint, ["ddad"])
     code = "from ddad import DDADPipeline\nprint(DDADPipeline.from_pretrained('factory/tiny').config.category)"

@@ -227,6 +227,7 @@ def test_push_to_hub_gives_a_whole_repository_that_is_found(package, hub, run, c
     assert files["pipeline.py"] == (checkpoint / "pipeline.py").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_example_that_shares_runs_as_it_stands(hub, run):
     code = (ROOT / "docs" / "examples" / "share.py").read_text()
     output = run("factory/cells", code=code).splitlines()

@@ -63,6 +63,7 @@ def test_pickled_weights_are_neither_fetched_nor_read(hub, checkpoint, tmp_path,
     assert not (tmp_path / "bomb").exists()
 
 
+@pytest.mark.slow
 def test_names_that_lead_out_of_the_repository_are_refused(hub, checkpoint, tmp_path, load):
     repository = hub.add("evil/part", checkpoint, [])
     commit = repository.branches["main"]
@@ -154,6 +155,7 @@ def test_a_checkpoint_of_a_later_version_says_so(checkpoint, caplog):
     assert "was saved by ddad 99.1" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_private_repository_needs_its_token(hub, run, checkpoint):
     hub.add("factory/secret", checkpoint, [], private=True)
     code = "from ddad import DDADPipeline; DDADPipeline.from_pretrained('factory/secret', token={!r})"

@@ -229,10 +229,11 @@ class DDADImageProcessor(SchedulerMixin, ConfigMixin):
 
     def _from_picture(self, picture: PIL.Image.Image, name: str) -> torch.Tensor:
         self._check_size(*picture.size, name)
-        pages = getattr(picture, "n_frames", 1) if picture.format in ("TIFF", "GIF", "WEBP", "PNG") else 1
+        with decoding(name):  # damaged directories of a TIFF are met when its pages are counted
+            pages = getattr(picture, "n_frames", 1) if picture.format in ("TIFF", "GIF", "WEBP", "PNG") else 1
+            tag = tagged_largest_value(picture)
         if pages > 1:
             raise ValueError(f"{name} holds {pages} pages or frames: save the one that is meant as a file of its own.")
-        tag = tagged_largest_value(picture)
         with decoding(name):
             picture = PIL.ImageOps.exif_transpose(picture)
             if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
@@ -283,8 +284,8 @@ class DDADImageProcessor(SchedulerMixin, ConfigMixin):
         """
         name = os.fspath(path)
         with self.open_file(path) as picture, decoding(name):
-            values = deep_values(picture)
-        return None if values is None else self.white_of(values, tagged_largest_value(picture), name)
+            values, tag = deep_values(picture), tagged_largest_value(picture)
+        return None if values is None else self.white_of(values, tag, name)
 
     def _from_tensor(self, image: torch.Tensor) -> torch.Tensor:
         if image.ndim != 3 or image.shape[0] not in (1, 3, 4):
