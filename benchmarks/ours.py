@@ -9,10 +9,10 @@ import torch.nn.functional as F
 
 from benchmarks.methods import Images, network_size, top_pixels
 from ddad import DDADPipeline
+from ddad.calibration.calibration import recalibrate
+from ddad.calibration.fitting import CalibrationConfig
+from ddad.datasets.folder import ImageFolder
 from ddad.evaluation.scoring import score_batch
-from ddad.training.calibration import recalibrate
-from ddad.training.data import ImageFolder
-from ddad.training.fitting import CalibrationConfig
 from ddad.unet_ddad import DDADUNet2DOutput
 
 

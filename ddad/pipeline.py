@@ -763,7 +763,7 @@ class DDADPipeline(DiffusionPipeline):
         if cls.__module__.startswith("diffusers_modules."):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         # Only the installed package has that module, and only it comes here.
-        loading = importlib.import_module(f"{cls.__module__.rpartition('.')[0]}.hub.loading")
+        loading = importlib.import_module(f"{cls.__module__.rpartition('.')[0]}.checkpoint.loading")
         return loading.load_pipeline(cls, pretrained_model_name_or_path, **kwargs)
 
     @classmethod

@@ -20,7 +20,7 @@ from ddad import (
     DDADScheduler,
     DDADUNet2DModel,
 )
-from ddad.training.gaussians import Moments, shrink
+from ddad.calibration.gaussians import Moments, shrink
 
 ROOT = Path(__file__).parent.parent
 CHECKPOINT = ROOT / "checkpoints" / "solar_cell_mono"

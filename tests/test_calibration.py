@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 
 from ddad import DDADPipeline
+from ddad.calibration.calibration import count_judges, recalibrate
+from ddad.calibration.choice import ALPHAS, BLURS, TOP_CELLS, choose, make_defects
+from ddad.calibration.fitting import CalibrationConfig, count_copies, count_factors, spread, vary
 from ddad.cli import main
+from ddad.datasets.folder import ImageFolder
 from ddad.datasets.layouts import find_images
 from ddad.datasets.lookalikes import group_lookalikes, split_images
 from ddad.training import calibration, fitting
-from ddad.training.calibration import count_judges, recalibrate
-from ddad.training.choice import ALPHAS, BLURS, TOP_CELLS, choose, make_defects
-from ddad.training.data import ImageFolder
-from ddad.training.fitting import CalibrationConfig, count_copies, count_factors, spread, vary
 from tests.conftest import create_tiny_pipeline
 from tests.hub.conftest import RECORD
 from tests.test_lookalikes import photographs
@@ -172,7 +172,7 @@ def test_the_choice_follows_the_score_that_finds_defects(tiny_pipe, monkeypatch)
             one: 2 * masks + (1 + 5 * one) * torch.randn(masks.shape, generator=generator) for one in shrinkages
         }
 
-    monkeypatch.setattr("ddad.training.choice.raw_maps", raw)
+    monkeypatch.setattr("ddad.calibration.choice.raw_maps", raw)
     choice = choose(tiny_pipe, images, 0, lambda _: None, likeliest=0.1)
     assert choice.shrinkage == 0.1
     assert choice.alpha <= 0.1 and choice.image_auroc > 90

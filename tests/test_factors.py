@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from ddad import DDADNormalityModel
-from ddad.training.factors import Views, candidates, cross_fit, fit_factors, unexplained
-from ddad.training.fitting import fit_residuals
+from ddad.calibration.factors import Views, candidates, cross_fit, fit_factors, unexplained
+from ddad.calibration.fitting import fit_residuals
 
 
 def draw(count, common=3, seed=0, strength=3.0):
@@ -55,7 +55,7 @@ def test_images_are_judged_by_factors_of_others():
 
 
 def test_the_likelihood_of_others_finds_how_many_there_are(monkeypatch):
-    monkeypatch.setattr("ddad.training.factors.NUM_FACTORS", (0, 3, 16))
+    monkeypatch.setattr("ddad.calibration.factors.NUM_FACTORS", (0, 3, 16))
     assert candidates(11) == [0] and candidates(64) == [0, 3, 16]
     fit = fit_residuals(views_of(draw(120, common=3)))
     assert fit.num_factors == 3 and fit.log_likelihoods[3] > fit.log_likelihoods[0] + 0.1

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddad.training.gaussians import (
+from ddad.calibration.gaussians import (
     REGULARISATION,
     SHRINKAGES,
     Moments,

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from ddad import DDADImageProcessor
+from ddad.datasets.folder import measure_max_value
 from ddad.datasets.layouts import Sample, read_mask
 from ddad.images_ddad import IMAGE_FORMATS
-from ddad.training.data import measure_max_value
 
 processor = DDADImageProcessor()
 read = processor.read_image

@@ -5,11 +5,11 @@ import PIL.Image
 import pytest
 import torch
 
+from ddad.calibration.fitting import FOLDS, assign_folds
 from ddad.cli import main
 from ddad.datasets.layouts import read_dataset
 from ddad.datasets.lookalikes import group_lookalikes, split_images
 from ddad.datasets.splitting import count_seen
-from ddad.training.fitting import FOLDS, assign_folds
 
 SIZE = 96
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from ddad import DDADNormalityModel
-from ddad.training.gaussians import principal_components
+from ddad.calibration.gaussians import principal_components
 from tests.conftest import fit_gaussian
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddad.training.synthetic import DEFECT_TYPES, paste_defect
+from ddad.calibration.synthetic import DEFECT_TYPES, paste_defect
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 
 from ddad import DDADPipeline
 from ddad.cli import main
+from ddad.datasets.folder import ImageFolder, rotate
 from ddad.datasets.layouts import find_images
 from ddad.datasets.lookalikes import group_lookalikes, split_images
 from ddad.training import loop, state
 from ddad.training.config import TrainConfig
 from ddad.training.corruption import Corruption, fill
-from ddad.training.data import ImageFolder, rotate
 from ddad.training.losses import snr_weight
 from ddad.training.run import nearest_timesteps
 from ddad.training.state import remove_state, state_folder
@@ -256,7 +256,7 @@ def test_an_interruption_while_saving_leaves_no_half_checkpoint(good_images, tmp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("ddad.training.saving.write_card", interrupt)
+        patch.setattr("ddad.checkpoint.saving.write_card", interrupt)
         assert main(tiny_flags(good_images, output)) == 130
     assert "interrupted" in capsys.readouterr().err
     assert not (output / "model_index.json").exists()

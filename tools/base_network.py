@@ -30,18 +30,19 @@ import torch.nn.functional as F
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 
+from ddad.checkpoint.names import RECORD_NAME
+from ddad.checkpoint.saving import MAX_SHARD_SIZE, save_checkpoint
+from ddad.datasets.folder import ImageFolder, rotate
 from ddad.datasets.layouts import read_dataset
 from ddad.datasets.lookalikes import group_lookalikes, split_images
 from ddad.features_ddad import DDADFeatureExtractor
 from ddad.images_ddad import DDADImageProcessor
 from ddad.scheduling_ddad import DDADScheduler
-from ddad.training.calibration import build_pipeline
 from ddad.training.config import PRESETS, TrainConfig
 from ddad.training.corruption import Corruption
-from ddad.training.data import ImageFolder, rotate
 from ddad.training.loop import create_scheduler, learning_rate_factor
 from ddad.training.losses import compute_losses
-from ddad.training.saving import MAX_SHARD_SIZE, RECORD_NAME, save_checkpoint
+from ddad.training.run import build_pipeline
 from ddad.unet_ddad import DDADUNet2DModel
 
 SIZE = 256

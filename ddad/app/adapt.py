@@ -17,12 +17,12 @@ from ddad.app.many import open_all
 from ddad.app.uploads import open_category, output_path, refusal
 from ddad.app.visits import Run, Stopped, Visits
 from ddad.app.work import MOMENT, SingleImage
+from ddad.calibration.calibration import FEW_IMAGES, recalibrate
+from ddad.calibration.fitting import CalibrationConfig
+from ddad.calibration.progress import Report
+from ddad.checkpoint.saving import load_record, save_checkpoint, update_record
 from ddad.datasets.names import choose_good, describe_found
 from ddad.pipeline import DDADPipeline
-from ddad.training.calibration import FEW_IMAGES, recalibrate
-from ddad.training.fitting import CalibrationConfig
-from ddad.training.progress import Report
-from ddad.training.saving import load_record, save_checkpoint, update_record
 
 logger = logging.getLogger(__name__)
 

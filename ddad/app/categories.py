@@ -23,12 +23,11 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
+from ddad.checkpoint.names import CHOSEN_NAME, TAG
 from ddad.pipeline import DDADPipeline
 
 logger = logging.getLogger(__name__)
 
-HUB_TAG = "ddad"
-CHOSEN_NAME = "repositories.txt"
 # Between the name of a category and the secret that makes it one visitor's own.
 OWN_MARK = "~"  # needs no encoding in a link
 SEARCH_AGAIN_SECONDS = 600
@@ -222,7 +221,7 @@ class Categories:
 
         def ask() -> None:
             try:
-                models = HfApi().list_models(filter=HUB_TAG, sort="downloads", limit=MOST_FOUND, token=self._token)
+                models = HfApi().list_models(filter=TAG, sort="downloads", limit=MOST_FOUND, token=self._token)
                 self._found = [model.id for model in models if REPOSITORY.fullmatch(model.id)]
             except Exception as error:
                 logger.info("The Hub was not searched: %s", error)

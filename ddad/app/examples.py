@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ddad.app.inspection import Finding, Inspection, draw_heatmap
+from ddad.checkpoint.saving import describe_state
 from ddad.pipeline import DDADPipeline
-from ddad.training.saving import describe_state
 
 logger = logging.getLogger(__name__)
 

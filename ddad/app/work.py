@@ -24,10 +24,10 @@ from ddad.app.inspection import Finding, Inspection
 from ddad.app.places import Places
 from ddad.app.uploads import open_category, output_path, read_mask, refusal
 from ddad.app.visits import Run, Settings, Stopped, Visit, Visits
+from ddad.checkpoint.saving import load_record
 from ddad.images_ddad import DDADImageProcessor, open_picture
 from ddad.pipeline import DDADPipeline, DDADPipelineOutput
 from ddad.report.drawing import save_animation
-from ddad.training.saving import load_record
 
 DENOISING_STEPS = 60
 TALLEST = 560  # of pictures on the screen, in its pixels

@@ -2,7 +2,7 @@
 
 import argparse
 
-from ddad.commands.loading import add_data, add_dry_run, load_pipeline, read_data, show_good
+from ddad.commands.shared import add_data, add_dry_run, load_pipeline, read_data, show_good
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -23,9 +23,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 def run_calibrate(arguments: argparse.Namespace) -> int:
     """Says and shows what is taken for good, loads, calibrates, saves."""
-    from ddad.hub.loading import find_folder
-    from ddad.training.run import calibrate_checkpoint
-    from ddad.training.saving import check_output, load_record
+    from ddad.calibration.calibration import calibrate_checkpoint
+    from ddad.checkpoint.loading import find_folder
+    from ddad.checkpoint.saving import check_output, load_record
 
     check_output(arguments.output)
     dataset = read_data(arguments)

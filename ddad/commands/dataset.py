@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from ddad.commands.loading import add_data, read_data
+from ddad.commands.shared import add_data, read_data
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:

@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from ddad.commands.loading import add_data, load_pipeline, read_data
+from ddad.commands.shared import add_data, load_pipeline, read_data
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -32,10 +32,11 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
     """Evaluates, prints, and brings the card up to date."""
+    from ddad.checkpoint.card import write_card
+    from ddad.checkpoint.names import EVALUATION_NAME
     from ddad.evaluation.evaluate import evaluate, format_tables, leave_out_broken
     from ddad.evaluation.figures import write_figures
     from ddad.evaluation.restoration import evaluate_denoising
-    from ddad.hub.card import EVALUATION_NAME, write_card
 
     dataset = read_data(arguments)
     pipe = load_pipeline(arguments.checkpoint, arguments.device)

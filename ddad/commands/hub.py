@@ -4,7 +4,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from ddad.commands.loading import load_pipeline
+from ddad.commands.shared import load_pipeline
 
 
 def add_publish(commands: argparse._SubParsersAction) -> None:
@@ -28,8 +28,8 @@ def add_publish(commands: argparse._SubParsersAction) -> None:
 
 def run_publish(arguments: argparse.Namespace) -> int:
     """Prepares, and sends or lists."""
-    from ddad.hub.client import bound_waiting, reach
-    from ddad.hub.publish import PublishOptions, prepare, publish
+    from ddad.checkpoint.client import bound_waiting, reach
+    from ddad.checkpoint.publish import PublishOptions, prepare, publish
 
     bound_waiting()
     folder = Path(arguments.checkpoint)
@@ -78,8 +78,8 @@ def add_publish_space(commands: argparse._SubParsersAction) -> None:
 
 def run_publish_space(arguments: argparse.Namespace) -> int:
     """Checks that every folder loads, prepares, and sends or lists."""
-    from ddad.hub.client import bound_waiting, reach
-    from ddad.hub.space import prepare_space, publish_space
+    from ddad.checkpoint.client import bound_waiting, reach
+    from ddad.checkpoint.space import prepare_space, publish_space
 
     bound_waiting()
     with prepare_space(arguments.repository, arguments.checkpoints, arguments.hardware) as staged:
@@ -105,8 +105,8 @@ def add_list(commands: argparse._SubParsersAction) -> None:
 
 def run_list(_: argparse.Namespace) -> int:
     """Searches and prints."""
-    from ddad.hub.client import bound_waiting, reach
-    from ddad.hub.publish import find_published
+    from ddad.checkpoint.client import bound_waiting, reach
+    from ddad.checkpoint.publish import find_published
 
     bound_waiting()
     reach()
@@ -129,7 +129,7 @@ def add_refresh(commands: argparse._SubParsersAction) -> None:
 
 def run_refresh(arguments: argparse.Namespace) -> int:
     """Loads each checkpoint and writes all of it but the weights."""
-    from ddad.hub.loading import refresh
+    from ddad.checkpoint.loading import refresh
     from ddad.pipeline import DDADPipeline
 
     for checkpoint in arguments.checkpoints:

@@ -7,7 +7,7 @@ import os
 import typing
 from pathlib import Path
 
-from ddad.commands.loading import load_pipeline
+from ddad.commands.shared import load_pipeline
 
 RESULTS_NAME = "results.jsonl"
 ENDINGS = ("_map.tiff", "_overlay.png", "_denoised.png")
@@ -35,7 +35,7 @@ def state_of(path: Path) -> dict[str, typing.Any]:
 
 def settings_of(arguments: argparse.Namespace) -> str:
     """What results follow from beside the images, in a word: the checkpoint as it is, and the settings."""
-    from ddad.training.saving import describe_state
+    from ddad.checkpoint.saving import describe_state
 
     names = ("checkpoint", "alpha", "timesteps", "threshold", "no_denoise")
     folder = Path(arguments.checkpoint)

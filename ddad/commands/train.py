@@ -6,7 +6,7 @@ import sys
 import typing
 from pathlib import Path
 
-from ddad.commands.loading import add_dry_run, add_good, show_good
+from ddad.commands.shared import add_dry_run, add_good, show_good
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:

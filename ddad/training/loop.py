@@ -15,12 +15,12 @@ from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
+from ddad.datasets.folder import ImageFolder, rotate
 from ddad.features_ddad import DDADFeatureExtractor
 from ddad.scheduling_ddad import DDADScheduler
-from ddad.training.base import create_from_base
+from ddad.training.base_network import create_from_base
 from ddad.training.config import PRESETS, TrainConfig
 from ddad.training.corruption import Corruption
-from ddad.training.data import ImageFolder, rotate
 from ddad.training.losses import compute_losses
 from ddad.training.state import DamagedStateError, describe_images, load_state, read_record, save_state
 from ddad.unet_ddad import DDADUNet2DModel

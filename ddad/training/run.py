@@ -7,24 +7,29 @@ import platform
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import timm
 import torch
 
-from ddad.datasets.layouts import Dataset, read_dataset
+from ddad.calibration.calibration import batches, calibrate, create_normality, round_to_half
+from ddad.calibration.fitting import CalibrationConfig, Images
+from ddad.checkpoint.saving import save_checkpoint
+from ddad.datasets.folder import ImageFolder, measure_max_value
+from ddad.datasets.layouts import read_dataset
 from ddad.datasets.lookalikes import group_lookalikes, split_images
+from ddad.denoising_ddad import DDADDenoiser
+from ddad.features_ddad import DDADFeatureExtractor
 from ddad.images_ddad import DDADImageProcessor
 from ddad.pipeline import DDADPipeline
+from ddad.scheduling_ddad import DDADScheduler
 from ddad.training.backbone import create_feature_extractor
-from ddad.training.base import describe_base
-from ddad.training.calibration import batches, build_pipeline, recalibrate
+from ddad.training.base_network import describe_base
 from ddad.training.config import TrainConfig
-from ddad.training.data import ImageFolder, measure_max_value
-from ddad.training.fitting import CalibrationConfig
 from ddad.training.loop import create_scheduler, train_unet
-from ddad.training.saving import check_output, save_checkpoint, update_record
 from ddad.training.state import read_record, state_folder
+from ddad.unet_ddad import DDADUNet2DModel
 
 logger = logging.getLogger(__name__)
 
@@ -123,24 +128,30 @@ def train(config: TrainConfig) -> None:
     logger.info("Saved to %s.", output)
 
 
-def calibrate_checkpoint(pipe: DDADPipeline, record: dict | None, dataset: Dataset, output: str) -> None:
-    """Fits and measures anew on other good images, and saves; no network is trained.
-
-    Args:
-        pipe: the pipeline.
-        record: its training record, if there is one.
-        dataset: whose good images are used.
-        output: a folder that is not there yet.
-
-    Raises:
-        ValueError: if there are too few images, or `output` holds something.
-    """
-    check_output(output)
-    processor = DDADImageProcessor(max_value=measure_max_value(dataset.train_paths))
-    images = ImageFolder(dataset.train_paths, pipe.unet.config.sample_size, processor)
-    pipe = DDADPipeline.from_pipe(pipe, image_processor=processor)
-    adapted, calibration = recalibrate(pipe, images, CalibrationConfig.of(record))
-    if record is not None:
-        record = update_record(record, adapted, calibration, dataset.name, len(images))
-    save_checkpoint(adapted, record, output)
-    logger.info("Saved to %s.", output)
+def build_pipeline(
+    config: TrainConfig,
+    unet: DDADUNet2DModel,
+    features: DDADFeatureExtractor,
+    scheduler: DDADScheduler,
+    train: Images,
+    held_out: Images,
+    processor: DDADImageProcessor,
+) -> tuple[DDADPipeline, dict[str, Any]]:
+    """Fits, calibrates and assembles the pipeline of a run; with what was chosen. All weights are exact in float16."""
+    unet = unet.to(memory_format=torch.contiguous_format)
+    features = features.to(memory_format=torch.contiguous_format)
+    round_to_half(unet)
+    round_to_half(features)
+    normality = create_normality(
+        features, config.timesteps, len(train) + len(held_out), len(held_out), config.threshold_quantile
+    )
+    pipe = DDADPipeline(
+        unet=unet,
+        scheduler=scheduler,
+        feature_extractor=features,
+        normality=normality.to(unet.device),
+        denoiser=DDADDenoiser(),
+        image_processor=processor,
+        category=config.category,
+    )
+    return pipe, calibrate(pipe, train, held_out, CalibrationConfig(config.rotation_degrees, config.seed))

@@ -30,7 +30,7 @@ def test_no_network_is_said_at_once(run, command, checkpoint):
 
 
 SLOW_HUB = """
-    import ddad.hub.client as client, ddad.hub.loading as loading
+    import ddad.checkpoint.client as client, ddad.checkpoint.loading as loading
     client.LONGEST_WAIT.update(GET=1, HEAD=1)
     loading.ANSWER_SECONDS = 1
     from ddad.cli import main
@@ -51,7 +51,7 @@ def test_what_is_in_the_cache_is_loaded_while_the_hub_hangs(hub, run, checkpoint
     code = "from ddad import DDADPipeline\nprint(DDADPipeline.from_pretrained('factory/tiny').config.category)"
     assert run(code=code).strip() == "tiny"
     hub.delay = 30
-    hasty = f"import ddad.hub.loading as loading\nloading.ANSWER_SECONDS = 1\n{code}"
+    hasty = f"import ddad.checkpoint.loading as loading\nloading.ANSWER_SECONDS = 1\n{code}"
     assert run(code=hasty).strip() == "tiny"
 
 

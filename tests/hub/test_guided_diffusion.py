@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from ddad import DDADScheduler, DDADUNet2DModel
 from ddad.cli import main
-from ddad.hub.guided_diffusion import convert, convert_weights, read_settings, read_weights
+from ddad.training.guided_diffusion import convert, convert_weights, read_settings, read_weights
 
 DATA = Path(__file__).parent.parent / "data"
 LAYOUTS = json.loads((DATA / "guided_diffusion_layouts.json").read_text())

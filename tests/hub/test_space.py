@@ -1,6 +1,7 @@
 """The page as a Space: what is sent starts as it is, and offers what was chosen."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,8 @@ import yaml
 from gradio_client import Client
 
 from ddad.app.categories import Categories
+from ddad.checkpoint.space import APP, card_data
 from ddad.cli import main
-from ddad.hub.space import APP, check_front_matter
 from tests.conftest import CHECKPOINT, ROOT
 from tools.serve import running_page
 
@@ -60,7 +61,7 @@ def test_a_dry_run_sends_nothing_and_the_program_is_that_of_this_repository(tmp_
     [
         (["me/demo", "nowhere"], "neither the folder of a checkpoint nor USER/NAME"),
         (["me/demo", "{empty}"], "model_index.json is missing"),
-        (["me/demo", "a/b", "--hardware", "a-big-one"], "suggested_hardware is 'a-big-one'"),
+        (["me/demo", "a/b", "--hardware", "a-big-one"], "`--hardware` must be one of cpu-basic"),
         (["me/de mo", "a/b"], "me/de mo"),
         (["me/demo", "{checkpoint}", "{checkpoint}"], "folders of the same name"),
     ],
@@ -75,19 +76,12 @@ def test_what_would_not_start_is_refused(arguments, message, checkpoint, tmp_pat
 
 
 def test_the_readme_of_this_repository_would_start_as_a_space():
-    check_front_matter(front_matter(ROOT / "README.md"))
-
-
-def test_front_matter_that_yaml_misreads_is_found():
-    good = front_matter(ROOT / "README.md")
-    for key, value in (
-        ("sdk_version", 6.31),
-        ("python_version", 3.1),
-        ("emoji", "x"),
-        ("short_description", "x" * 61),
-    ):
-        with pytest.raises(ValueError, match=f"front matter is wrong: {key}"):
-            check_front_matter(good | {key: value})
+    data = front_matter(ROOT / "README.md")
+    # Written as text: YAML would make 3.10 of it 3.1, and a number of 6.31.
+    assert re.fullmatch(r"\d+\.\d+\.\d+", data["sdk_version"]) and re.fullmatch(r"3\.1[1-9]", data["python_version"])
+    assert data["sdk"] == "gradio" and data["app_file"] == "app.py" and 0 < len(data["short_description"]) <= 60
+    made = card_data("Demo", "cpu-basic", ["a/b"]).to_dict()
+    assert made["models"] == made["preload_from_hub"] == ["a/b"] and data.keys() <= made.keys() | {"pinned"}
 
 
 def test_a_repository_that_cannot_be_had_is_not_offered(tmp_path):

@@ -12,12 +12,12 @@ import PIL.Image
 from huggingface_hub import HfApi
 from safetensors import safe_open
 
-from ddad.hub.card import FIGURE_NAME, write_card
+from ddad.checkpoint.card import write_card
+from ddad.checkpoint.names import FIGURE_NAME, TAG
 
 FIGURE_SIDE, FIGURE_GAP = 320, 12
 # A checkpoint's folder may hold more: the state of a run, a user's notes. This is what is published.
 PUBLISHED = ("*.json", "*.py", "*.safetensors", "README.md", FIGURE_NAME, "examples/*.webp")
-TAG = "ddad"
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 def run_convert(arguments: argparse.Namespace) -> int:
     """Reads, converts, saves."""
     from ddad.datasets.layouts import check_empty
-    from ddad.hub.guided_diffusion import convert, read_weights
+    from ddad.training.guided_diffusion import convert, read_weights
 
     output = Path(arguments.output)
     check_empty(output)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ddad.calibration.gaussians import Moments
 from ddad.normality_ddad import DDADNormalityModel
-from ddad.training.gaussians import Moments
 
 NUM_FACTORS = (0, 16, 48, 96)
 # Fewer views than this for each factor say little about it.

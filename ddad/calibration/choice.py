@@ -13,10 +13,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ddad.calibration.progress import Report, track
+from ddad.calibration.synthetic import DEFECT_TYPES, paste_defect
 from ddad.evaluation.metrics import auroc, pixel_curves
 from ddad.pipeline import DDADPipeline
-from ddad.training.progress import Report, track
-from ddad.training.synthetic import DEFECT_TYPES, paste_defect
 
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 BLURS = (2.0, 4.0)

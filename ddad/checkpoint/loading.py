@@ -14,15 +14,13 @@ from packaging.version import InvalidVersion, Version
 from safetensors import safe_open
 
 import ddad
+from ddad.checkpoint.names import CHECKSUMS_NAME, INDEX_NAME, VERSIONS_NAME
 
 logger = logging.getLogger(__name__)
 
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 ANSWER_SECONDS = 20
-INDEX_NAME = "model_index.json"
-CHECKSUMS_NAME = "checksums.json"
 WEIGHT_TYPES = ("F16", "BF16", "F32", "F64")
-VERSIONS_NAME = "versions.json"
 VARIANTS = ("fp16", "bf16")
 # An index is some kilobytes; a file of this size was made to exhaust memory.
 LARGEST_JSON = 8 * 2**20

@@ -10,21 +10,20 @@ from typing import Any
 
 import torch
 
+from ddad.checkpoint.card import write_card
+from ddad.checkpoint.loading import read_json
+from ddad.checkpoint.names import CHECKSUMS_NAME, INDEX_NAME, RECORD_NAME, UNFINISHED_NAME
 from ddad.datasets.layouts import check_empty
-from ddad.hub.card import write_card
-from ddad.hub.loading import CHECKSUMS_NAME, read_json
 from ddad.pipeline import DDADPipeline
 
 # Plain git refuses files above 10 MB on the Hub; weights are split below that.
 MAX_SHARD_SIZE = "9MB"
-RECORD_NAME = "training.json"
-UNFINISHED_NAME = "checkpoint.new"
 
 
 def check_output(folder: str | Path) -> None:
     """Raises a ValueError if a folder for a new checkpoint holds more than what a saving that was killed left."""
     names = {path.name for path in Path(folder).iterdir()} if Path(folder).exists() else set()
-    if UNFINISHED_NAME not in names or DDADPipeline.config_name in names:
+    if UNFINISHED_NAME not in names or INDEX_NAME in names:
         check_empty(folder)
 
 
@@ -46,7 +45,7 @@ def save_checkpoint(pipe: DDADPipeline, record: dict[str, Any] | None, output: s
         (fresh / RECORD_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         write_card(fresh)
     # The index goes last: a folder without it is no checkpoint.
-    for path in sorted(fresh.iterdir(), key=lambda path: path.name == DDADPipeline.config_name):
+    for path in sorted(fresh.iterdir(), key=lambda path: path.name == INDEX_NAME):
         target = output / path.name
         if target.is_dir():
             shutil.rmtree(target)
@@ -58,7 +57,7 @@ def describe_state(folder: Path) -> str:
     """What results of a checkpoint follow from, in a word: its settings and the check sums of its weights."""
     state = hashlib.sha256()
     for path in sorted(folder.rglob("*.json")):
-        if path.name in (CHECKSUMS_NAME, "model_index.json", "config.json", "scheduler_config.json"):
+        if path.name in (CHECKSUMS_NAME, INDEX_NAME, "config.json", "scheduler_config.json"):
             # A setting that nobody has made is none, and which library wrote it changes nothing.
             values = {key: one for key, one in read_json(path).items() if one is not None and not key.startswith("_")}
             if path.name == CHECKSUMS_NAME:
@@ -74,7 +73,7 @@ def load_record(checkpoint: Path) -> dict[str, Any] | None:
 
 
 def update_record(
-    record: dict[str, Any], pipe: DDADPipeline, calibration: dict[str, Any], data: str, images: int
+    record: dict[str, Any], pipe: Any, calibration: dict[str, Any], data: str, images: int
 ) -> dict[str, Any]:
     """The record of a pipeline that was calibrated anew: what was trained stays, what was measured is replaced."""
     return record | {

@@ -58,7 +58,7 @@ def load_pipeline(checkpoint: str, device: str | None) -> typing.Any:
     """The pipeline, on the device asked for or on the GPU where there is one."""
     import torch
 
-    from ddad.hub.client import bound_waiting
+    from ddad.checkpoint.client import bound_waiting
     from ddad.pipeline import DDADPipeline
 
     bound_waiting()

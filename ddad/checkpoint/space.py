@@ -1,27 +1,22 @@
 """Publishes the page as a Space: the package, the checkpoints that it offers, and the Space's front matter."""
 
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import requires, version
 from pathlib import Path
-from typing import Any
 
-import yaml
-from huggingface_hub import HfApi, SpaceHardware
+from huggingface_hub import HfApi, SpaceCardData, SpaceHardware
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from ddad.hub.publish import copy_published
+from ddad.checkpoint.names import CHOSEN_NAME, INDEX_NAME, TAGS
+from ddad.checkpoint.publish import copy_published
 
 PACKAGE = Path(__file__).parent.parent
 PACKAGE_FILES = ("*.py", "*.md", "*.webp")
-CHOSEN_NAME = "repositories.txt"
 # diffusers needs 3.11, Spaces take 3.10 unless they are told.
 PYTHON_VERSION = "3.12"
-COLORS = ("red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray")
-LONGEST_DESCRIPTION = 60
 APP = '''"""The demo: `python app.py`, or a Hugging Face Space."""
 
 from pathlib import Path
@@ -34,7 +29,7 @@ if __name__ == "__main__":
     demo.launch(**LAUNCH)
 '''
 README = """---
-{front_matter}
+{card_data}
 ---
 
 # {title}
@@ -44,32 +39,7 @@ defect. Made with `ddad publish-space`; it offers {offered}.
 """
 
 
-def check_front_matter(metadata: dict[str, Any]) -> None:
-    """Refuses what a Space would not start with; the keys are those of Hugging Face's configuration reference.
-
-    Raises:
-        ValueError: that names the key, what it must be, and what was found.
-    """
-    rules = {
-        "title": isinstance(metadata.get("title"), str) and bool(metadata["title"]),
-        "emoji": isinstance(metadata.get("emoji"), str) and not metadata["emoji"].isascii(),
-        "colorFrom": metadata.get("colorFrom") in COLORS,
-        "colorTo": metadata.get("colorTo") in COLORS,
-        "sdk": metadata.get("sdk") == "gradio",
-        # Written as text: YAML would make 3.10 of it 3.1, and a number of 6.31.
-        "sdk_version": re.fullmatch(r"\d+\.\d+\.\d+", str(metadata.get("sdk_version"))) is not None,
-        "python_version": re.fullmatch(r"3\.1[1-9](\.\d+)?", str(metadata.get("python_version"))) is not None,
-        "app_file": metadata.get("app_file") == "app.py",
-        "short_description": 0 < len(str(metadata.get("short_description") or "")) <= LONGEST_DESCRIPTION,
-        "suggested_hardware": metadata.get("suggested_hardware", "cpu-basic") in [one.value for one in SpaceHardware],
-        "models": all("/" in name for name in metadata.get("models", [])),
-    }
-    for key, holds in rules.items():
-        if not holds:
-            raise ValueError(f"The Space's front matter is wrong: {key} is {metadata.get(key)!r}.")
-
-
-def front_matter(title: str, hardware: str, repositories: Sequence[str]) -> dict[str, Any]:
+def card_data(title: str, hardware: str, repositories: Sequence[str]) -> SpaceCardData:
     """What a Space must know of itself.
 
     Args:
@@ -78,26 +48,27 @@ def front_matter(title: str, hardware: str, repositories: Sequence[str]) -> dict
         repositories: checkpoints on the Hub that are downloaded when the Space is built.
 
     Raises:
-        ValueError: if a Space would not start with it.
+        ValueError: if there is no such hardware.
     """
-    metadata: dict[str, Any] = {
-        "title": title,
-        "emoji": "🔍",
-        "colorFrom": "indigo",
-        "colorTo": "yellow",
-        "sdk": "gradio",
-        "sdk_version": version("gradio"),
-        "python_version": PYTHON_VERSION,
-        "app_file": "app.py",
-        "short_description": "Find the defect, see the part without it",
-        "suggested_hardware": hardware,
-        "license": "apache-2.0",
-        "tags": ["ddad", "anomaly-detection", "defect-detection", "diffusers"],
-    }
-    if repositories:
-        metadata |= {"models": list(repositories), "preload_from_hub": list(repositories)}
-    check_front_matter(metadata)
-    return metadata
+    known = [one.value for one in SpaceHardware]
+    if hardware not in known:
+        raise ValueError(f"`--hardware` must be one of {', '.join(known)}, found {hardware}.")
+    return SpaceCardData(
+        title=title,
+        emoji="🔍",
+        colorFrom="indigo",
+        colorTo="yellow",
+        sdk="gradio",
+        sdk_version=version("gradio"),
+        python_version=PYTHON_VERSION,
+        app_file="app.py",
+        short_description="Find the defect, see the part without it",
+        suggested_hardware=hardware,
+        license="apache-2.0",
+        tags=list(TAGS),
+        models=list(repositories) or None,
+        preload_from_hub=list(repositories) or None,
+    )
 
 
 def requirements() -> str:
@@ -126,12 +97,12 @@ def prepare_space(repository: str, checkpoints: Sequence[str], hardware: str) ->
             raise ValueError(f"{name} is neither the folder of a checkpoint nor USER/NAME on the Hub.")
         validate_repo_id(name)
     for folder in folders:
-        if not (folder / "model_index.json").is_file():
-            raise ValueError(f"{folder} is not the folder of a checkpoint: model_index.json is missing.")
+        if not (folder / INDEX_NAME).is_file():
+            raise ValueError(f"{folder} is not the folder of a checkpoint: {INDEX_NAME} is missing.")
     if len({folder.resolve().name for folder in folders}) < len(folders):
         raise ValueError("Two checkpoints have folders of the same name: rename one.")
     title = repository.partition("/")[2].replace("-", " ").replace("_", " ")
-    metadata = front_matter(title, hardware, repositories)
+    data = card_data(title, hardware, repositories)
     with tempfile.TemporaryDirectory(prefix="ddad-space-") as scratch:
         staged = Path(scratch) / "space"
         for path in sorted(PACKAGE.rglob("*")):
@@ -147,8 +118,7 @@ def prepare_space(repository: str, checkpoints: Sequence[str], hardware: str) ->
         (staged / "app.py").write_text(APP, encoding="utf-8")
         (staged / "requirements.txt").write_text(requirements(), encoding="utf-8")
         offered = ", ".join([*(f"`{folder.resolve().name}`" for folder in folders), *repositories])
-        text = yaml.safe_dump(metadata, allow_unicode=True, sort_keys=False).rstrip()
-        readme = README.format(front_matter=text, title=title, offered=offered)
+        readme = README.format(card_data=data.to_yaml().rstrip(), title=title, offered=offered)
         (staged / "README.md").write_text(readme, encoding="utf-8")
         yield staged
 

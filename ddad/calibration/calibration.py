@@ -15,17 +15,9 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
-from ddad.datasets.lookalikes import group_lookalikes, split_images
-from ddad.denoising_ddad import DDADDenoiser
-from ddad.features_ddad import DDADFeatureExtractor
-from ddad.images_ddad import DDADImageProcessor
-from ddad.normality_ddad import DDADNormalityModel
-from ddad.pipeline import DDADPipeline
-from ddad.scheduling_ddad import DDADScheduler
-from ddad.training.choice import MOST_IMAGES, choose
-from ddad.training.config import TrainConfig
-from ddad.training.factors import Factors, fit_factors, moments_of
-from ddad.training.fitting import (
+from ddad.calibration.choice import MOST_IMAGES, choose
+from ddad.calibration.factors import Factors, fit_factors, moments_of
+from ddad.calibration.fitting import (
     CalibrationConfig,
     Images,
     count_copies,
@@ -34,9 +26,16 @@ from ddad.training.fitting import (
     fit_residuals,
     gather,
 )
-from ddad.training.gaussians import Moments, shrink
-from ddad.training.progress import Report, track
-from ddad.unet_ddad import DDADUNet2DModel
+from ddad.calibration.gaussians import Moments, shrink
+from ddad.calibration.progress import Report, track
+from ddad.checkpoint.saving import check_output, save_checkpoint, update_record
+from ddad.datasets.folder import ImageFolder, measure_max_value
+from ddad.datasets.layouts import Dataset
+from ddad.datasets.lookalikes import group_lookalikes, split_images
+from ddad.features_ddad import DDADFeatureExtractor
+from ddad.images_ddad import DDADImageProcessor
+from ddad.normality_ddad import DDADNormalityModel
+from ddad.pipeline import DDADPipeline
 
 logger = logging.getLogger(__name__)
 
@@ -195,35 +194,6 @@ def calibrate(
     return record
 
 
-def build_pipeline(
-    config: TrainConfig,
-    unet: DDADUNet2DModel,
-    features: DDADFeatureExtractor,
-    scheduler: DDADScheduler,
-    train: Images,
-    held_out: Images,
-    processor: DDADImageProcessor,
-) -> tuple[DDADPipeline, dict[str, Any]]:
-    """Fits, calibrates and assembles the pipeline of a run; with what was chosen. All weights are exact in float16."""
-    unet = unet.to(memory_format=torch.contiguous_format)
-    features = features.to(memory_format=torch.contiguous_format)
-    round_to_half(unet)
-    round_to_half(features)
-    normality = create_normality(
-        features, config.timesteps, len(train) + len(held_out), len(held_out), config.threshold_quantile
-    )
-    pipe = DDADPipeline(
-        unet=unet,
-        scheduler=scheduler,
-        feature_extractor=features,
-        normality=normality.to(unet.device),
-        denoiser=DDADDenoiser(),
-        image_processor=processor,
-        category=config.category,
-    )
-    return pipe, calibrate(pipe, train, held_out, CalibrationConfig(config.rotation_degrees, config.seed))
-
-
 def count_judges(images: int) -> int:
     """How many good images judge where no network was trained on the others: half of few, a fifth of many."""
     return max(2, min(images // 2, MOST_JUDGES), round(images / 5))
@@ -256,3 +226,26 @@ def recalibrate(
     adapted = DDADPipeline.from_pipe(pipe, normality=fresh.to(pipe.device), threshold=None)
     adapted.set_progress_bar_config(disable=True)
     return adapted, calibrate(adapted, Subset(images, train), Subset(images, held_out), config, report)
+
+
+def calibrate_checkpoint(pipe: DDADPipeline, record: dict | None, dataset: Dataset, output: str) -> None:
+    """Fits and measures anew on other good images, and saves; no network is trained.
+
+    Args:
+        pipe: the pipeline.
+        record: its training record, if there is one.
+        dataset: whose good images are used.
+        output: a folder that is not there yet.
+
+    Raises:
+        ValueError: if there are too few images, or `output` holds something.
+    """
+    check_output(output)
+    processor = DDADImageProcessor(max_value=measure_max_value(dataset.train_paths))
+    images = ImageFolder(dataset.train_paths, pipe.unet.config.sample_size, processor)
+    pipe = DDADPipeline.from_pipe(pipe, image_processor=processor)
+    adapted, calibration = recalibrate(pipe, images, CalibrationConfig.of(record))
+    if record is not None:
+        record = update_record(record, adapted, calibration, dataset.name, len(images))
+    save_checkpoint(adapted, record, output)
+    logger.info("Saved to %s.", output)

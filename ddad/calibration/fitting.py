@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
 
+from ddad.calibration.factors import Factors, Views, candidates, cross_fit, moments_of, unexplained
+from ddad.calibration.gaussians import Moments, choose_shrinkage, principal_components
+from ddad.calibration.progress import Report, track
+from ddad.datasets.folder import rotate
 from ddad.datasets.lookalikes import group_lookalikes, shrink_image
 from ddad.pipeline import DDADPipeline
-from ddad.training.data import rotate
-from ddad.training.factors import Factors, Views, candidates, cross_fit, moments_of, unexplained
-from ddad.training.gaussians import Moments, choose_shrinkage, principal_components
-from ddad.training.progress import Report, track
 
 FOLDS = 5
 # Images that the principal components are found on.

@@ -7,12 +7,10 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from ddad.hub.curve import draw_losses
+from ddad.checkpoint.curve import draw_losses
+from ddad.checkpoint.names import CURVE_NAME, EVALUATION_NAME, FIGURE_NAME, RECORD_NAME, TAGS
 
 TEMPLATE = Path(__file__).with_name("card.md")
-EVALUATION_NAME = "evaluation.json"
-FIGURE_NAME = "figure.webp"
-CURVE_NAME = "training.webp"
 CURVE = f"![The terms of the loss over the steps of the training]({CURVE_NAME})"
 FIGURE = f"![From left to right: a part, its heatmap, and the same part without its defects]({FIGURE_NAME})"
 
@@ -98,7 +96,7 @@ def front_matter(config: dict[str, Any], evaluation: dict[str, Any] | None, repo
         library_name="diffusers",
         license=config["license"] or "other",
         pipeline_tag="image-segmentation",
-        tags=["ddad", "anomaly-detection", "defect-detection", "diffusers", config["category"]],
+        tags=[*TAGS, config["category"]],
         model_name=repository if results else None,
         eval_results=results or None,
     )
@@ -115,7 +113,7 @@ def write_card(folder: str | Path, repository: str = "PATH_OR_REPOSITORY") -> No
         repository: what the examples load.
     """
     folder = Path(folder)
-    record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    record = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
     config = record["config"]
     evaluation_path = folder / EVALUATION_NAME
     results, evaluation = "Not evaluated on defective images.", None

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ddad.hub.loading import find_folder
+from ddad.checkpoint.loading import find_folder
 from ddad.scheduling_ddad import DDADScheduler
 from ddad.training.config import TrainConfig
 from ddad.unet_ddad import DDADUNet2DModel

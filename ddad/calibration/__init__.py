@@ -1,0 +1,1 @@
+"""From good images to statistics, settings and threshold; no network is trained."""

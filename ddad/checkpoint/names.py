@@ -1,0 +1,16 @@
+"""The files of a checkpoint's folder, and the tags by which it is found on the Hub."""
+
+INDEX_NAME = "model_index.json"
+CHECKSUMS_NAME = "checksums.json"
+VERSIONS_NAME = "versions.json"
+RECORD_NAME = "training.json"
+EVALUATION_NAME = "evaluation.json"
+FIGURE_NAME = "figure.webp"
+CURVE_NAME = "training.webp"
+CHOSEN_NAME = "repositories.txt"
+"""Beside checkpoints: further ones on the Hub that the page offers, one a line."""
+UNFINISHED_NAME = "checkpoint.new"
+"""A checkpoint that is being written; what a killed command leaves."""
+
+TAG = "ddad"
+TAGS = (TAG, "anomaly-detection", "defect-detection", "diffusers")

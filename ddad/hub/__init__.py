@@ -1,1 +1,0 @@
-"""What accompanies a checkpoint when it is shared."""
