@@ -96,7 +96,7 @@ def time_normal_versions(pipe: DDADPipeline) -> dict[str, float]:
 def time_training(pipe: DDADPipeline) -> dict[str, float]:
     """Seconds of one training step of eight images, and of forward and backward of its U-Net alone."""
     config = TrainConfig(data="", output="", image_size=pipe.unet.config.sample_size)
-    features, scheduler = pipe.feature_extractor, create_scheduler(config)
+    features, scheduler = pipe.feature_extractor, create_scheduler(config).training_process()
     unet = create_unet(config, features.feature_channels).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(unet.parameters(), fused=True)
     store = ((ImagesInMemory(32, config.image_size).images + 1) * 127.5).to(torch.uint8)

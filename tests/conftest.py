@@ -20,7 +20,7 @@ from ddad import (
     DDADScheduler,
     DDADUNet2DModel,
 )
-from ddad.calibration.gaussians import Moments, shrink
+from ddad.calibration.gaussians import Moments, principal_components, shrink
 
 ROOT = Path(__file__).parent.parent
 CHECKPOINT = ROOT / "checkpoints" / "solar_cell_mono"
@@ -87,11 +87,15 @@ def create_tiny_pipeline(seed: int = 0, **settings) -> DDADPipeline:
         grid_size=8,
         timesteps=(20, 201),
         num_calibration_images=6,
+        num_factors=4,
         statistics=statistics,
     )
     generator = torch.Generator().manual_seed(seed)
-    for index in range(3):
+    values = torch.randn(40, features.feature_channels, 8, 8, generator=generator)
+    normality.basis.copy_(principal_components(normality.to_grid(values), 12))
+    for index in (normality.residuals, normality.features):
         fit_gaussian(normality, index, torch.randn(40, features.feature_channels, 16, 16, generator=generator))
+    normality.set_factors(torch.linalg.qr(torch.randn(64 * 12, 4, generator=generator)).Q)
     normality.calibration_maps.copy_(torch.randn(normality.calibration_maps.shape, generator=generator))
     pipe = DDADPipeline(
         unet=unet,

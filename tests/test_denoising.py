@@ -11,7 +11,6 @@ GREY = 0.25
 @pytest.fixture
 def model():
     scheduler = DDADScheduler(prediction_type="sample")
-    scheduler.set_timesteps(250)
 
     def distance(images, target, weight):
         values = torch.nn.functional.adaptive_avg_pool2d((images - target).square().mean(1, keepdim=True), 4)

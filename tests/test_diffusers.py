@@ -65,6 +65,14 @@ def test_from_pipe_shares_weights_and_takes_other_settings(saved, picture):
     )
 
 
+def test_another_number_of_steps_leaves_the_first_pipeline_alone(saved, picture):
+    pipe = DDADPipeline.from_pretrained(saved)
+    expected = image_score(pipe, picture)
+    other = DDADPipeline.from_pipe(pipe, num_inference_steps=1000)
+    assert len(other.scheduler.timesteps) == 1000 and len(pipe.scheduler.timesteps) == 250
+    assert image_score(pipe, picture) == expected != image_score(other, picture)
+
+
 def test_schedulers_are_swapped_where_that_makes_sense(saved, picture):
     pipe = DDADPipeline.from_pretrained(saved)
     expected = image_score(pipe, picture)

@@ -1,7 +1,6 @@
 """Factors against numpy, and that they take off what images have in common and leave what they have not."""
 
 import numpy as np
-import pytest
 import torch
 
 from ddad import DDADNormalityModel
@@ -64,9 +63,7 @@ def test_the_likelihood_of_others_finds_how_many_there_are(monkeypatch):
 
 def test_the_stored_model_measures_what_the_factors_leave():
     values = draw(60)
-    model = DDADNormalityModel(
-        feature_channels=5, num_channels=5, grid_size=4, timesteps=(20,), components=True, shared=True, num_factors=6
-    )
+    model = DDADNormalityModel(feature_channels=5, num_channels=5, grid_size=4, timesteps=(20,), num_factors=6)
     model.basis.copy_(torch.eye(5))
     found = fit_factors(values, 3)
     model.set_factors(found.basis)
@@ -78,5 +75,3 @@ def test_the_stored_model_measures_what_the_factors_leave():
     torch.testing.assert_close(model(maps, 0), expected, rtol=1e-4, atol=1e-4)
     # The features themselves keep everything: they are PaDiM's.
     torch.testing.assert_close(model(maps, 1), (values - found.mean).norm(dim=2).view(-1, 1, 4, 4))
-    with pytest.raises(ValueError, match="need `shared`"):
-        DDADNormalityModel(num_factors=3)

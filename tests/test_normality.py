@@ -6,6 +6,8 @@ from ddad import DDADNormalityModel
 from ddad.calibration.gaussians import principal_components
 from tests.conftest import fit_gaussian
 
+CHANNELS = [0, 2, 3, 5, 7, 8]
+
 
 @pytest.fixture
 def features():
@@ -17,16 +19,16 @@ def features():
 
 def fitted(features, **settings):
     model = DDADNormalityModel(feature_channels=10, num_channels=6, grid_size=4, timesteps=(20,), **settings)
+    model.basis.copy_(torch.eye(10)[:, CHANNELS])
     fit_gaussian(model, 1, features)
     return model
 
 
 def test_distance_equals_numpy_with_the_inverse_covariance(features):
     model = fitted(features)
-    channels = model.channels.numpy()
-    pooled = features.double().reshape(60, 10, 4, 2, 4, 2).mean(dim=(3, 5)).numpy()[:, channels]
+    pooled = features.double().reshape(60, 10, 4, 2, 4, 2).mean(dim=(3, 5)).numpy()[:, CHANNELS]
     new = torch.randn(3, 10, 8, 8)
-    new_pooled = new.double().reshape(3, 10, 4, 2, 4, 2).mean(dim=(3, 5)).numpy()[:, channels]
+    new_pooled = new.double().reshape(3, 10, 4, 2, 4, 2).mean(dim=(3, 5)).numpy()[:, CHANNELS]
     found = model(new, 1)
     for y, x in ((0, 0), (2, 3)):
         mean = pooled[:, :, y, x].mean(axis=0)
@@ -46,7 +48,7 @@ def test_gradient_is_that_of_finite_differences(features):
     model = fitted(features).double()
     x = features[:1].clone().requires_grad_(True)
     model(x, 1).sum().backward()
-    channel = int(model.channels[0])
+    channel = CHANNELS[0]
     step = torch.zeros_like(x)
     step[0, channel, 3, 5] = 1e-2
     with torch.no_grad():
@@ -70,22 +72,21 @@ def test_only_the_triangle_is_stored(features, tmp_path):
 
 
 def test_principal_components_keep_what_varies(features):
-    model = DDADNormalityModel(feature_channels=10, num_channels=10, grid_size=4, timesteps=(20,), components=True)
+    model = DDADNormalityModel(feature_channels=10, num_channels=10, grid_size=4, timesteps=(20,))
     pooled = torch.nn.functional.adaptive_avg_pool2d(features, 4).flatten(2).transpose(1, 2)
     model.basis.copy_(principal_components(pooled, 10))
     fit_gaussian(model, 1, features)
     whole = DDADNormalityModel(feature_channels=10, num_channels=10, grid_size=4, timesteps=(20,))
+    whole.basis.copy_(torch.eye(10))
     fit_gaussian(whole, 1, features)
     # All components are a rotation, which no distance notices.
     torch.testing.assert_close(model(features, 1), whole(features, 1), rtol=1e-3, atol=1e-3)
 
 
 def test_one_gaussian_serves_all_noise_levels(features):
-    shared = DDADNormalityModel(feature_channels=10, num_channels=6, grid_size=4, timesteps=(20, 201), shared=True)
-    assert len(shared.mean) == 2 and shared.features_index == 1
-    assert [shared.residual_index(t) for t in (20, 201)] == [0, 0]
-    each = DDADNormalityModel(feature_channels=10, num_channels=6, grid_size=4, timesteps=(20, 201))
-    assert [each.residual_index(t) for t in (20, 201)] == [0, 1] and each.features_index == 2
+    shared = DDADNormalityModel(feature_channels=10, num_channels=6, grid_size=4, timesteps=(20, 201))
+    assert len(shared.mean) == 2
+    shared.basis.copy_(torch.eye(10)[:, CHANNELS])
     fit_gaussian(shared, 0, features)
     residuals = features[:3, None].repeat(1, 2, 1, 1, 1)
     maps = shared.feature_maps(residuals, (20, 201), ["mahalanobis"])["mahalanobis"]

@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 
 import ddad
 from ddad import DDADPipeline
-from ddad.cli import main
 from tests.conftest import create_tiny_pipeline
 from tests.hub.server import running_hub
 
@@ -235,33 +234,3 @@ def test_a_damaged_or_foreign_index_is_named(copy):
     (copy / "model_index.json").write_text(json.dumps(index | {"unet": ["os", "system"]}))
     with pytest.raises(ValueError, match=r"`unet` must be \['unet_ddad', 'DDADUNet2DModel'\]"):
         DDADPipeline.from_pretrained(copy)
-
-
-@pytest.fixture
-def saved_by_0_1(copy):
-    """A checkpoint as ddad 0.1 wrote it: statistics in the pipeline, two components less."""
-    for name in ("denoiser", "image_processor"):
-        shutil.rmtree(copy / name)
-    index = json.loads((copy / "model_index.json").read_text())
-    config = json.loads((copy / "normality" / "config.json").read_text())
-    index |= {key: config.pop(key) for key in ("timesteps", "statistics", "threshold_quantile")}
-    config |= {"num_gaussians": 3, "num_calibration_maps": 8}
-    index = {key: value for key, value in index.items() if key not in ("denoiser", "image_processor")}
-    (copy / "model_index.json").write_text(json.dumps(index))
-    (copy / "normality" / "config.json").write_text(json.dumps(config))
-    (copy / "pipeline.py").write_text("raise ImportError('the code of an old version')")
-    return copy
-
-
-def test_checkpoints_of_0_1_load_and_can_be_brought_up_to_date(saved, saved_by_0_1, picture, capsys):
-    expected = score(DDADPipeline.from_pretrained(saved), picture)
-    old = score(DDADPipeline.from_pretrained(saved_by_0_1), picture)
-    assert old.image_score == expected.image_score and old.threshold == expected.threshold
-    assert main(["refresh", str(saved_by_0_1)]) == 0
-    assert "up to date" in capsys.readouterr().out
-    for path in saved.rglob("*"):
-        twin = saved_by_0_1 / path.relative_to(saved)
-        if path.suffix == ".json":
-            assert json.loads(twin.read_text()) == json.loads(path.read_text()), path
-        elif path.is_file():
-            assert twin.read_bytes() == path.read_bytes(), path

@@ -15,21 +15,15 @@ def reference(name):
     return torch.from_numpy(REFERENCE[name])
 
 
-def respaced(**settings):
-    scheduler = DDADScheduler(**settings)
-    scheduler.set_timesteps(250)
-    return scheduler
-
-
 def test_respacing_keeps_the_reference_timesteps():
-    kept = respaced().timesteps.flip(0)
+    kept = DDADScheduler().timesteps.flip(0)
     assert kept[REFERENCE["indices"]].tolist() == REFERENCE["real_timesteps"].tolist()
 
 
 @pytest.mark.parametrize("clip", [True, False])
 @pytest.mark.parametrize("position", range(len(REFERENCE["indices"])))
 def test_posterior_prediction_and_kl_equal_guided_diffusion(position, clip):
-    scheduler = respaced(clip_sample=clip)
+    scheduler = DDADScheduler(clip_sample=clip)
     index = int(REFERENCE["indices"][position])
     suffix = f"{index}_{'clipped' if clip else 'unclipped'}"
     timesteps = torch.full((2,), int(REFERENCE["real_timesteps"][position]))
@@ -51,7 +45,7 @@ def test_posterior_prediction_and_kl_equal_guided_diffusion(position, clip):
 
 
 def test_a_batch_of_mixed_timesteps_equals_its_single_ones():
-    scheduler = respaced()
+    scheduler = DDADScheduler()
     output = torch.cat([reference("eps"), reference("v")], dim=1)
     timesteps = torch.tensor([20, 401])
     noisy = scheduler.add_noise(reference("x0"), reference("noise"), timesteps)
@@ -64,7 +58,7 @@ def test_a_batch_of_mixed_timesteps_equals_its_single_ones():
 
 
 def test_kl_of_a_perfect_model_is_zero():
-    scheduler = respaced(prediction_type="sample")
+    scheduler = DDADScheduler(prediction_type="sample")
     timesteps = torch.tensor([20, 201])
     noisy = scheduler.add_noise(reference("x0"), reference("noise"), timesteps)
     perfect = torch.cat([reference("x0"), -torch.ones_like(reference("x0"))], dim=1)  # v = -1: the posterior variance
@@ -74,7 +68,7 @@ def test_kl_of_a_perfect_model_is_zero():
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
 def test_every_prediction_type_recovers_the_image(prediction_type):
-    scheduler = respaced(prediction_type=prediction_type)
+    scheduler = DDADScheduler(prediction_type=prediction_type)
     timesteps = torch.tensor([20, 401])
     x0, noise = reference("x0"), reference("noise")
     alpha_bar = scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
@@ -98,7 +92,7 @@ def test_detail_skip_is_the_best_linear_estimate():
     timesteps = torch.full((4,), 20)
     errors = []
     for detail_std in (0.0, 0.025, 0.05, 0.1, 1.0):
-        scheduler = respaced(prediction_type="sample", detail_std=detail_std)
+        scheduler = DDADScheduler(prediction_type="sample", detail_std=detail_std)
         noisy = scheduler.add_noise(x0, noise, timesteps)
         errors.append(float((scheduler.predict_original_sample(output, noisy, timesteps) - x0).square().mean()))
     assert errors.index(min(errors)) == 2
@@ -107,7 +101,7 @@ def test_detail_skip_is_the_best_linear_estimate():
 
 
 def test_posterior_of_the_full_process_equals_diffusers_variance():
-    scheduler = DDADScheduler()
+    scheduler = DDADScheduler().training_process()
     for t in (1, 20, 400, 999):
         _, log_variance = scheduler.posterior(reference("x0"), reference("x0"), torch.full((2,), t))
         assert float(log_variance[0]) == pytest.approx(
@@ -117,7 +111,7 @@ def test_posterior_of_the_full_process_equals_diffusers_variance():
 
 def test_unknown_timesteps_are_named():
     with pytest.raises(ValueError, match=r"\[21\] are not among the 250 steps"):
-        respaced().alpha_bars(torch.tensor([20, 21]))
+        DDADScheduler().alpha_bars(torch.tensor([20, 21]))
     with pytest.raises(ValueError, match=r"\[1000\]"):
         DDADScheduler().alpha_bars(torch.tensor([1000]))
 

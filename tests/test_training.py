@@ -148,7 +148,7 @@ def test_fill_takes_from_outside_the_mask_alone(striped):
 
 
 def test_pixel_weight_is_the_bounded_signal_to_noise_ratio():
-    scheduler = loop.create_scheduler(tiny_config("data", "output"))
+    scheduler = loop.create_scheduler(tiny_config("data", "output")).training_process()
     weight = snr_weight(scheduler, torch.tensor([0, 400]), max_snr=10.0).flatten()
     alpha_bar = float(scheduler.alphas_cumprod[400])
     assert weight.tolist() == pytest.approx([10.0, alpha_bar / (1 - alpha_bar)], rel=1e-3)

@@ -245,7 +245,7 @@ def fit_network(
     Args: `keep_best` keeps the averaged weights whose held-out loss was lowest, for parts of few images.
     """
     device = batches.device
-    scheduler = DDADScheduler(prediction_type="sample", detail_std=DETAIL_STD)
+    scheduler = DDADScheduler(prediction_type="sample", detail_std=DETAIL_STD).training_process()
     ema = EMAModel(unet.parameters(), decay=ema_decay, foreach=True)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=learning_rate, weight_decay=0.01, fused=True)
     source = prefetch(batches)

@@ -165,11 +165,12 @@ class DDADPipeline(DiffusionPipeline):
         denoiser: how a defect is removed (`DDADDenoiser`).
         image_processor: reads images, draws results (`DDADImageProcessor`).
         category: the product that the model was trained on.
-        num_inference_steps: steps of the respaced process in which KL is measured; 250 in the paper.
         alpha: weight of the pixel score against the feature score; 0.5 in the paper.
         threshold: the image score above which an image is anomalous; None measures it on the held-out normal images
             that are stored in `normality`, for any `alpha` and `timesteps`.
         blur_sigma: standard deviation in pixels of the Gaussian that smoothes the score maps.
+        num_inference_steps: gives the pipeline a scheduler of its own with so many steps; None takes the scheduler as
+            it is. See `DDADScheduler`.
     """
 
     source_code = Path(__file__).read_text(encoding="utf-8")
@@ -183,7 +184,6 @@ class DDADPipeline(DiffusionPipeline):
     }
     setting_bounds = {  # see `check_settings`
         "category": str,
-        "num_inference_steps": (int, 2, 100_000),
         "alpha": (float, 0, 1),
         "threshold": (float, -1e9, 1e9),
         "blur_sigma": (float, 0, 64),
@@ -204,10 +204,10 @@ class DDADPipeline(DiffusionPipeline):
         denoiser,
         image_processor,
         category: str = "",
-        num_inference_steps: int = 250,
         alpha: float = 0.5,
         threshold: float | None = None,
         blur_sigma: float = 4.0,
+        num_inference_steps: int | None = None,
     ):
         super().__init__()
         if not hasattr(scheduler, "pixel_maps"):
@@ -218,12 +218,13 @@ class DDADPipeline(DiffusionPipeline):
             self._check_weights(name, component)
         settings = {
             "category": category,
-            "num_inference_steps": num_inference_steps,
             "alpha": alpha,
             "threshold": threshold,
             "blur_sigma": blur_sigma,
         }
         self.check_settings(type(self), "the pipeline", settings)
+        if num_inference_steps not in (None, scheduler.config.num_inference_steps):
+            scheduler = type(scheduler).from_config(scheduler.config, num_inference_steps=num_inference_steps)
         self.register_modules(
             unet=unet,
             scheduler=scheduler,
@@ -236,7 +237,6 @@ class DDADPipeline(DiffusionPipeline):
             self.check_settings(type(component), name, component.config)
         self.register_to_config(**settings)
         self._check_agreement()
-        self.scheduler.set_timesteps(num_inference_steps)
         self.scheduler.alpha_bars(torch.tensor(self.timesteps))
 
     @staticmethod
@@ -315,11 +315,9 @@ class DDADPipeline(DiffusionPipeline):
             raise ValueError("`calibration_size` of normality must not exceed the `sample_size` of the U-Net.")
         steps = self.denoiser.config
         last = max(*steps.inpainting_steps, steps.grain_step, steps.denoising_step)
-        if last >= self.config.num_inference_steps:
-            raise ValueError(
-                f"The denoiser uses step {last}, and there are {self.config.num_inference_steps}: raise"
-                " `num_inference_steps`."
-            )
+        count = self.scheduler.config.num_inference_steps
+        if last >= count:
+            raise ValueError(f"The denoiser uses step {last}, and there are {count}: raise `num_inference_steps`.")
 
     @property
     def timesteps(self) -> list[int]:
@@ -445,7 +443,7 @@ class DDADPipeline(DiffusionPipeline):
         """
         level = sorted(self.timesteps)[len(self.timesteps) // 2]
         (index,) = self.normality.index([level])
-        gaussian = self.normality.features_index if whole else self.normality.residual_index(level)
+        gaussian = self.normality.features if whole else self.normality.residuals
 
         def evaluate(noisy: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
             return self.unet(noisy.to(self.unet.dtype), levels).sample.float()
@@ -561,8 +559,8 @@ class DDADPipeline(DiffusionPipeline):
         threshold: float | None = None,
         denoise: bool | Literal["masked", "whole"] = True,
         num_denoising_steps: int = 60,
-        pixel_score: Literal["kl", "rgb"] = "kl",
-        feature_score: Literal["mahalanobis", "mse"] = "mahalanobis",
+        pixel_score: Literal["kl", "rgb"] | None = None,
+        feature_score: Literal["mahalanobis", "mse"] | None = None,
         batch_size: int = 4,
         generator: torch.Generator | None = None,
         output_type: Literal["pil", "np", "pt"] = "pil",
@@ -582,10 +580,11 @@ class DDADPipeline(DiffusionPipeline):
             denoise: whether to make the image without its defects. True and `"masked"` repair what the anomaly map
                 marks and leave an image without defects as it is; `"whole"` is the paper's form.
             num_denoising_steps: the most gradient steps.
-            pixel_score: `"kl"`, or `"rgb"` for the baseline that the paper compares with.
-            feature_score: `"mahalanobis"`, or `"mse"` for the paper's squared error.
+            pixel_score: `"kl"`, or `"rgb"` for the baseline that the paper compares with; None takes KL.
+            feature_score: `"mahalanobis"`, or `"mse"` for the paper's squared error; None takes the former.
             batch_size: images in one evaluation of the networks; it changes memory and speed alone.
-            generator: source of the noise; None takes the same noise at every call.
+            generator: source of the noise; None takes the same noise at every call. What `score` gave has its noise
+                already: then it is the source for denoising alone.
             output_type: `"pil"`, `"np"` or `"pt"`.
             return_dict: whether to return a `DDADPipelineOutput` or a tuple.
             callback_on_step_end: called as `callback(pipeline, step, timestep, {"image": ...})` after each step of
@@ -597,7 +596,13 @@ class DDADPipeline(DiffusionPipeline):
         # 1. Check inputs
         given = image if hasattr(image, "pixel_maps") else None
         if given is not None:
+            for name, wanted in (("pixel_score", pixel_score), ("feature_score", feature_score)):
+                if wanted not in (None, getattr(given, name)):
+                    raise ValueError(f"`{name}` is {wanted!r}, and the scores given are of {getattr(given, name)!r}.")
+            if generator is not None and not denoise:
+                raise ValueError("`generator` has no use: the scores given have their noise, and nothing is denoised.")
             pixel_score, feature_score = given.pixel_score, given.feature_score
+        pixel_score, feature_score = pixel_score or "kl", feature_score or "mahalanobis"
         alpha = self.config.alpha if alpha is None else alpha
         if timesteps is None:
             timesteps = self.timesteps if given is None else given.timesteps
@@ -763,7 +768,7 @@ class DDADPipeline(DiffusionPipeline):
         if cls.__module__.startswith("diffusers_modules."):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         # Only the installed package has that module, and only it comes here.
-        loading = importlib.import_module(f"{cls.__module__.rpartition('.')[0]}.hub.loading")
+        loading = importlib.import_module(f"{cls.__module__.rpartition('.')[0]}.checkpoint.loading")
         return loading.load_pipeline(cls, pretrained_model_name_or_path, **kwargs)
 
     @classmethod

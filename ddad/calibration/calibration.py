@@ -34,7 +34,7 @@ from ddad.datasets.layouts import Dataset
 from ddad.datasets.lookalikes import group_lookalikes, split_images
 from ddad.features_ddad import DDADFeatureExtractor
 from ddad.images_ddad import DDADImageProcessor
-from ddad.normality_ddad import DDADNormalityModel
+from ddad.normality_ddad import FEATURES, RESIDUALS, DDADNormalityModel
 from ddad.pipeline import DDADPipeline
 
 logger = logging.getLogger(__name__)
@@ -102,8 +102,6 @@ def create_normality(
         timesteps=tuple(timesteps),
         num_calibration_images=held_out,
         threshold_quantile=quantile,
-        components=True,
-        shared=True,
         num_factors=count_factors(images),
     )
 
@@ -142,7 +140,7 @@ def calibrate(
     def store(factors: Factors, moments: Moments, shrinkage: float) -> None:
         """What is scored from now on: factors, and the covariances of what factors leave of images."""
         _, covariance = moments.gaussian()
-        normality.set_gaussian(0, factors.mean, shrink(covariance, shrinkage))
+        normality.set_gaussian(RESIDUALS, factors.mean, shrink(covariance, shrinkage))
         normality.set_factors(factors.basis)
         round_to_half(normality)
 
@@ -171,7 +169,7 @@ def calibrate(
             choice.shrinkage,
         )
     mean, covariance = features.gaussian()
-    normality.set_gaussian(normality.features_index, mean, shrink(covariance, shrinkage))
+    normality.set_gaussian(FEATURES, mean, shrink(covariance, shrinkage))
     levels = len(pipe.timesteps)
     found = Calibrated(
         {name: torch.zeros(2, levels, dtype=torch.float64) for name in normality.scores},

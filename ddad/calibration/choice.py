@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from ddad.calibration.progress import Report, track
 from ddad.calibration.synthetic import DEFECT_TYPES, paste_defect
 from ddad.evaluation.metrics import auroc, pixel_curves
+from ddad.normality_ddad import RESIDUALS
 from ddad.pipeline import DDADPipeline
 
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
@@ -104,11 +105,10 @@ def raw_maps(
         kl.append(pipe.scheduler.pixel_maps(originals, noisy, output, levels, ["kl"])["kl"].float().cpu())
         features = pipe.extract_features(batch).repeat_interleave(len(timesteps), dim=0)
         residuals.append(normality.reduce(features - predicted))  # [N K, P, c]
-    index = normality.residual_index(timesteps[0])  # one Gaussian for all noise levels
     distances = {}
     for shrinkage in shrinkages:
         set_shrinkage(shrinkage)
-        found = [normality.distance(one, index).float().cpu() for one in residuals]
+        found = [normality.distance(one, RESIDUALS).float().cpu() for one in residuals]
         distances[shrinkage] = torch.cat(found)[:, 0].unflatten(0, (len(images), -1))
     return torch.cat(kl).view(len(images), len(timesteps), *images.shape[2:]), distances
 

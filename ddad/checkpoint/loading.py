@@ -24,10 +24,6 @@ WEIGHT_TYPES = ("F16", "BF16", "F32", "F64")
 VARIANTS = ("fp16", "bf16")
 # An index is some kilobytes; a file of this size was made to exhaust memory.
 LARGEST_JSON = 8 * 2**20
-# Components that have no weights, and that checkpoints of ddad 0.1 do not have: their defaults are what 0.1 did.
-NEW_COMPONENTS = ("denoiser", "image_processor")
-# What ddad 0.1 stored in the pipeline and later versions in `normality`.
-MOVED_SETTINGS = ("timesteps", "statistics", "threshold_quantile")
 
 
 def load_pipeline(cls: Any, pretrained_model_name_or_path: Any, accept_settings: bool = False, **kwargs: Any) -> Any:
@@ -59,19 +55,14 @@ def load_pipeline(cls: Any, pretrained_model_name_or_path: Any, accept_settings:
     settings = read_index(cls, folder)
     compare_versions(folder)
     components = {name: kwargs.pop(name) for name in cls.component_classes if name in kwargs}
-    moved = {key: settings.pop(key) for key in MOVED_SETTINGS if key in settings}
     for name, expected in cls.component_classes.items():
         found = settings.pop(name, None)
         if name in components:
             continue
-        if moved and found is None and name in NEW_COMPONENTS:
-            components[name] = component_class(cls, name)()
-            continue
         if found is None or tuple(found) != expected:
             raise ValueError(f"{folder / cls.config_name}: `{name}` must be {list(expected)}, found {found}.")
         component_dtype = dtype.get(name, dtype.get("default")) if isinstance(dtype, dict) else dtype
-        extra = moved if name == "normality" else {}
-        components[name] = load_component(cls, folder, name, component_dtype, variant, extra)
+        components[name] = load_component(cls, folder, name, component_dtype, variant)
     unknown = sorted(settings.keys() - set(known))
     if unknown:
         raise ValueError(f"{folder / cls.config_name} has settings of another version: {', '.join(unknown)}.")
@@ -283,9 +274,7 @@ def component_class(cls: Any, name: str) -> Any:
     return getattr(importlib.import_module(f"{cls.__module__.rpartition('.')[0]}.{module}"), class_name)
 
 
-def load_component(
-    cls: Any, folder: Path, name: str, dtype: torch.dtype | None, variant: str | None, settings: dict[str, Any]
-) -> Any:
+def load_component(cls: Any, folder: Path, name: str, dtype: torch.dtype | None, variant: str | None) -> Any:
     """One component.
 
     Raises:
@@ -296,7 +285,7 @@ def load_component(
     path = folder / name / built.config_name
     if not path.is_file():
         raise OSError(f"The checkpoint {folder} is incomplete: {name}/{built.config_name} is missing.")
-    cls.check_settings(built, str(folder / name), {**settings, **read_json(path)})
+    cls.check_settings(built, str(folder / name), read_json(path))
     if not issubclass(built, torch.nn.Module):
         return built.from_pretrained(folder / name)
     if variant is not None and not any(variant_of(one.name) == variant for one in (folder / name).iterdir()):
@@ -308,7 +297,6 @@ def load_component(
             variant=variant,
             use_safetensors=True,
             output_loading_info=True,
-            **settings,
         )
     except Exception as error:
         raise OSError(f"The checkpoint's {folder / name} cannot be loaded: {error}") from error

@@ -10,7 +10,6 @@ from typing import Any
 
 import PIL.Image
 from huggingface_hub import HfApi
-from safetensors import safe_open
 
 from ddad.checkpoint.card import write_card
 from ddad.checkpoint.names import FIGURE_NAME, TAG
@@ -71,23 +70,8 @@ def copy_published(folder: Path, target: Path) -> None:
             shutil.copyfile(path, target / inside)
 
 
-def add_variant(pipe: Any, staged: Path, variant: str) -> None:
-    """Writes half-precision weights beside the others; `checksums.json` then names both.
-
-    Raises:
-        ValueError: if the weights are in half precision already.
-    """
-    with safe_open(min(staged.glob("unet/*.safetensors")), framework="pt") as file:
-        dtype = file.get_slice(next(iter(file.keys()))).get_dtype()
-    if dtype in ("F16", "BF16"):
-        raise ValueError(f"The weights are stored as {dtype} already: leave out `--variant`.")
-    pipe.save_pretrained(staged, variant=variant)
-
-
 @contextmanager
-def prepare(
-    pipe: Any, folder: Path, repository: str, example: str | None = None, variant: str | None = None
-) -> Iterator[Path]:
+def prepare(pipe: Any, folder: Path, repository: str, example: str | None = None) -> Iterator[Path]:
     """A folder with what will be published, for as long as it is needed.
 
     Args:
@@ -95,18 +79,14 @@ def prepare(
         folder: the checkpoint.
         repository: USER/NAME.
         example: an image for the card's figure.
-        variant: `"fp16"` or `"bf16"` adds weights in that precision.
 
     Raises:
-        ValueError: if the checkpoint's code is another version's, the weights are in half precision already, or a text
-            names a folder of this machine.
+        ValueError: if the checkpoint's code is another version's, or a text names a folder of this machine.
     """
     check_code(pipe, folder)
     with tempfile.TemporaryDirectory(prefix="ddad-publish-") as scratch:
         staged = Path(scratch) / "repository"
         copy_published(folder, staged)
-        if variant is not None:
-            add_variant(pipe, staged, variant)
         if example is not None:
             draw_figure(pipe, example).save(staged / FIGURE_NAME, quality=90)
         write_card(staged, repository)

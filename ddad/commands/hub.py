@@ -19,7 +19,6 @@ def add_publish(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("repository", metavar="USER/NAME", help="the repository, made if it is not there")
     parser.add_argument("--private", action="store_true", help="make a private repository")
     parser.add_argument("--revision", help="branch to publish to (default: main)")
-    parser.add_argument("--variant", choices=("fp16", "bf16"), help="add weights in half precision beside the others")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of a commit")
     parser.add_argument("--example", metavar="IMAGE", help="image that the card shows with heatmap and normal version")
     parser.add_argument("--dry-run", metavar="FOLDER", help="write what would be sent into a folder, send nothing")
@@ -36,7 +35,7 @@ def run_publish(arguments: argparse.Namespace) -> int:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not the folder of a checkpoint.")
     pipe = load_pipeline(arguments.checkpoint, None)
-    with prepare(pipe, folder, arguments.repository, arguments.example, arguments.variant) as staged:
+    with prepare(pipe, folder, arguments.repository, arguments.example) as staged:
         if arguments.dry_run is None:
             reach()
             options = PublishOptions(arguments.private, arguments.revision, arguments.create_pr)

@@ -40,7 +40,7 @@ def load_solar_cells(cell_type: Literal["mono", "poly"]) -> SolarCells:
     try:
         from elpv_dataset.utils import load_dataset
     except ImportError as error:
-        raise ImportError("The solar cells come with a package: pip install elpv-dataset") from error
+        raise ImportError("The solar cells come with a package: pip install 'ddad[solar-cells]'.") from error
     images, probabilities, types = load_dataset()
     chosen = types == cell_type
     good = images[chosen & (probabilities == 0)]

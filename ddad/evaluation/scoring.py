@@ -53,7 +53,7 @@ def score_batch(
     if "combined" in forms:
         fused["combined"] = normality.fuse(*(maps[name] for name in PARTS), pipe.config.alpha)
     if "padim" in forms:
-        padim = normality(pipe.extract_features(images), normality.features_index)  # [N, 1, g, g]
+        padim = normality(pipe.extract_features(images), normality.features)  # [N, 1, g, g]
         fused["padim"] = pipe.smooth(padim, pipe.unet.config.sample_size)[:, 0]
     return {name: fused[name] for name in forms}
 

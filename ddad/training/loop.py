@@ -118,7 +118,7 @@ def train_unet(
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
     device = accelerator.device
     features = features.to(device, memory_format=torch.channels_last)
-    scheduler = create_scheduler(config)
+    scheduler = create_scheduler(config).training_process()
     unet = create_unet(config, features.feature_channels).to(device, memory_format=torch.channels_last)
     ema = EMAModel(unet.parameters(), decay=config.ema_decay)
     if config.memory == "low":

@@ -33,7 +33,6 @@ from ddad.unet_ddad import DDADUNet2DModel
 
 logger = logging.getLogger(__name__)
 
-INFERENCE_STEPS = 250  # of the process in which scores are measured: the pipeline's default, as in the paper
 # Two states of weights, average and two moments in float32 for 11 million parameters, and the checkpoint.
 LEAST_ROOM = 450_000_000
 
@@ -45,12 +44,13 @@ def nearest_timesteps(config: TrainConfig) -> tuple[int, ...]:
         ValueError: if two of them are the same.
     """
     scheduler = create_scheduler(config)
-    scheduler.set_timesteps(INFERENCE_STEPS)
     nearest = tuple(min(scheduler.timesteps.tolist(), key=lambda step: abs(step - t)) for t in config.timesteps)
     if len(set(nearest)) != len(nearest):
         raise ValueError(f"`timesteps` {config.timesteps} are too close together: the nearest steps are {nearest}.")
     if nearest != config.timesteps:
-        logger.info("Noise levels %s: the nearest steps of %d are %s.", config.timesteps, INFERENCE_STEPS, nearest)
+        logger.info(
+            "Noise levels %s: the nearest steps of %d are %s.", config.timesteps, len(scheduler.timesteps), nearest
+        )
     return nearest
 
 

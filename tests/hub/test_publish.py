@@ -181,11 +181,9 @@ def test_flipped_missing_and_foreign_weights_are_found(checkpoint, tmp_path):
 
 
 @pytest.mark.slow  # half a minute of process starts
-def test_half_precision_beside_full(hub, run, checkpoint, picture, tmp_path, capsys):
-    run("publish", checkpoint, "factory/tiny", "--variant", "fp16")
-    files = published(hub)
-    half, full = (files[f"unet/diffusion_pytorch_model.{name}"] for name in ("fp16.safetensors", "safetensors"))
-    assert len(half) < 0.6 * len(full)
+def test_a_variant_in_half_precision_is_fetched_alone(hub, run, checkpoint):
+    create_tiny_pipeline().save_pretrained(checkpoint, variant="fp16")
+    hub.add("factory/tiny", checkpoint, ["ddad"])
     hub.requests.clear()
     code = LOAD.replace("sys.argv[1],", "sys.argv[1], variant='fp16',")
     found = float.fromhex(run("factory/tiny", code=code).split()[0])
@@ -194,13 +192,6 @@ def test_half_precision_beside_full(hub, run, checkpoint, picture, tmp_path, cap
     expected = float.fromhex(run("factory/tiny", code=LOAD).split()[0])
     assert found == pytest.approx(expected, rel=0.02) and found != expected
     assert "no variant 'bf16'" in run("factory/tiny", code=code.replace("fp16", "bf16"), status=1)
-    stored = tmp_path / "half"
-    pipe = create_tiny_pipeline()
-    pipe.unet.half()
-    pipe.save_pretrained(stored)
-    (stored / "training.json").write_text(json.dumps(RECORD))
-    assert main(["publish", str(stored), "a/b", "--variant", "fp16", "--dry-run", str(tmp_path / "dry")]) == 2
-    assert "stored as F16 already" in capsys.readouterr().err
 
 
 PUSH = """

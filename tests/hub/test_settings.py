@@ -80,7 +80,11 @@ def test_a_checkpoint_of_0_2_whose_check_sums_are_of_weights_alone_loads(copy):
         ("model_index.json", {"alpha": True}, "`alpha`"),
         ("model_index.json", {"threshold": float("nan")}, "`threshold`"),
         ("model_index.json", {"category": None}, "`category` of the pipeline must be text"),
-        ("model_index.json", {"num_inference_steps": 40}, "denoiser uses step 80, and there are 40"),
+        (
+            "scheduler/scheduler_config.json",
+            {"num_inference_steps": 90, "timestep_spacing": "leading"},
+            "not among the 90 steps",
+        ),
         ("unet/config.json", {"sample_size": "64"}, "`sample_size` of .*unet must be a whole number from 16 to 2048"),
         ("unet/config.json", {"block_out_channels": []}, "must be a list, each of it a whole number"),
         ("unet/config.json", {"down_block_types": [3, None]}, "must be a list, each of it text"),

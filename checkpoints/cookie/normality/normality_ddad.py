@@ -23,6 +23,9 @@ from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import nn
 
+# The Gaussians that are stored: of residuals, and of the features themselves.
+RESIDUALS, FEATURES = 0, 1
+
 
 @dataclass
 class DDADScores:
@@ -77,23 +80,19 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
 
     Args:
         feature_channels: channels of the features that come in.
-        num_channels: how many dimensions of the features are modelled (100 in PaDiM for ResNet-18).
-        components: whether these are principal components, whose directions are stored in `basis`, or a random
-            subset of the channels, as in PaDiM.
-        shared: whether one Gaussian serves the residuals at all noise levels, which hardly differ, or each has one.
+        num_channels: how many principal components of the features are modelled; `basis` holds their directions.
         grid_size: height and width of the grid; features on a finer grid are averaged down to it.
         timesteps: the noise levels that score images, as timesteps of the training process; about {20, 200, 400} of
-            1000 in the paper. The last Gaussian is that of the features themselves.
+            1000 in the paper. One Gaussian serves the residuals at all of them, which hardly differ.
         num_calibration_images: held-out normal images whose calibrated maps are kept, one for each score and level.
         calibration_size: height and width of those maps, and of the cells that image scores are made of: at 256x256 a
             cell of 8x8 pixels has the 64 pixels of the authors' image score.
-        channel_seed: seed of the random subset.
         statistics: mean and standard deviation of each score on held-out normal images, one for each of `timesteps`,
             as `{"kl_mean": [...], "kl_std": [...], "rgb_mean": ...}`. Without them nothing can be judged.
         threshold_quantile: the part of held-out normal images that the measured threshold lets pass.
         num_top_cells: an image's score is the mean of so many of its highest cells.
         num_factors: how many principal components of whole feature images are taken off the residuals before their
-            distance is measured: what good parts have in common as a whole is no defect. Needs `shared`.
+            distance is measured: what good parts have in common as a whole is no defect.
 
     Raises:
         ValueError: if more dimensions are to be modelled than there are, or statistics do not fit `timesteps`.
@@ -107,20 +106,18 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
         "timesteps": [(int, 0, 100_000)],
         "num_calibration_images": (int, 0, 1_000_000),
         "calibration_size": (int, 1, 512),
-        "channel_seed": (int, 0, 2**63 - 1),
         "statistics": {
             f"{score}_{name}": [(float, low, 1e9)]
             for score in ("kl", "rgb", "mahalanobis", "mse")
             for name, low in (("mean", -1e9), ("std", 1e-12))
         },
         "threshold_quantile": (float, 0, 1),
-        "components": bool,
-        "shared": bool,
         "num_top_cells": (int, 1, 262_144),
         "num_factors": (int, 0, 65_536),
     }
 
     scores_class = DDADScores  # other published files cannot import it
+    residuals, features = RESIDUALS, FEATURES
     pixel_scores = ("kl", "rgb")
     feature_scores = ("mahalanobis", "mse")
 
@@ -133,19 +130,14 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
         timesteps: tuple[int, ...] = (20, 201, 401),
         num_calibration_images: int = 0,
         calibration_size: int = 32,
-        channel_seed: int = 0,  # noqa: ARG002 - kept in the config
         statistics: dict[str, list[float]] | None = None,
         threshold_quantile: float = 0.95,  # noqa: ARG002 - kept in the config
-        components: bool = False,
-        shared: bool = False,
         num_top_cells: int = 1,
         num_factors: int = 0,
     ):
         super().__init__()
         if num_channels > feature_channels:
             raise ValueError(f"`num_channels` must be at most {feature_channels}, found {num_channels}.")
-        if num_factors and not shared:
-            raise ValueError("`num_factors` need `shared`: there is one set of factors for all noise levels.")
         for name, values in (statistics or {}).items():
             if len(values) != len(timesteps):
                 raise ValueError(f"`statistics` need {len(timesteps)} values each, found {len(values)} of {name}.")
@@ -157,11 +149,10 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
             return nn.Parameter(torch.zeros(*shape), requires_grad=False)
 
         # One parameter a model, and not one for all: files of a checkpoint are split between parameters.
-        gaussians = range((1 if shared else len(timesteps)) + 1)
+        gaussians = (RESIDUALS, FEATURES)
         self.mean = nn.ParameterList([parameter(positions, num_channels) for _ in gaussians])
         self.whitening = nn.ParameterList([parameter(positions, triangle) for _ in gaussians])
-        if components:
-            self.basis = parameter(feature_channels, num_channels)
+        self.basis = parameter(feature_channels, num_channels)
         if num_factors:
             self.factors = parameter(positions * num_channels, num_factors)
         num_maps = len(self.scores) * len(timesteps)
@@ -169,32 +160,14 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
 
     # ---------------------------------------------------------------------------------------------------- Gaussians
 
-    @property
-    def features_index(self) -> int:
-        """The Gaussian of the features themselves."""
-        return len(self.mean) - 1
-
-    def residual_index(self, timestep: int) -> int:
-        """The Gaussian of the residuals at a noise level."""
-        return 0 if self.config.shared else self.index([timestep])[0]
-
-    @property
-    def channels(self) -> torch.Tensor:
-        """Indices of the modelled channels, `[num_channels]`, in ascending order."""
-        generator = torch.Generator().manual_seed(self.config.channel_seed)
-        order = torch.randperm(self.config.feature_channels, generator=generator)
-        return order[: self.config.num_channels].sort().values
-
     def to_grid(self, features: torch.Tensor) -> torch.Tensor:
         """Means over the positions of the grid, `[N, C, h, w]` -> `[N, positions, C]`."""
         return F.adaptive_avg_pool2d(features, (self.config.grid_size,) * 2).flatten(2).transpose(1, 2)
 
     def reduce(self, features: torch.Tensor) -> torch.Tensor:
-        """Averages to the grid and picks the modelled dimensions: `[N, C, h, w]` -> `[N, positions, num_channels]`."""
-        if not self.config.components:
-            features = features[:, self.channels.to(features.device)]
+        """Averages to the grid and projects: `[N, C, h, w]` -> `[N, positions, num_channels]`."""
         pooled = self.to_grid(features)
-        return pooled @ self.basis.to(pooled.dtype) if self.config.components else pooled
+        return pooled @ self.basis.to(pooled.dtype)
 
     def whitening_matrix(self, index: int) -> torch.Tensor:
         """W of one model as full matrices, `[positions, num_channels, num_channels]`, zero above the diagonal."""
@@ -238,7 +211,7 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
         Of residuals it is the distance of what the factors leave. Computed in float32 whatever the weights' type.
         """
         centred = reduced.float() - self.mean[index].float()  # [N, P, c]
-        if self.config.num_factors and index != self.features_index:
+        if self.config.num_factors and index == RESIDUALS:
             centred = self.unexplained(centred, self.factors.float())
         whitened = torch.einsum("pcd,npd->npc", self.whitening_matrix(index).float(), centred)
         # The root has no slope at zero; the constant is far below the distance of any image.
@@ -299,7 +272,7 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
         if "mse" in scores:
             maps["mse"] = residuals.square().mean(dim=2)
         if "mahalanobis" in scores:
-            distances = [self(residuals[:, k], self.residual_index(t)) for k, t in enumerate(timesteps)]
+            distances = [self(residuals[:, k], RESIDUALS) for k in range(len(timesteps))]
             maps["mahalanobis"] = torch.cat(distances, dim=1)
         return maps
 

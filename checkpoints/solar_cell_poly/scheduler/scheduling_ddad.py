@@ -51,6 +51,7 @@ class DDADScheduler(DDPMScheduler):
         clip_sample: whether x0_hat is clipped to [-1, 1].
         variance_type: `"learned_range"`, the only one that is implemented here.
         timestep_spacing: how `set_timesteps` picks the steps; `"linspace"` equals guided-diffusion's respacing.
+        num_inference_steps: steps of the respaced process in which KL is measured; 250 in the paper.
 
     Raises:
         ValueError: for another `variance_type`, or a `detail_std` without `"sample"` prediction.
@@ -66,6 +67,7 @@ class DDADScheduler(DDPMScheduler):
         "clip_sample": bool,
         "variance_type": {"learned_range"},
         "timestep_spacing": {"linspace", "leading", "trailing"},
+        "num_inference_steps": (int, 2, 100_000),
     }
 
     @register_to_config
@@ -79,6 +81,7 @@ class DDADScheduler(DDPMScheduler):
         clip_sample: bool = True,
         variance_type: str = "learned_range",
         timestep_spacing: str = "linspace",
+        num_inference_steps: int = 250,
     ):
         if variance_type != "learned_range":
             raise ValueError(f"`variance_type` must be 'learned_range', found {variance_type!r}.")
@@ -103,6 +106,11 @@ class DDADScheduler(DDPMScheduler):
         # Products of a thousand float32 factors lose the fourth digit of 1 - alpha_bar at small t.
         betas = torch.linspace(beta_start, beta_end, num_train_timesteps, dtype=torch.float64)
         self._alphas_cumprod64 = torch.cumprod(1 - betas, dim=0)
+        self.set_timesteps(num_inference_steps)
+
+    def training_process(self) -> "DDADScheduler":
+        """The same process with all of its steps, in which networks are trained."""
+        return type(self).from_config(self.config, num_inference_steps=self.config.num_train_timesteps)
 
     def alpha_bars(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """alpha_bar at each timestep and at its predecessor in the respaced process, float64 `[N, 1, 1, 1]`.
