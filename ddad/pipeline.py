@@ -712,11 +712,11 @@ class DDADPipeline(DiffusionPipeline):
         index = json.loads(index_path.read_text(encoding="utf-8"))
         index.pop("_name_or_path", None)
         index["_class_name"] = ["pipeline", type(self).__name__]
-        (folder / "pipeline.py").write_text(self.source_code, encoding="utf-8")
+        self._write_code(folder / "pipeline.py", self.source_code)
         for name, (module, class_name) in self.component_classes.items():
             index[name] = [module, class_name]
             (folder / name).mkdir(parents=True, exist_ok=True)
-            (folder / name / f"{module}.py").write_text(getattr(self, name).source_code, encoding="utf-8")
+            self._write_code(folder / name / f"{module}.py", getattr(self, name).source_code)
             for path in (folder / name).glob("*config.json"):
                 config = json.loads(path.read_text(encoding="utf-8"))
                 if config.pop("_name_or_path", None) is not None:
@@ -734,6 +734,15 @@ class DDADPipeline(DiffusionPipeline):
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
                 versions[name] = importlib.metadata.version(name)
         (folder / "versions.json").write_text(json.dumps(versions, indent=2) + "\n", encoding="utf-8")
+
+    @staticmethod
+    def _write_code(path: Path, source: str) -> None:
+        """Writes a file of code; a link to the same code stays, any other is replaced and never written through."""
+        if path.is_symlink():
+            if path.is_file() and path.read_text(encoding="utf-8") == source:
+                return
+            path.unlink()
+        path.write_text(source, encoding="utf-8")
 
     def _upload_folder(self, working_dir: str | os.PathLike, *args, **kwargs) -> Any:
         """Uploads a saved pipeline, with the tags that the page and `ddad list` search for in its card."""

@@ -87,13 +87,13 @@ WITHOUT_PACKAGE = """
 """
 
 
-def run_without_package(*arguments, home, **environment):
+def run_without_package(*arguments, home, code=WITHOUT_PACKAGE, **environment):
     import numpy as np
 
     picture, *folders = arguments
     np.save(home / "picture.npy", picture)
     process = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(WITHOUT_PACKAGE), str(home / "picture.npy"), *map(str, folders)],
+        [sys.executable, "-c", textwrap.dedent(code), str(home / "picture.npy"), *map(str, folders)],
         capture_output=True,
         text=True,
         cwd=home,
@@ -127,6 +127,47 @@ def test_loads_and_runs_where_the_package_is_not_installed(copy, tmp_path, pictu
         assert (again / "unet" / "unet_ddad.py").read_bytes() == (folder / "unet" / "unet_ddad.py").read_bytes()
         reloaded = score(DDADPipeline.from_pretrained(again), picture)
         assert reloaded.image_score[0] == pytest.approx(expected.image_score[0], rel=1e-5)
+
+
+TWO_VERSIONS = """
+    import sys
+    sys.modules["ddad"] = None
+    import json
+    import numpy as np
+    from diffusers import DiffusionPipeline
+
+    pipes = [DiffusionPipeline.from_pretrained(folder, trust_remote_code=True) for folder in sys.argv[2:]]
+    picture = np.load(sys.argv[1])
+    print(json.dumps([pipe(picture, denoise=False).image_score[0] for pipe in (*pipes, pipes[0])]))
+"""
+
+
+def test_two_checkpoints_of_different_code_do_not_disturb_each_other(copy, tmp_path, picture):
+    other = shutil.copytree(copy, tmp_path / "other")
+    twice = "    def double(self, maps):\n        return [2 * one for one in self.image_score(maps).tolist()]\n\n"
+    for path, old, new in (
+        ("pipeline.py", "self.normality.image_score(anomaly).tolist()", "self.normality.double(anomaly)"),
+        ("normality/normality_ddad.py", "    def pool(self", f"{twice}    def pool(self"),
+    ):
+        source = (other / path).read_text()
+        assert source.count(old) == 1
+        (other / path).write_text(source.replace(old, new))
+    first, second, again = run_without_package(picture, copy, other, home=tmp_path, code=TWO_VERSIONS)
+    assert first == again and second == 2 * first
+
+
+def test_a_link_to_code_is_kept_or_replaced_and_never_written_through(saved, tmp_path):
+    package, pipe = Path(ddad.__file__).parent, DDADPipeline.from_pretrained(saved)
+    folder, elsewhere = tmp_path / "linked", tmp_path / "mine.py"
+    shutil.copytree(saved, folder)
+    elsewhere.write_text("my = 'own'")
+    for name, target in (("pipeline.py", package / "pipeline.py"), ("unet/unet_ddad.py", elsewhere)):
+        (folder / name).unlink()
+        (folder / name).symlink_to(target)
+    pipe.save_pretrained(folder)
+    assert (folder / "pipeline.py").is_symlink() and not (folder / "unet" / "unet_ddad.py").is_symlink()
+    assert elsewhere.read_text() == "my = 'own'"
+    assert (folder / "unet" / "unet_ddad.py").read_bytes() == (package / "unet_ddad.py").read_bytes()
 
 
 def test_no_code_runs_without_trust(copy):
