@@ -34,11 +34,11 @@ benchmark: $(VENV)/installed-dev
 benchmark-table: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.tables
 
-# docs/api.md is written from the docstrings; compared by a test.
+# The API reference, of the docstrings, into site/.
 reference: $(VENV)/installed-dev
-	$(BIN)/python -m tools.reference
+	$(BIN)/pdoc --docformat google --output-directory site $(addprefix ddad.,pipeline images_ddad features_ddad scheduling_ddad unet_ddad normality_ddad denoising_ddad)
 
-# The code that checkpoints carry is a copy of the package's: renewed here, compared by a test.
+# Settings and check sums of the bundled checkpoints, after the package's were changed.
 refresh: $(VENV)/installed-dev
 	$(BIN)/ddad refresh $(patsubst %/model_index.json,%,$(wildcard checkpoints/*/model_index.json))
 

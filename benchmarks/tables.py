@@ -1,4 +1,4 @@
-"""Writes the tables of the README from the results: `python -m benchmarks.tables`, or `make benchmark-table`."""
+"""Writes the tables of docs/benchmarks.md from the results: `python -m benchmarks.tables`, or `make benchmark-table`."""
 
 import json
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- benchmarks begin: `make benchmark-table` -->", "<!-- benchmarks end -->"
 COLUMNS = {
     "image_auroc": "image AUROC",
@@ -73,14 +73,14 @@ def insert(text: str, tables: str) -> str:
         ValueError: if a mark is missing.
     """
     if BEGIN not in text or END not in text:
-        raise ValueError(f"The README needs the lines {BEGIN} and {END}: the tables go between them.")
+        raise ValueError(f"docs/benchmarks.md needs the lines {BEGIN} and {END}: the tables go between them.")
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
     return f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}"
 
 
 def main() -> int:
-    """Writes them into the README."""
-    README.write_text(insert(README.read_text(encoding="utf-8"), render()), encoding="utf-8")
+    """Writes them into docs/benchmarks.md."""
+    PAGE.write_text(insert(PAGE.read_text(encoding="utf-8"), render()), encoding="utf-8")
     return 0
 
 

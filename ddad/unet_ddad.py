@@ -5,8 +5,10 @@ The features of the clean image are predicted from an activation of the decoder 
 convolution.
 """
 
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +16,16 @@ from diffusers import ModelMixin, UNet2DModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
-from diffusers.models.resnet import ResnetBlock2D
 from diffusers.utils import BaseOutput
 from torch import nn
+
+# The activation that feeds the feature head, in the thread that evaluates the network.
+ACTIVATION: ContextVar[torch.Tensor] = ContextVar("activation")
+
+
+def keep_activation(*arguments: Any) -> None:
+    """Keeps what a layer gives; a forward hook, called with the layer, its inputs and its output."""
+    ACTIVATION.set(arguments[-1])
 
 
 @dataclass
@@ -137,33 +146,13 @@ class DDADUNet2DModel(ModelMixin, ConfigMixin):
             for module in self.unet.modules():
                 if isinstance(module, Attention):
                     module.heads = num_attention_heads
-        channels = self.unet.up_blocks[feature_block].resnets[feature_layer].out_channels
+        block = self.unet.up_blocks[feature_block]
+        channels = block.resnets[feature_layer].out_channels
+        layers = getattr(block, "attentions", None) or block.resnets
+        layers[feature_layer].register_forward_hook(keep_activation)
         self.feature_head = nn.Sequential(
             nn.GroupNorm(norm_num_groups, channels), nn.SiLU(), nn.Conv2d(channels, feature_channels, kernel_size=1)
         )
-
-    def _embed(self, timesteps: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
-        """The embedding of the timestep, plus that of the category in a unified model, `[N, D]`."""
-        embedding = self.unet.time_embedding(self.unet.time_proj(timesteps).to(self.dtype))
-        if self.unet.class_embedding is not None:
-            embedding = embedding + self.unet.class_embedding(class_labels).to(self.dtype)
-        return embedding
-
-    def _up_block_with_features(
-        self, block: nn.Module, hidden: torch.Tensor, residuals: tuple[torch.Tensor, ...], embedding: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Runs an up block as its own forward does, and returns the activation that feeds the feature head too."""
-        attentions = getattr(block, "attentions", None)
-        features = hidden
-        for index, resnet in enumerate(block.resnets):
-            hidden = resnet(torch.cat([hidden, residuals[-1 - index]], dim=1), embedding)
-            if attentions is not None:
-                hidden = attentions[index](hidden)
-            if index == self.config.feature_layer:
-                features = hidden
-        for upsampler in block.upsamplers or ():
-            hidden = upsampler(hidden, embedding) if isinstance(upsampler, ResnetBlock2D) else upsampler(hidden)
-        return hidden, features
 
     def forward(
         self,
@@ -188,26 +177,10 @@ class DDADUNet2DModel(ModelMixin, ConfigMixin):
             raise ValueError(
                 f"This U-Net {needs} `class_labels`: its `num_class_embeds` is {self.config.num_class_embeds}."
             )
-        timesteps = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
-        embedding = self._embed(timesteps, class_labels)  # [N, D]
-
-        hidden = self.unet.conv_in(F.pixel_unshuffle(sample, self.config.patch_size))
-        residuals = (hidden,)
-        for block in self.unet.down_blocks:
-            hidden, block_residuals = block(hidden, embedding)
-            residuals += block_residuals
-        hidden = self.unet.mid_block(hidden, embedding)
-        features = hidden
-        for index, block in enumerate(self.unet.up_blocks):
-            count = len(block.resnets)
-            block_residuals, residuals = residuals[-count:], residuals[:-count]
-            if index == self.config.feature_block:
-                hidden, features = self._up_block_with_features(block, hidden, block_residuals, embedding)
-            else:
-                hidden = block(hidden, block_residuals, embedding)
-        output = self.unet.conv_out(self.unet.conv_act(self.unet.conv_norm_out(hidden)))
+        patches = F.pixel_unshuffle(sample, self.config.patch_size)
+        output = self.unet(patches, timestep, class_labels=class_labels).sample
         output = F.pixel_shuffle(output, self.config.patch_size)  # [N, 6, H, W]
-        features = self.feature_head(features)  # [N, feature_channels, h, w]
+        features = self.feature_head(ACTIVATION.get())  # [N, feature_channels, h, w]
         if not return_dict:
             return output, features
         return DDADUNet2DOutput(sample=output, features=features)

@@ -11,7 +11,7 @@ from benchmarks.methods import Images, top_pixels
 from benchmarks.neighbours import Spade
 from benchmarks.ours import AnoDDPM, Ours
 from benchmarks.rivals import layer_names
-from benchmarks.tables import NOT_RUN, README, format_table, insert, render
+from benchmarks.tables import NOT_RUN, PAGE, format_table, insert, render
 from benchmarks.trained import CutPaste
 from tests.conftest import create_tiny_pipeline
 
@@ -130,7 +130,7 @@ def test_an_image_pasted_together_lies_farther_from_the_gaussian(solar_pipe):
 
 
 def test_the_tables_of_the_readme_are_those_of_the_results():
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     assert insert(text, render()) == text, "run `make benchmark-table`"
     with pytest.raises(ValueError, match="the tables go between them"):
         insert("no marks", "tables")
