@@ -1,4 +1,4 @@
-"""Writes the tables of docs/benchmarks.md from the results: `python -m benchmarks.tables`, or `make benchmark-table`."""
+"""Writes the tables of docs/benchmarks.md from the results: `make benchmark-table`."""
 
 import json
 import sys

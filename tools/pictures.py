@@ -14,7 +14,8 @@ from playwright.sync_api import sync_playwright
 
 from ddad import DDADPipeline
 from ddad.app.examples import photographs
-from ddad.app.inspection import draw_heatmap, draw_maps, regions_of
+from ddad.app.inspection import draw_heatmap, draw_maps
+from ddad.report.regions import regions_of
 from tools.serve import ROOT, running_page
 
 EXPLAINED = "solar_cell_mono"  # in the About tab

@@ -12,8 +12,7 @@ from ddad.images_ddad import DDADImageProcessor
 from ddad.normality_ddad import DDADScores
 from ddad.pipeline import DDADPipelineOutput
 from ddad.report import drawing
-from ddad.report.export import Record
-from ddad.report.regions import Region, find_regions
+from ddad.report.regions import Region, regions_of
 
 SHOWN_PIXELS = 4_000_000
 LEAST_DRAWN_SIDE = 900
@@ -140,17 +139,6 @@ def region_rows(regions: Sequence[Region]) -> list[list[float | str]]:
         ]
         for number, one in enumerate(regions, start=1)
     ]
-
-
-def regions_of(result: DDADPipelineOutput) -> list[Region]:
-    """The regions of the first image; none on an image that is judged good."""
-    return find_regions(result.anomaly_map[0], result.threshold) if result.is_anomalous[0] else []
-
-
-def record_of(image: str, result: DDADPipelineOutput) -> Record:
-    """The record of the first image, under its name."""
-    regions = tuple(regions_of(result))
-    return Record(image, result.is_anomalous[0], result.image_score[0], result.threshold, regions)
 
 
 def draw_heatmap(

@@ -17,7 +17,6 @@ import PIL.Image
 
 from ddad.app.categories import Categories
 from ddad.app.compute import evaluates_networks, give_way, needs_gpu
-from ddad.app.inspection import record_of
 from ddad.app.uploads import open_category, output_path
 from ddad.app.visits import Run, Settings, Stopped, Visits
 from ddad.app.work import MOMENT, SingleImage
@@ -117,7 +116,7 @@ def inspect_source(
             result = pipe(scores, denoise=False, **chosen)
     except (TypeError, ValueError) as error:
         return Record(source.name, error=str(error).replace(str(source.path), "This file")), None
-    return record_of(source.name, result), result
+    return Record.of(source.name, result), result
 
 
 def is_other_file(source: Source) -> bool:

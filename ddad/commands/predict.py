@@ -80,7 +80,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 def run_predict(arguments: argparse.Namespace) -> int:
     """Scores each image by itself, so that one that is broken stops no other."""
-    from ddad.report.export import UniqueNames
+    from ddad.report.export import Record, UniqueNames
 
     output = Path(arguments.output)
     paths = find_inputs(arguments.images, output)
@@ -101,7 +101,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
             white = pipe.image_processor.largest_value(path)
         except ValueError as error:
             status = 1
-            print(json.dumps({"image": str(path), "error": str(error)}), flush=True)
+            print(Record(str(path), error=str(error)).to_json(), flush=True)
             continue
         result = pipe(
             original,
@@ -111,10 +111,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
             denoise=not arguments.no_denoise,
         )
         line = {
-            "image": str(path),
-            "image_score": round(result.image_score[0], 4),
-            "threshold": round(result.threshold, 4),
-            "is_anomalous": result.is_anomalous[0],
+            **Record.of(str(path), result).to_dict(),
             **({} if white is None else {"white": white}),  # of files of more than 8 bits
             **write_pictures(result, output, names.choose(path.as_posix())),
         }

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from ddad.report.regions import Region
+from ddad.report.regions import Region, regions_of
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,12 @@ class Record:
     threshold: float | None = None
     regions: tuple[Region, ...] = ()
     error: str | None = None
+
+    @classmethod
+    def of(cls, image: str, result: Any) -> "Record":
+        """What a pipeline found on the first image, under that image's name."""
+        verdict = (result.is_anomalous[0], result.image_score[0], result.threshold)
+        return cls(image, *verdict, tuple(regions_of(result)))
 
     def to_dict(self) -> dict[str, Any]:
         """The record in plain types; numbers with four digits after the point."""

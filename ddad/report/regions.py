@@ -1,6 +1,7 @@
 """The connected regions of an anomaly map above the threshold: how many defects, where, how large, how strong."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -59,3 +60,8 @@ def find_regions(anomaly_map: np.ndarray, threshold: float, least_area: float = 
     regions.sort(key=lambda region: -region.peak_score)
     large = [region for region in regions if region.area >= least_area * anomaly_map.size]
     return large or regions[:1]
+
+
+def regions_of(result: Any) -> list[Region]:
+    """The regions of the first image of what a pipeline found; none on an image that is judged good."""
+    return find_regions(result.anomaly_map[0], result.threshold) if result.is_anomalous[0] else []
