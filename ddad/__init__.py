@@ -7,8 +7,8 @@ if TYPE_CHECKING:
     from ddad.denoising_ddad import DDADDenoiser
     from ddad.features_ddad import DDADFeatureExtractor
     from ddad.images_ddad import DDADImageProcessor
-    from ddad.normality_ddad import DDADNormalityModel, DDADScores
-    from ddad.pipeline import DDADPipeline, DDADPipelineOutput
+    from ddad.normality_ddad import DDADNormalityModel
+    from ddad.pipeline import DDADPipeline, DDADPipelineOutput, DDADScores
     from ddad.scheduling_ddad import DDADScheduler
     from ddad.unet_ddad import DDADUNet2DModel
 
@@ -35,7 +35,7 @@ _MODULES = {
     "DDADPipeline": "pipeline",
     "DDADPipelineOutput": "pipeline",
     "DDADScheduler": "scheduling_ddad",
-    "DDADScores": "normality_ddad",
+    "DDADScores": "pipeline",
     "DDADUNet2DModel": "unet_ddad",
 }
 

@@ -4,11 +4,9 @@ Source: "Removing Anomalies as Noises for Industrial Defect Localization" (Lu et
 Beyond the paper it is confined to a mask: the reverse process repaints the mask ("RePaint", Lugmayr et al., 2022), the
 part's own grain is put back, and a gradient step counts only if it brings the part closer to normal.
 
-Nothing here holds a network. What is needed of the networks comes as functions, and of the diffusion process its
-`timesteps` and `alpha_bars`.
+Here are the steps, which are functions of tensors; the loops over them, and the networks, are the pipeline's.
 """
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,47 +17,12 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 
 
 @dataclass
-class DDADDenoisingModel:
-    """What denoising asks of the networks, the diffusion process, and the model of normality.
+class DDADMeasured:
+    """Images, `[N, 3, S, S]` in [-1, 1], how far from normal they are, `[N]`, and the gradient of that in them."""
 
-    Attributes:
-        process: the diffusion process, for its `timesteps` and `alpha_bars`.
-        get_noise: t -> noise at that timestep, `[1, 3, S, S]`.
-        predict_original: (x_t `[N, 3, S, S]`, t `[N]`) -> x0_hat.
-        posterior_mean: (x_t, t) -> the mean of p(x_{t-1} | x_t).
-        predict_features: images -> the features of the clean images, predicted at `target_timestep`, `[N, C, h, w]`.
-        target_timestep: the noise level of that prediction.
-        distance: (images, features to take off F(x), weights `[N, 1, g, g]`) -> weighted mean Mahalanobis distance,
-            `[N]`.
-        normal_distance: the distance of normal images.
-        grid_size: g, height and width of the grid of distances.
-        blur: (images, sigma) -> blurred images.
-    """
-
-    process: SchedulerMixin
-    get_noise: Callable[[int], torch.Tensor]
-    predict_original: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    posterior_mean: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    predict_features: Callable[[torch.Tensor], torch.Tensor]
-    target_timestep: int
-    distance: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-    normal_distance: float
-    grid_size: int
-    blur: Callable[[torch.Tensor, float], torch.Tensor]
-
-    def timestep(self, index: int) -> int:
-        """The training timestep of a step of the respaced process, counted from the clean image."""
-        return int(self.process.timesteps.flip(0)[index])
-
-    def distance_and_gradient(
-        self, images: torch.Tensor, target: torch.Tensor, weight: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The distance, `[N]`, and its gradient in the images, `[N, 3, S, S]`."""
-        with torch.enable_grad():
-            images = images.detach().requires_grad_(True)
-            distance = self.distance(images, target, weight)
-            (gradient,) = torch.autograd.grad(distance.sum(), images)
-        return distance.detach(), gradient
+    images: torch.Tensor
+    distance: torch.Tensor
+    gradient: torch.Tensor
 
 
 @dataclass
@@ -73,6 +36,7 @@ class DDADDescent:
         distance: `[N]`.
         step_size: `[N]`.
         active: which images still move, `[N]`.
+        last_check: the distance when progress was last looked at, `[N]`.
     """
 
     images: torch.Tensor
@@ -81,6 +45,7 @@ class DDADDescent:
     distance: torch.Tensor
     step_size: torch.Tensor
     active: torch.Tensor
+    last_check: torch.Tensor
 
 
 class DDADDenoiser(SchedulerMixin, ConfigMixin):
@@ -104,6 +69,7 @@ class DDADDenoiser(SchedulerMixin, ConfigMixin):
     """
 
     source_code = Path(__file__).read_text(encoding="utf-8")
+    measured = DDADMeasured  # the pipeline's file cannot import it
     setting_bounds = {  # see `DDADPipeline.check_settings`
         "inpainting_steps": [(int, 0, 100_000)],
         "grain_step": (int, 0, 100_000),
@@ -119,7 +85,6 @@ class DDADDenoiser(SchedulerMixin, ConfigMixin):
         "gradient_sigma": (float, 0, 64),
         "whole_step_size": (float, 0, 1),
     }
-    model_class = DDADDenoisingModel  # the pipeline's file cannot import it
 
     @register_to_config
     def __init__(
@@ -163,46 +128,57 @@ class DDADDenoiser(SchedulerMixin, ConfigMixin):
         region = F.max_pool2d(region, 17, stride=1, padding=8)
         return F.avg_pool2d(region, 9, stride=1, padding=4, count_include_pad=False)
 
-    def inpaint(
-        self, model: DDADDenoisingModel, images: torch.Tensor, mask: torch.Tensor
-    ) -> Iterator[tuple[int, torch.Tensor]]:
-        """Repaints the mask by the reverse process, the rest of the image given.
-
-        It starts from the image under noise, in which the defect drowns and the part's own shape does not.
+    @staticmethod
+    def renoise(
+        current: torch.Tensor, mask: torch.Tensor, inside: torch.Tensor, noise: torch.Tensor, alpha_bar: torch.Tensor
+    ) -> torch.Tensor:
+        """x_t for a step of repainting: outside the mask under the noise that it always had, inside under its own.
 
         Args:
-            model: the networks and the process.
-            images: `[N, 3, S, S]` in [-1, 1].
+            current: the images so far, `[N, 3, S, S]` in [-1, 1].
             mask: `[N, 1, S, S]` in [0, 1].
-
-        Yields:
-            The timestep and the images so far, after each evaluation of the U-Net.
+            inside: what the model believes to be noise there (DDIM), `[N, 3, S, S]`.
+            noise: of the outside.
+            alpha_bar: of the step, `[N, 1, 1, 1]`.
         """
-        noise = model.get_noise(model.timestep(self.config.inpainting_steps[0])).expand_as(images)
-        inside, current = noise, images
-        for step in self.config.inpainting_steps:
-            levels = torch.full((len(images),), model.timestep(step), device=images.device)
-            alpha_bar, _ = model.process.alpha_bars(levels)
-            signal, scale = (v.to(images) for v in (alpha_bar.sqrt(), (1 - alpha_bar).sqrt()))
-            # Outside the mask the noise stays what it was; inside it is what the model believes to be noise (DDIM).
-            noisy = signal * current + scale * (mask * inside + (1 - mask) * noise)
-            original = model.predict_original(noisy, levels)
-            inside = (noisy - signal * original) / scale
-            current = images + mask * (original - images)
-            yield model.timestep(step), current
+        signal, scale = alpha_bar.sqrt().to(current), (1 - alpha_bar).sqrt().to(current)
+        return signal * current + scale * (mask * inside + (1 - mask) * noise)
 
+    @staticmethod
+    def repaint_step(
+        images: torch.Tensor, mask: torch.Tensor, noisy: torch.Tensor, original: torch.Tensor, alpha_bar: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One step of the reverse process inside the mask, the rest of the image given.
+
+        Args:
+            images: as they came, `[N, 3, S, S]` in [-1, 1].
+            mask: `[N, 1, S, S]` in [0, 1].
+            noisy: x_t, as `renoise` made it.
+            original: x0_hat of it.
+            alpha_bar: of the step, `[N, 1, 1, 1]`.
+
+        Returns:
+            The images so far, and the noise that the model sees in x_t.
+        """
+        signal, scale = alpha_bar.sqrt().to(images), (1 - alpha_bar).sqrt().to(images)
+        return images + mask * (original - images), (noisy - signal * original) / scale
+
+    @staticmethod
     def borrow_grain(
-        self, model: DDADDenoisingModel, images: torch.Tensor, mask: torch.Tensor, repaired: torch.Tensor
+        images: torch.Tensor, mask: torch.Tensor, predicted: torch.Tensor, repaired: torch.Tensor
     ) -> torch.Tensor:
         """Gives a repaired region the fine grain of the part itself, `[N, 3, S, S]`.
 
         The U-Net predicts the mean of all clean images, which is smooth. What it leaves out of the normal surroundings
         is the part's own grain; moved into the mask from where it fits best, it makes the repair as sharp as the rest.
         The source is the one of which most is normal and which looks most like the target.
+
+        Args:
+            images: as they came.
+            mask: `[N, 1, S, S]` in [0, 1].
+            predicted: x0_hat of the images without noise, at the level of `grain_step`.
+            repaired: the images with the mask repainted.
         """
-        levels = torch.full((len(images),), model.timestep(self.config.grain_step), device=images.device)
-        alpha_bar, _ = model.process.alpha_bars(levels)
-        predicted = model.predict_original(alpha_bar.sqrt().to(images) * images, levels)
         source = torch.cat([(images - predicted) * (mask == 0), predicted, (mask == 0).to(images)], dim=1)
         eighth = images.shape[-1] // 8
         moves = [(0, k * eighth) for k in range(1, 8)] + [(k * eighth, 0) for k in range(1, 8)]
@@ -216,149 +192,72 @@ class DDADDenoiser(SchedulerMixin, ConfigMixin):
             lowest = torch.minimum(cost, lowest)
         return (repaired + mask * detail).clamp(-1, 1)
 
-    def denoising_step(self, model: DDADDenoisingModel, images: torch.Tensor) -> tuple[int, torch.Tensor]:
-        """The timestep and the mean of p(x_{t-1} | x_t = image) at a small noise level (the paper's denoising)."""
-        timestep = model.timestep(self.config.denoising_step)
-        levels = torch.full((len(images),), timestep, device=images.device)
-        return timestep, model.posterior_mean(images, levels).clamp(-1, 1)
-
-    def start(
-        self,
-        model: DDADDenoisingModel,
-        candidates: tuple[torch.Tensor, torch.Tensor],
-        target: torch.Tensor,
-        weight: torch.Tensor,
-    ) -> DDADDescent:
+    def begin(self, first: DDADMeasured, second: DDADMeasured, normal_distance: float) -> DDADDescent:
         """Begins gradient denoising at that one of two candidates, image by image, which is closer to normal."""
-        first, second = candidates
-        distance, gradient = model.distance_and_gradient(first, target, weight)
-        second_distance, second_gradient = model.distance_and_gradient(second, target, weight)
-        better = (second_distance < distance).view(-1, 1, 1, 1)
-        distance = torch.minimum(distance, second_distance)
+        better = (second.distance < first.distance).view(-1, 1, 1, 1)
+        distance = torch.minimum(first.distance, second.distance)
         return DDADDescent(
-            images=torch.where(better, second, first),
-            gradient=torch.where(better, second_gradient, gradient),
-            velocity=torch.zeros_like(first),
+            images=torch.where(better, second.images, first.images),
+            gradient=torch.where(better, second.gradient, first.gradient),
+            velocity=torch.zeros_like(first.images),
             distance=distance,
             step_size=torch.full_like(distance, self.config.step_size),
-            active=distance > model.normal_distance,
+            active=distance > normal_distance,
+            last_check=distance,
         )
 
-    def direction(self, model: DDADDenoisingModel, gradient: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Down the smoothed gradient inside the mask, scaled to a root mean square of one over the masked pixels."""
-        direction = -model.blur(gradient, self.config.gradient_sigma) * mask
+    @staticmethod
+    def direction(gradient: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Down a smoothed gradient inside the mask, scaled to a root mean square of one over the masked pixels."""
+        direction = -gradient * mask
         direction = direction / direction.square().sum(dim=(1, 2, 3), keepdim=True).sqrt().clamp(min=1e-12)
         return direction * (3 * mask.square().sum(dim=(1, 2, 3), keepdim=True)).sqrt()
 
-    def descend(
+    def propose(
+        self, state: DDADDescent, chosen: torch.Tensor, direction: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where the chosen images would go, `[n, 3, S, S]`, and with which momentum."""
+        momentum = self.config.momentum * state.velocity[chosen] + direction
+        return state.images[chosen] + state.step_size[chosen].view(-1, 1, 1, 1) * momentum, momentum
+
+    def accept(
         self,
-        model: DDADDenoisingModel,
         state: DDADDescent,
-        mask: torch.Tensor,
-        target: torch.Tensor,
-        weight: torch.Tensor,
-        num_steps: int,
-    ) -> Iterator[int]:
-        """Gradient denoising inside the mask; a step is kept only if the distance falls.
+        chosen: torch.Tensor,
+        candidate: DDADMeasured,
+        momentum: torch.Tensor,
+        denoised: bool,
+        normal_distance: float,
+    ) -> None:
+        """Keeps those of the proposed images that are closer to normal; moves `state` in place.
 
-        An image is done when its distance is that of a normal one, when it falls no more, or when steps get too small.
-
-        Args:
-            model: the networks and the process.
-            state: where it begins; moved in place.
-            mask: `[N, 1, S, S]` in [0, 1].
-            target: features that are taken off F(x), `[N, C, h, w]`.
-            weight: weight of each position, `[N, 1, g, g]`.
-            num_steps: the most gradient steps.
-
-        Yields:
-            After each step the timestep of the denoising step in it, or 0.
+        An image is done when its distance is that of a normal one, or when its steps get too small, which they do when
+        they are refused. A step with a denoising step in it says nothing of the step size.
         """
-        config, last_check = self.config, state.distance
-        for number in range(1, num_steps + 1):
-            chosen = state.active.nonzero()[:, 0]
-            if len(chosen) == 0:
-                break
-            part_mask = mask[chosen]
-            momentum = config.momentum * state.velocity[chosen]
-            momentum = momentum + self.direction(model, state.gradient[chosen], part_mask)
-            candidate = state.images[chosen] + state.step_size[chosen].view(-1, 1, 1, 1) * momentum
-            timestep = 0
-            if number % config.denoise_every == 0:
-                timestep, denoised = self.denoising_step(model, candidate)
-                candidate = candidate + part_mask * (denoised - candidate)
-            candidate = candidate.clamp(-1, 1)
-            distance, gradient = model.distance_and_gradient(candidate, target[chosen], weight[chosen])
-            better = distance < state.distance[chosen]
-            kept, refused = chosen[better], chosen[~better]
-            # What was yielded before stays as it was.
-            state.images, state.distance = state.images.clone(), state.distance.clone()
-            state.images[kept], state.distance[kept] = candidate[better], distance[better]
-            state.gradient[kept], state.velocity[kept] = gradient[better], momentum[better]
-            state.velocity[refused] = 0
-            if timestep == 0:
-                state.step_size[kept] *= config.growth
-                state.step_size[refused] *= config.decay
-            state.active = (
-                state.active & (state.distance > model.normal_distance) & (state.step_size > config.smallest_step)
-            )
-            if number % config.check_every == 0:
-                state.active = state.active & (state.distance < config.least_progress * last_check)
-                last_check = state.distance
-            yield timestep
+        better = candidate.distance < state.distance[chosen]
+        kept, refused = chosen[better], chosen[~better]
+        # What was yielded before stays as it was.
+        state.images, state.distance = state.images.clone(), state.distance.clone()
+        state.images[kept], state.distance[kept] = candidate.images[better], candidate.distance[better]
+        state.gradient[kept], state.velocity[kept] = candidate.gradient[better], momentum[better]
+        state.velocity[refused] = 0
+        if not denoised:
+            state.step_size[kept] *= self.config.growth
+            state.step_size[refused] *= self.config.decay
+        state.active = (
+            state.active & (state.distance > normal_distance) & (state.step_size > self.config.smallest_step)
+        )
 
-    def denoise_masked(
-        self, model: DDADDenoisingModel, images: torch.Tensor, mask: torch.Tensor, num_steps: int
-    ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor | None]]:
-        """Removes the defects inside the mask; what lies outside stays as it is.
+    def check_progress(self, state: DDADDescent) -> None:
+        """Ends the images whose distance has hardly fallen since the last check."""
+        state.active = state.active & (state.distance < self.config.least_progress * state.last_check)
+        state.last_check = state.distance
 
-        With a small model the paper's recipe, `denoise_whole`, raises the distance instead.
-
-        Args:
-            model: the networks and the process.
-            images: `[N, 3, S, S]` in [-1, 1].
-            mask: `[N, 1, S, S]` in [0, 1], not empty for any image.
-            num_steps: the most gradient steps.
-
-        Yields:
-            The timestep of the U-Net's evaluation or 0, the images so far, and their distance `[N]`, first that of the
-            images as they came; None before the target is known.
-        """
-        start = images
-        for timestep, start in self.inpaint(model, images, mask):
-            yield timestep, start, None
-        detailed = self.borrow_grain(model, images, mask, start)
-        target = model.predict_features(start)
-        weight = F.adaptive_avg_pool2d(mask, model.grid_size)  # [N, 1, g, g]
-        yield model.target_timestep, images, model.distance(images, target, weight)
-        state = self.start(model, (start, detailed), target, weight)
-        for timestep in self.descend(model, state, mask, target, weight, num_steps):
-            yield timestep, state.images, state.distance
-
-    def denoise_whole(
-        self, model: DDADDenoisingModel, images: torch.Tensor, num_steps: int
-    ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-        """Gradient denoising as the paper has it: the whole image and a fixed number of steps.
-
-        x <- sqrt(1 - s^2) x + s g with g the negative gradient divided by its standard deviation; after every N_d-th
-        step the image becomes the mean of p(x_{t-1} | x_t = x).
-
-        Yields:
-            As `denoise_masked`.
-        """
+    def whole_step(self, images: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """X <- sqrt(1 - s^2) x + s g, with g the negative gradient divided by its standard deviation (the paper's)."""
         scale = self.config.whole_step_size
-        target = torch.zeros((), device=images.device)
-        weight = torch.ones(len(images), 1, model.grid_size, model.grid_size, device=images.device)
-        distance, gradient = model.distance_and_gradient(images, target, weight)
-        yield 0, images, distance
-        for number in range(1, num_steps + 1):
-            direction = -gradient / gradient.std(dim=(1, 2, 3), keepdim=True).clamp(min=1e-12)
-            images = (1 - scale**2) ** 0.5 * images + scale * direction
-            timestep = 0
-            if number % self.config.denoise_every == 0:
-                timestep, images = self.denoising_step(model, images)
-            distance, gradient = model.distance_and_gradient(images, target, weight)
-            yield timestep, images, distance
+        direction = -gradient / gradient.std(dim=(1, 2, 3), keepdim=True).clamp(min=1e-12)
+        return (1 - scale**2) ** 0.5 * images + scale * direction
 
     def most_steps(self, num_steps: int, whole: bool = False) -> int:
         """How many steps there are at most, the image as it came included."""

@@ -14,7 +14,6 @@ images cannot be compared.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,51 +24,6 @@ from torch import nn
 
 # The Gaussians that are stored: of residuals, and of the features themselves.
 RESIDUALS, FEATURES = 0, 1
-
-
-@dataclass
-class DDADScores:
-    """Images and their calibrated score maps: all that the U-Net has to say of them before anything is repaired.
-
-    Given to the pipeline in place of the images, they are fused and judged anew with another `alpha`, `threshold` or
-    fewer `timesteps`, and no network is evaluated for it.
-
-    Attributes:
-        images: the images as the image processor reads them, `[3, H, W]` in [0, 1] each, of their own sizes.
-        pixel_maps: `[N, K, S, S]` float32, in standard deviations of normal images.
-        feature_maps: likewise.
-        timesteps: the K noise levels.
-        pixel_score: the pixel score's name.
-        feature_score: the feature score's name.
-    """
-
-    images: Sequence[torch.Tensor]
-    pixel_maps: torch.Tensor
-    feature_maps: torch.Tensor
-    timesteps: list[int]
-    pixel_score: str
-    feature_score: str
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def select(self, images: slice, timesteps: Sequence[int]) -> "DDADScores":
-        """Some of the images, at some of the noise levels.
-
-        Raises:
-            ValueError: for a noise level that was not scored.
-        """
-        unknown = [timestep for timestep in timesteps if timestep not in self.timesteps]
-        if unknown:
-            raise ValueError(f"`timesteps` {unknown} were not scored; choose from {self.timesteps}.")
-        index = [self.timesteps.index(timestep) for timestep in timesteps]
-        return replace(
-            self,
-            images=self.images[images],
-            pixel_maps=self.pixel_maps[images][:, index],
-            feature_maps=self.feature_maps[images][:, index],
-            timesteps=list(timesteps),
-        )
 
 
 class DDADNormalityModel(ModelMixin, ConfigMixin):
@@ -116,7 +70,6 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
         "num_factors": (int, 0, 65_536),
     }
 
-    scores_class = DDADScores  # other published files cannot import it
     residuals, features = RESIDUALS, FEATURES
     pixel_scores = ("kl", "rgb")
     feature_scores = ("mahalanobis", "mse")

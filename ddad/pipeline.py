@@ -15,8 +15,8 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,6 +84,51 @@ class DDADPipelineOutput(BaseOutput):
     denoised_image: Sequence[Any] | None
     intermediates: list[list[Any]] | None
     normality_distance: list[tuple[float, float] | None] | None
+
+
+@dataclass
+class DDADScores:
+    """Images and their calibrated score maps: all that the U-Net has to say of them before anything is repaired.
+
+    Given to the pipeline in place of the images, they are fused and judged anew with another `alpha`, `threshold` or
+    fewer `timesteps`, and no network is evaluated for it.
+
+    Attributes:
+        images: the images as the image processor reads them, `[3, H, W]` in [0, 1] each, of their own sizes.
+        pixel_maps: `[N, K, S, S]` float32, in standard deviations of normal images.
+        feature_maps: likewise.
+        timesteps: the K noise levels.
+        pixel_score: the pixel score's name.
+        feature_score: the feature score's name.
+    """
+
+    images: Sequence[torch.Tensor]
+    pixel_maps: torch.Tensor
+    feature_maps: torch.Tensor
+    timesteps: list[int]
+    pixel_score: str
+    feature_score: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def select(self, images: slice, timesteps: Sequence[int]) -> "DDADScores":
+        """Some of the images, at some of the noise levels.
+
+        Raises:
+            ValueError: for a noise level that was not scored.
+        """
+        unknown = [timestep for timestep in timesteps if timestep not in self.timesteps]
+        if unknown:
+            raise ValueError(f"`timesteps` {unknown} were not scored; choose from {self.timesteps}.")
+        index = [self.timesteps.index(timestep) for timestep in timesteps]
+        return replace(
+            self,
+            images=self.images[images],
+            pixel_maps=self.pixel_maps[images][:, index],
+            feature_maps=self.feature_maps[images][:, index],
+            timesteps=list(timesteps),
+        )
 
 
 class DDADResults(Sequence):
@@ -407,7 +452,7 @@ class DDADPipeline(DiffusionPipeline):
         feature_score: Literal["mahalanobis", "mse"] = "mahalanobis",
         batch_size: int = 4,
         generator: torch.Generator | None = None,
-    ) -> "DDADScores":  # noqa: F821 - of the normality model's file
+    ) -> DDADScores:
         """The calibrated score maps of one or many images: the first half of a call, to be judged more than once.
 
         Args: as for a call.
@@ -424,7 +469,7 @@ class DDADPipeline(DiffusionPipeline):
         batches = [self.calibrated_maps(originals[first : first + batch_size], *arguments) for first in firsts]
         self.maybe_free_model_hooks()
         pixel, feature = (torch.cat(maps) for maps in zip(*batches, strict=True))  # [N, K, S, S]
-        return self.normality.scores_class(originals, pixel, feature, timesteps, pixel_score, feature_score)
+        return DDADScores(originals, pixel, feature, timesteps, pixel_score, feature_score)
 
     def calibrated_maps(
         self, images: Sequence[torch.Tensor], timesteps: list[int], noise: torch.Tensor, *scores: str
@@ -435,35 +480,121 @@ class DDADPipeline(DiffusionPipeline):
 
     # ------------------------------------------------------------------------------------------------------ denoising
 
-    def denoising_model(self, whole: bool, generator: torch.Generator | None) -> Any:
-        """The networks as `denoiser` needs them.
+    def timestep_of(self, step: int) -> int:
+        """The training timestep of a step of the respaced process, counted from the clean image."""
+        return int(self.scheduler.timesteps.flip(0)[step])
 
-        The paper's form measures the features themselves; the masked form their distance to those that the U-Net
-        predicts at the middle noise level, for this very part without its defect.
+    def predict_original(self, noisy: torch.Tensor, timestep: int) -> torch.Tensor:
+        """x0_hat of x_t, `[N, 3, S, S]`."""
+        levels = torch.full((len(noisy),), timestep, device=noisy.device)
+        output = self.unet(noisy.to(self.unet.dtype), levels).sample.float()
+        return self.scheduler.predict_original_sample(output, noisy, levels)
+
+    def posterior_mean(self, noisy: torch.Tensor, timestep: int) -> torch.Tensor:
+        """The mean of p(x_{t-1} | x_t), in [-1, 1]: the paper's denoising step, `[N, 3, S, S]`."""
+        levels = torch.full((len(noisy),), timestep, device=noisy.device)
+        output = self.unet(noisy.to(self.unet.dtype), levels).sample.float()
+        return self.scheduler.predict(output, noisy, levels).mean.clamp(-1, 1)
+
+    def normality_distance(
+        self, images: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, gaussian: int
+    ) -> torch.Tensor:
+        """Weighted mean Mahalanobis distance of F(x), less `target`, over the grid, `[N]`."""
+        values = self.normality(self.extract_features(images) - target, gaussian)  # [N, 1, g, g]
+        return (values * weight).sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3))
+
+    def measure(self, images: torch.Tensor, *target: Any) -> Any:
+        """Images with their `normality_distance` and its gradient in them."""
+        with torch.enable_grad():
+            images = images.detach().requires_grad_(True)
+            distance = self.normality_distance(images, *target)
+            (gradient,) = torch.autograd.grad(distance.sum(), images)
+        return self.denoiser.measured(images.detach(), distance.detach(), gradient)
+
+    def repaint(
+        self, images: torch.Tensor, mask: torch.Tensor, generator: torch.Generator | None
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """Repaints the mask by the reverse process, from the image under noise, in which the defect drowns.
+
+        Yields:
+            The timestep and the images so far, after each evaluation of the U-Net.
         """
+        steps = self.denoiser.config.inpainting_steps
+        noise = self.get_noise([self.timestep_of(steps[0])], generator).expand_as(images)
+        inside, current = noise, images
+        for step in steps:
+            timestep = self.timestep_of(step)
+            alpha_bar, _ = self.scheduler.alpha_bars(torch.full((len(images),), timestep))
+            noisy = self.denoiser.renoise(current, mask, inside, noise, alpha_bar)
+            original = self.predict_original(noisy, timestep)
+            current, inside = self.denoiser.repaint_step(images, mask, noisy, original, alpha_bar)
+            yield timestep, current
+
+    def descend(
+        self, images: torch.Tensor, mask: torch.Tensor, num_steps: int, generator: torch.Generator | None
+    ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor | None]]:
+        """Removes the defects inside the mask: repaints it, then takes gradient steps that lower a distance.
+
+        The distance is that of the features to those that the U-Net predicts at the middle noise level for this very
+        part without its defect. With a small model the paper's recipe, `descend_whole`, raises it instead.
+
+        Yields:
+            The timestep of the U-Net's evaluation or 0, the images so far, and their distance `[N]`, first that of the
+            images as they came; None before the target is known.
+        """
+        repainted = images
+        for timestep, repainted in self.repaint(images, mask, generator):
+            yield timestep, repainted, None
+        denoiser, config = self.denoiser, self.denoiser.config
+        grain = self.timestep_of(config.grain_step)
+        alpha_bar, _ = self.scheduler.alpha_bars(torch.full((len(images),), grain))
+        predicted = self.predict_original(alpha_bar.sqrt().to(images) * images, grain)
+        detailed = denoiser.borrow_grain(images, mask, predicted, repainted)
+
         level = sorted(self.timesteps)[len(self.timesteps) // 2]
-        (index,) = self.normality.index([level])
-        gaussian = self.normality.features if whole else self.normality.residuals
+        normal = self.normality.config.statistics["mahalanobis_mean"][self.normality.index([level])[0]]
+        target = self.predict_at(repainted, [level], self.get_noise([level], generator))[-1]
+        weight = F.adaptive_avg_pool2d(mask, self.normality.config.grid_size)  # [N, 1, g, g]
+        gaussian = self.normality.residuals
+        yield level, images, self.normality_distance(images, target, weight, gaussian)
+        measured = (self.measure(candidate, target, weight, gaussian) for candidate in (repainted, detailed))
+        state = denoiser.begin(*measured, normal)
+        for number in range(1, num_steps + 1):
+            chosen = state.active.nonzero()[:, 0]
+            if len(chosen) == 0:
+                break
+            gradient = self.image_processor.blur(state.gradient[chosen], config.gradient_sigma)
+            candidate, momentum = denoiser.propose(state, chosen, denoiser.direction(gradient, mask[chosen]))
+            timestep = 0
+            if number % config.denoise_every == 0:
+                timestep = self.timestep_of(config.denoising_step)
+                candidate = candidate + mask[chosen] * (self.posterior_mean(candidate, timestep) - candidate)
+            measured = self.measure(candidate.clamp(-1, 1), target[chosen], weight[chosen], gaussian)
+            denoiser.accept(state, chosen, measured, momentum, timestep > 0, normal)
+            if number % config.check_every == 0:
+                denoiser.check_progress(state)
+            yield timestep, state.images, state.distance
 
-        def evaluate(noisy: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-            return self.unet(noisy.to(self.unet.dtype), levels).sample.float()
+    def descend_whole(self, images: torch.Tensor, num_steps: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """Gradient denoising as the paper has it: the whole image, the features themselves, a fixed number of steps.
 
-        def distance(images: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-            values = self.normality(self.extract_features(images) - target, gaussian)  # [N, 1, g, g]
-            return (values * weight).sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3))
+        After every N_d-th step the image becomes the mean of p(x_{t-1} | x_t = x).
 
-        return self.denoiser.model_class(
-            process=self.scheduler,
-            get_noise=lambda t: self.get_noise([t], generator),
-            predict_original=lambda x, t: self.scheduler.predict_original_sample(evaluate(x, t), x, t),
-            posterior_mean=lambda x, t: self.scheduler.predict(evaluate(x, t), x, t).mean,
-            predict_features=lambda x: self.predict_at(x, [level], self.get_noise([level], generator))[-1],
-            target_timestep=level,
-            distance=distance,
-            normal_distance=self.normality.config.statistics["mahalanobis_mean"][index],
-            grid_size=self.normality.config.grid_size,
-            blur=self.image_processor.blur,
-        )
+        Yields:
+            As `descend`.
+        """
+        grid = self.normality.config.grid_size
+        target = torch.zeros((), device=images.device)
+        weight = torch.ones(len(images), 1, grid, grid, device=images.device)
+        measured = self.measure(images, target, weight, self.normality.features)
+        yield 0, images, measured.distance
+        for number in range(1, num_steps + 1):
+            images, timestep = self.denoiser.whole_step(measured.images, measured.gradient), 0
+            if number % self.denoiser.config.denoise_every == 0:
+                timestep = self.timestep_of(self.denoiser.config.denoising_step)
+                images = self.posterior_mean(images, timestep)
+            measured = self.measure(images, target, weight, self.normality.features)
+            yield timestep, images, measured.distance
 
     def denoise(
         self,
@@ -493,11 +624,8 @@ class DDADPipeline(DiffusionPipeline):
         chosen = mask.amax(dim=(1, 2, 3)).nonzero()[:, 0].tolist()
         if not chosen:
             return frames, distances
-        model, images, mask = self.denoising_model(whole, generator), images[chosen], mask[chosen]
-        if whole:
-            steps = self.denoiser.denoise_whole(model, images, num_steps)
-        else:
-            steps = self.denoiser.denoise_masked(model, images, mask, num_steps)
+        images, mask = images[chosen], mask[chosen]
+        steps = self.descend_whole(images, num_steps) if whole else self.descend(images, mask, num_steps, generator)
         before = None
         progress = self.progress_bar(total=self.denoiser.most_steps(num_steps, whole))
         for number, (timestep, current, distance) in enumerate(steps):
@@ -553,7 +681,7 @@ class DDADPipeline(DiffusionPipeline):
     @plainly
     def __call__(
         self,
-        image: "ImageInput | Sequence[ImageInput] | DDADScores",  # noqa: F821 - of the normality model's file
+        image: ImageInput | Sequence[ImageInput] | DDADScores,
         alpha: float | None = None,
         timesteps: Sequence[int] | None = None,
         threshold: float | None = None,
@@ -594,7 +722,7 @@ class DDADPipeline(DiffusionPipeline):
             TypeError, ValueError: for images that cannot be read and arguments that make no sense, before any work.
         """
         # 1. Check inputs
-        given = image if hasattr(image, "pixel_maps") else None
+        given = image if isinstance(image, DDADScores) else None
         if given is not None:
             for name, wanted in (("pixel_score", pixel_score), ("feature_score", feature_score)):
                 if wanted not in (None, getattr(given, name)):

@@ -3,31 +3,33 @@
 import pytest
 import torch
 
-from ddad import DDADDenoiser, DDADImageProcessor, DDADScheduler
+from ddad import DDADDenoiser
+from tests.conftest import create_tiny_pipeline
 
 GREY = 0.25
 
 
 @pytest.fixture
-def model():
-    scheduler = DDADScheduler(prediction_type="sample")
+def pipe(monkeypatch):
+    """A pipeline whose networks are replaced: what is normal is one grey, and the distance is that to it."""
+    pipe = create_tiny_pipeline()
+    grid = pipe.normality.config.grid_size
 
-    def distance(images, target, weight):
-        values = torch.nn.functional.adaptive_avg_pool2d((images - target).square().mean(1, keepdim=True), 4)
+    def distance(images, target, weight, gaussian):
+        values = torch.nn.functional.adaptive_avg_pool2d((images - target).square().mean(1, keepdim=True), grid)
         return (values * weight).sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3))
 
-    return DDADDenoiser.model_class(
-        process=scheduler,
-        get_noise=lambda t: torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(t)),
-        predict_original=lambda x, t: torch.full_like(x, 0.2),  # near the normal grey, not there
-        posterior_mean=lambda x, t: x + 0.1 * (GREY - x),
-        predict_features=lambda x: torch.full_like(x, GREY),
-        target_timestep=201,
-        distance=distance,
-        normal_distance=1e-5,
-        grid_size=4,
-        blur=DDADImageProcessor.blur,
-    )
+    def noise(timesteps, generator=None):
+        return torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(timesteps[0]))
+
+    monkeypatch.setattr(pipe, "get_noise", noise)
+    monkeypatch.setattr(pipe, "predict_original", lambda x, t: torch.full_like(x, 0.2))  # near the normal grey
+    monkeypatch.setattr(pipe, "posterior_mean", lambda x, t: x + 0.1 * (GREY - x))
+    monkeypatch.setattr(pipe, "predict_at", lambda x, t, noise: (torch.full_like(x, GREY),))
+    monkeypatch.setattr(pipe, "normality_distance", distance)
+    statistics = pipe.normality.config.statistics | {"mahalanobis_mean": [1e-5, 1e-5]}
+    pipe.normality.register_to_config(statistics=statistics)
+    return pipe
 
 
 @pytest.fixture
@@ -47,34 +49,59 @@ def mask():
     return mask
 
 
-def test_inpainting_changes_the_mask_alone(model, images, mask):
-    steps = list(DDADDenoiser().inpaint(model, images, mask))
-    assert [timestep for timestep, _ in steps] == [model.timestep(step) for step in (80, 62, 46, 33, 22, 13, 6)]
+def test_repainting_changes_the_mask_alone(pipe, images, mask):
+    steps = list(pipe.repaint(images, mask, None))
+    assert [timestep for timestep, _ in steps] == [pipe.timestep_of(step) for step in (80, 62, 46, 33, 22, 13, 6)]
     last = steps[-1][1]
     assert torch.equal(last[:, :, :8], images[:, :, :8])
     torch.testing.assert_close(last[:, :, 8:16, 8:16], torch.full((2, 3, 8, 8), 0.2))
 
 
-def test_grain_of_the_part_is_put_back(model, images, mask):
+def test_a_step_of_repainting_gives_back_the_noise_that_went_in(images, mask):
+    noise, alpha_bar = torch.randn(2, 3, 32, 32), torch.full((2, 1, 1, 1), 0.3, dtype=torch.float64)
+    noisy = DDADDenoiser.renoise(images, mask, noise, noise, alpha_bar)
+    torch.testing.assert_close(noisy, 0.3**0.5 * images + 0.7**0.5 * noise)
+    current, inside = DDADDenoiser.repaint_step(images, mask, noisy, images, alpha_bar)
+    assert torch.equal(current, images)
+    torch.testing.assert_close(inside, noise, atol=1e-5, rtol=1e-5)
+
+
+def test_grain_of_the_part_is_put_back(images, mask):
     repaired = images * (1 - mask) + 0.2 * mask
-    grained = DDADDenoiser().borrow_grain(model, images, mask, repaired)
+    grained = DDADDenoiser.borrow_grain(images, mask, torch.full_like(images, 0.2), repaired)
     assert grained[0, :, 8:16, 8:16].std() > 0.01 and torch.equal(grained[:, :, :8], repaired[:, :, :8])
 
 
-def test_descent_lowers_the_distance_and_ends_when_it_is_normal(model, images, mask):
-    *_, (_, last, distance) = DDADDenoiser().denoise_masked(model, images, mask, 60)
+def test_descent_lowers_the_distance_and_ends_when_it_is_normal(pipe, images, mask):
+    *_, (_, last, distance) = pipe.descend(images, mask, 60, None)
     assert (distance < 1e-4).all()
     torch.testing.assert_close(last[:, :, 8:16, 8:16].mean(dim=(2, 3)), torch.full((2, 3), GREY), atol=0.01, rtol=0)
     assert torch.equal(last[:, :, 16:], images[:, :, 16:])
 
 
-def test_settings_are_used(model, images, mask):
+def test_a_step_that_raises_the_distance_is_refused(images):
+    denoiser = DDADDenoiser()
+    gradient = torch.ones_like(images)
+    near, far = torch.tensor([1.0, 3.0]), torch.tensor([2.0, 2.0])
+    first, second = (denoiser.measured(images + i, one, gradient * i) for i, one in enumerate((near, far)))
+    state = denoiser.begin(first, second, normal_distance=0.5)
+    assert torch.equal(state.images[0], images[0]) and torch.equal(state.images[1], images[1] + 1)
+    assert state.distance.tolist() == [1.0, 2.0] and state.active.all()
+    candidate = denoiser.measured(images * 0, torch.tensor([0.4, 5.0]), gradient)
+    denoiser.accept(state, torch.tensor([0, 1]), candidate, gradient, denoised=False, normal_distance=0.5)
+    assert not state.images[0].any() and torch.equal(state.images[1], images[1] + 1)
+    assert state.active.tolist() == [False, True]  # the first is normal now
+    assert state.step_size.tolist() == pytest.approx([0.02 * 1.2, 0.02 * 0.4])
+
+
+def test_settings_are_used(pipe, images, mask):
     def steps(**settings):
-        return list(DDADDenoiser(**settings).denoise_masked(model, images, mask, 12))
+        pipe.denoiser = DDADDenoiser(**settings)
+        return list(pipe.descend(images, mask, 12, None))
 
     assert len(steps(inpainting_steps=(40, 8))) < len(steps())
-    assert [timestep for timestep, _, _ in steps(denoise_every=1)].count(model.timestep(8)) > 3
-    assert [timestep for timestep, _, _ in steps(denoise_every=1, denoising_step=4)].count(model.timestep(4)) > 3
+    assert [timestep for timestep, _, _ in steps(denoise_every=1)].count(pipe.timestep_of(8)) > 3
+    assert [timestep for timestep, _, _ in steps(denoise_every=1, denoising_step=4)].count(pipe.timestep_of(4)) > 3
     first = next(one for _, one, distance in steps(step_size=1e-4) if distance is not None)
     assert torch.equal(first, images)  # the image as it came is the first that is measured
     assert len(steps(step_size=1e-5)) == 7 + 1 + 1  # after one step it is below the smallest
@@ -92,8 +119,8 @@ def test_the_mask_grows_from_seeds_and_is_empty_without_them():
     assert 0 < small[0].sum() < mask[0].sum()
 
 
-def test_the_paper_form_moves_the_whole_image(model, images):
-    steps = list(DDADDenoiser().denoise_whole(model, images, 5))
+def test_the_paper_form_moves_the_whole_image(pipe, images):
+    steps = list(pipe.descend_whole(images, 5))
     assert len(steps) == DDADDenoiser().most_steps(5, whole=True) == 6
-    assert [timestep for timestep, _, _ in steps] == [0, 0, 0, 0, 0, model.timestep(8)]
+    assert [timestep for timestep, _, _ in steps] == [0, 0, 0, 0, 0, pipe.timestep_of(8)]
     assert (steps[-1][1] != images).float().mean() > 0.99

@@ -1,6 +1,7 @@
 """`kill -9` at any moment: nothing is lost, and the same command goes on to the same result."""
 
 import hashlib
+import json
 import os
 import random
 import signal
@@ -14,6 +15,7 @@ import PIL.Image
 import pytest
 
 from tests.conftest import create_tiny_pipeline
+from tests.hub.conftest import RECORD
 from tests.hub.server import TOKEN, running_hub
 
 pytestmark = pytest.mark.slow
@@ -37,6 +39,7 @@ def parts(tmp_path_factory):
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
     create_tiny_pipeline().save_pretrained(folder)
+    (folder / "training.json").write_text(json.dumps(RECORD))
     return folder
 
 

@@ -184,10 +184,7 @@ def test_the_loss_falls_at_every_kept_step(tiny_pipe, picture):
     images = tiny_pipe.prepare([tiny_pipe.image_processor.read_image(picture)])
     mask = torch.zeros(1, 1, 64, 64)
     mask[..., 16:40, 16:40] = 1
-    model = tiny_pipe.denoising_model(whole=False, generator=None)
-    losses = [loss for _, _, loss in tiny_pipe.denoiser.denoise_masked(model, images, mask, 20) if loss is not None][
-        1:
-    ]
+    losses = [loss for *_, loss in tiny_pipe.descend(images, mask, 20, None) if loss is not None][1:]
     assert len(losses) > 3
     assert all(later <= earlier for earlier, later in zip(losses, losses[1:], strict=False))
     assert losses[-1] < losses[0]
@@ -310,6 +307,16 @@ def test_a_compiled_network_gives_the_same(tiny_pipe, picture):
 def test_half_precision_stays_close(tiny_pipe, picture, dtype, tolerance):
     expected = tiny_pipe(picture, threshold=-5.0).image_score[0]
     assert tiny_pipe.to(dtype)(picture, threshold=-5.0).image_score[0] == pytest.approx(expected, rel=tolerance)
+
+
+def test_scores_that_are_given_are_not_contradicted(tiny_pipe, picture):
+    scores = tiny_pipe.score(picture)
+    same = tiny_pipe(scores, pixel_score="kl", feature_score="mahalanobis", denoise=False)
+    assert same.image_score == tiny_pipe(picture, denoise=False).image_score
+    with pytest.raises(ValueError, match="`pixel_score` is 'rgb', and the scores given are of 'kl'"):
+        tiny_pipe(scores, pixel_score="rgb")
+    with pytest.raises(ValueError, match="`generator` has no use"):
+        tiny_pipe(scores, generator=torch.Generator(), denoise=False)
 
 
 def test_two_threads_share_a_pipeline(tiny_pipe, picture):

@@ -9,8 +9,7 @@ import PIL.Image
 import torch
 
 from ddad.images_ddad import DDADImageProcessor
-from ddad.normality_ddad import DDADScores
-from ddad.pipeline import DDADPipelineOutput
+from ddad.pipeline import DDADPipelineOutput, DDADScores
 from ddad.report import drawing
 from ddad.report.regions import Region, regions_of
 

@@ -12,7 +12,7 @@ import PIL.Image
 from huggingface_hub import HfApi
 
 from ddad.checkpoint.card import write_card
-from ddad.checkpoint.names import FIGURE_NAME, TAG
+from ddad.checkpoint.names import FIGURE_NAME, RECORD_NAME, TAG
 
 FIGURE_SIDE, FIGURE_GAP = 320, 12
 # A checkpoint's folder may hold more: the state of a run, a user's notes. This is what is published.
@@ -81,9 +81,15 @@ def prepare(pipe: Any, folder: Path, repository: str, example: str | None = None
         example: an image for the card's figure.
 
     Raises:
-        ValueError: if the checkpoint's code is another version's, or a text names a folder of this machine.
+        ValueError: if the checkpoint's code is another version's, its record is missing, or a text names a folder of
+            this machine.
     """
     check_code(pipe, folder)
+    if not (folder / RECORD_NAME).is_file():
+        raise ValueError(
+            f"{folder} has no {RECORD_NAME}, of which its card is written: publish what `ddad train` or `ddad"
+            " calibrate` saved, or use `pipe.push_to_hub`."
+        )
     with tempfile.TemporaryDirectory(prefix="ddad-publish-") as scratch:
         staged = Path(scratch) / "repository"
         copy_published(folder, staged)
