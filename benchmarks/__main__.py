@@ -27,7 +27,7 @@ from benchmarks.trained import CFlow, CutPaste, Stfpm
 from ddad import DDADPipeline
 from ddad.datasets.layouts import Sample, read_dataset
 from ddad.evaluation.evaluate import measure, read_masks
-from ddad.evaluation.scoring import FORMS, score_images
+from ddad.evaluation.scoring import score_images
 
 SLOW_SAMPLES = 60
 PARTS = "parts"
@@ -37,6 +37,7 @@ ORDER = (
 )  # fmt: skip
 NOTES = {
     "kl": "the paper's pixel score, calibrated",
+    "appearance": "statistics of the features themselves, at a size of their own",
     "mahalanobis": "feature residual under factors and Gaussians",
     "mse": "feature residual squared: the paper's feature score, calibrated",
     "rgb": "squared error of the one-step prediction",
@@ -109,7 +110,7 @@ def run_parts(checkpoint: Path, data: Path) -> dict[str, Any]:
     return {
         form: {"name": f"ddad: {form}", "note": NOTES[form], "test_images": len(samples)}
         | measure(scored.maps[form], scored.scores[form], samples, masks)
-        for form in FORMS
+        for form in scored.scores
         if form != "combined"
     }
 

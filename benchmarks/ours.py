@@ -31,7 +31,7 @@ class Ours:
     @torch.no_grad()
     def score(self, images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Maps and cell scores as the pipeline makes them."""
-        maps = score_batch(self.pipe, images, self.noise, [self.form])[self.form]
+        maps = score_batch(self.pipe, [(one + 1) / 2 for one in images], self.noise, [self.form])[self.form]
         return maps.numpy(), self.pipe.normality.image_score(maps).numpy()
 
     def size(self) -> int:

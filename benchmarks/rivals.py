@@ -12,7 +12,7 @@ from torch import nn
 
 from benchmarks.methods import Images, backbone_input, network_size
 from ddad import DDADPipeline
-from ddad.training.backbone import load_packaged_weights
+from ddad.calibration.backbone import load_packaged_weights
 
 # Random patches that PatchCore's greedy selection starts from, and the part that it keeps: all patches of hundreds of
 # images would take it days on a CPU.

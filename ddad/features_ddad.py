@@ -29,6 +29,7 @@ class DDADFeatureExtractor(ModelMixin, ConfigMixin):
         neighborhood: side of the square over which features are averaged first; 1 averages nothing.
         image_mean: mean of the backbone's training images, RGB in [0, 1]; None takes timm's for this backbone.
         image_std: their standard deviation; None takes timm's for this backbone.
+        image_size: height and width at which images are looked at; None takes them as they come.
 
     Raises:
         ValueError: if timm has no such backbone, a stride is not one of its own, or `neighborhood` is even.
@@ -42,6 +43,7 @@ class DDADFeatureExtractor(ModelMixin, ConfigMixin):
         "neighborhood": (int, 1, 31),
         "image_mean": [(float, -10, 10)],
         "image_std": [(float, 1e-6, 10)],
+        "image_size": (int, 16, 4096),
     }
 
     @register_to_config
@@ -53,6 +55,7 @@ class DDADFeatureExtractor(ModelMixin, ConfigMixin):
         neighborhood: int = 3,
         image_mean: tuple[float, ...] | None = None,
         image_std: tuple[float, ...] | None = None,
+        image_size: int | None = None,  # noqa: ARG002 - kept in the config
     ):
         super().__init__()
         if neighborhood % 2 == 0:

@@ -47,6 +47,7 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
         num_top_cells: an image's score is the mean of so many of its highest cells.
         num_factors: how many principal components of whole feature images are taken off the residuals before their
             distance is measured: what good parts have in common as a whole is no defect.
+        appearance: whether the score of `DDADAppearanceModel` is calibrated too; it is the same at all noise levels.
 
     Raises:
         ValueError: if more dimensions are to be modelled than there are, or statistics do not fit `timesteps`.
@@ -60,19 +61,15 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
         "timesteps": [(int, 0, 100_000)],
         "num_calibration_images": (int, 0, 1_000_000),
         "calibration_size": (int, 1, 512),
-        "statistics": {
-            f"{score}_{name}": [(float, low, 1e9)]
-            for score in ("kl", "rgb", "mahalanobis", "mse")
-            for name, low in (("mean", -1e9), ("std", 1e-12))
-        },
+        "statistics": {"*": [(float, -1e9, 1e9)]},
         "threshold_quantile": (float, 0, 1),
         "num_top_cells": (int, 1, 262_144),
         "num_factors": (int, 0, 65_536),
+        "appearance": bool,
     }
 
     residuals, features = RESIDUALS, FEATURES
     pixel_scores = ("kl", "rgb")
-    feature_scores = ("mahalanobis", "mse")
 
     @register_to_config
     def __init__(
@@ -87,13 +84,13 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
         threshold_quantile: float = 0.95,  # noqa: ARG002 - kept in the config
         num_top_cells: int = 1,
         num_factors: int = 0,
+        appearance: bool = False,  # noqa: ARG002 - kept in the config
     ):
         super().__init__()
         if num_channels > feature_channels:
             raise ValueError(f"`num_channels` must be at most {feature_channels}, found {num_channels}.")
-        for name, values in (statistics or {}).items():
-            if len(values) != len(timesteps):
-                raise ValueError(f"`statistics` need {len(timesteps)} values each, found {len(values)} of {name}.")
+        if statistics is not None:
+            self._check_statistics(statistics, self.scores, len(timesteps))
         if num_top_cells > calibration_size**2:
             raise ValueError(f"`num_top_cells` must be at most {calibration_size**2}, found {num_top_cells}.")
         positions, triangle = grid_size**2, num_channels * (num_channels + 1) // 2
@@ -181,9 +178,25 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
     # -------------------------------------------------------------------------------------------------- calibration
 
     @property
+    def feature_scores(self) -> tuple[str, ...]:
+        """The names of the feature scores."""
+        return ("mahalanobis", "mse", *(("appearance",) if self.config.appearance else ()))
+
+    @property
     def scores(self) -> tuple[str, ...]:
         """The names of all scores, in the order of the stored maps."""
         return self.pixel_scores + self.feature_scores
+
+    @staticmethod
+    def _check_statistics(statistics: dict[str, list[float]], scores: Sequence[str], levels: int) -> None:
+        wanted = {f"{score}_{name}" for score in scores for name in ("mean", "std")}
+        if statistics.keys() != wanted:
+            raise ValueError(f"`statistics` must be of {', '.join(sorted(wanted))}, found {', '.join(statistics)}.")
+        for name, values in statistics.items():
+            if len(values) != levels:
+                raise ValueError(f"`statistics` need {levels} values each, found {len(values)} of {name}.")
+            if name.endswith("_std") and min(values) <= 0:
+                raise ValueError(f"`statistics` must have positive deviations, found {min(values)} of {name}.")
 
     def check(self, alpha: float, timesteps: Sequence[int], pixel_score: str, feature_score: str) -> None:
         """Raises a ValueError that names the argument, the rule and the value found."""

@@ -61,7 +61,8 @@ class DDADPipelineOutput(BaseOutput):
         threshold: the score above which an image is called anomalous.
         is_anomalous: whether `image_score` is above `threshold`.
         anomaly_map: `[H, W]` float32, the weighted mean of pixel and feature map, zero for an average normal pixel.
-        pixel_map: `[H, W]` float32, the calibrated pixel-level score (KL divergence), mean over the noise levels.
+        pixel_map: `[H, W]` float32, the calibrated pixel-level score (KL divergence), mean over the noise levels; None
+            where it weighs nothing and was not asked for: the U-Net was not evaluated then.
         feature_map: `[H, W]` float32, the calibrated feature-level score, mean over the noise levels.
         overlay: the image under the heatmap, on a scale fixed by the threshold: a normal part shows no colour.
         denoised_image: the image without its defects; the image itself where none were found; None if not asked for.
@@ -78,7 +79,7 @@ class DDADPipelineOutput(BaseOutput):
     threshold: float
     is_anomalous: list[bool]
     anomaly_map: Sequence[Any]
-    pixel_map: Sequence[Any]
+    pixel_map: Sequence[Any] | None
     feature_map: Sequence[Any]
     overlay: Sequence[Any]
     denoised_image: Sequence[Any] | None
@@ -209,11 +210,15 @@ class DDADPipeline(DiffusionPipeline):
         normality: noise levels, feature scores, calibration and threshold (`DDADNormalityModel`).
         denoiser: how a defect is removed (`DDADDenoiser`).
         image_processor: reads images, draws results (`DDADImageProcessor`).
+        appearance_extractor: the backbone whose features themselves are judged, at an image size of its own.
+        appearance: statistics of those (`DDADAppearanceModel`); None for a pipeline that judges by the U-Net alone.
         category: the product that the model was trained on.
         alpha: weight of the pixel score against the feature score; 0.5 in the paper.
         threshold: the image score above which an image is anomalous; None measures it on the held-out normal images
             that are stored in `normality`, for any `alpha` and `timesteps`.
         blur_sigma: standard deviation in pixels of the Gaussian that smoothes the score maps.
+        feature_score: the feature score that is weighed against the pixel score: `"appearance"`, `"mahalanobis"` or
+            `"mse"`; see a call.
         num_inference_steps: gives the pipeline a scheduler of its own with so many steps; None takes the scheduler as
             it is. See `DDADScheduler`.
     """
@@ -226,16 +231,20 @@ class DDADPipeline(DiffusionPipeline):
         "normality": ("normality_ddad", "DDADNormalityModel"),
         "denoiser": ("denoising_ddad", "DDADDenoiser"),
         "image_processor": ("images_ddad", "DDADImageProcessor"),
+        "appearance_extractor": ("features_ddad", "DDADFeatureExtractor"),
+        "appearance": ("appearance_ddad", "DDADAppearanceModel"),
     }
+    _optional_components = ["appearance_extractor", "appearance"]  # noqa: RUF012 - the form that diffusers asks for
     setting_bounds = {  # see `check_settings`
         "category": str,
         "alpha": (float, 0, 1),
         "threshold": (float, -1e9, 1e9),
         "blur_sigma": (float, 0, 64),
+        "feature_score": {"appearance", "mahalanobis", "mse"},
     }
-    model_cpu_offload_seq = "feature_extractor->unet"
+    model_cpu_offload_seq = "appearance_extractor->feature_extractor->unet"
     # Small, and not always called through its `forward`, which is where offloading would bring it to the device.
-    _exclude_from_cpu_offload = ["normality"]  # noqa: RUF012 - the form that diffusers asks for
+    _exclude_from_cpu_offload = ["normality", "appearance"]  # noqa: RUF012 - the form that diffusers asks for
     versions_of = ("torch", "diffusers", "timm")
     # What check sums are kept of, beside the index: weights, settings, and which file holds which weight.
     checked_files = ("*/*.safetensors", "*/*config.json", "*/*.index*.json")
@@ -248,10 +257,13 @@ class DDADPipeline(DiffusionPipeline):
         normality,
         denoiser,
         image_processor,
+        appearance_extractor=None,
+        appearance=None,
         category: str = "",
         alpha: float = 0.5,
         threshold: float | None = None,
         blur_sigma: float = 4.0,
+        feature_score: str = "mahalanobis",
         num_inference_steps: int | None = None,
     ):
         super().__init__()
@@ -259,13 +271,17 @@ class DDADPipeline(DiffusionPipeline):
             raise TypeError(
                 f"`scheduler` must be a DDADScheduler, which measures pixel scores, found {type(scheduler).__name__}."
             )
-        for name, component in (("unet", unet), ("feature_extractor", feature_extractor), ("normality", normality)):
-            self._check_weights(name, component)
+        networks = {"unet": unet, "feature_extractor": feature_extractor, "normality": normality}
+        networks |= {"appearance_extractor": appearance_extractor, "appearance": appearance}
+        for name, component in networks.items():
+            if component is not None:
+                self._check_weights(name, component)
         settings = {
             "category": category,
             "alpha": alpha,
             "threshold": threshold,
             "blur_sigma": blur_sigma,
+            "feature_score": feature_score,
         }
         self.check_settings(type(self), "the pipeline", settings)
         if num_inference_steps not in (None, scheduler.config.num_inference_steps):
@@ -277,9 +293,12 @@ class DDADPipeline(DiffusionPipeline):
             normality=normality,
             denoiser=denoiser,
             image_processor=image_processor,
+            appearance_extractor=appearance_extractor,
+            appearance=appearance,
         )
         for name, component in self.components.items():
-            self.check_settings(type(component), name, component.config)
+            if component is not None:
+                self.check_settings(type(component), name, component.config)
         self.register_to_config(**settings)
         self._check_agreement()
         self.scheduler.alpha_bars(torch.tensor(self.timesteps))
@@ -301,8 +320,8 @@ class DDADPipeline(DiffusionPipeline):
         """Checks the settings of the pipeline or a component against the `setting_bounds` of its class.
 
         A bound is (`int` or `float`, lowest, highest); a set of choices; a type; a list of one bound, which every
-        value of a list that is not empty must keep; or a table of bounds, all of whose keys must be there. What is
-        None by default may be None.
+        value of a list that is not empty must keep; or a table of bounds, all of whose keys must be there, `"*"`
+        standing for any. What is None by default may be None.
 
         Args:
             built: the class that is or will be built of the settings.
@@ -326,9 +345,9 @@ class DDADPipeline(DiffusionPipeline):
     def _unmet(cls, value: Any, bound: Any) -> str | None:
         """What a setting must be and is not; None if it is."""
         if isinstance(bound, dict):
-            if not isinstance(value, Mapping) or value.keys() != bound.keys():
+            if not isinstance(value, Mapping) or (value.keys() != bound.keys() and "*" not in bound):
                 return f"a table of {', '.join(bound)}"
-            parts = [(key, cls._unmet(value[key], each)) for key, each in bound.items()]
+            parts = [(key, cls._unmet(one, bound.get(key, bound.get("*")))) for key, one in value.items()]
             return next((f"a table whose {key} is {wanted}" for key, wanted in parts if wanted), None)
         if isinstance(bound, list):
             whole = isinstance(value, (list, tuple)) and len(value) > 0
@@ -356,6 +375,16 @@ class DDADPipeline(DiffusionPipeline):
         }
         if len(set(channels.values())) > 1:
             raise ValueError(f"The components do not belong together: their feature channels are {channels}.")
+        if (self.appearance is None) != (self.appearance_extractor is None):
+            raise ValueError("`appearance` and `appearance_extractor` belong together: give both or neither.")
+        if (self.appearance is not None) != self.normality.config.appearance:
+            raise ValueError("`appearance` and the setting of that name of `normality` do not agree.")
+        if self.appearance is not None:
+            found = self.appearance_extractor.feature_channels, self.appearance.config.feature_channels
+            if found[0] != found[1]:
+                raise ValueError(f"The appearance's components do not belong together: channels {found}.")
+        if self.config.feature_score not in self.normality.feature_scores:
+            raise ValueError(f"`feature_score` must be one of {self.normality.feature_scores}.")
         if self.normality.config.calibration_size > self.unet.config.sample_size:
             raise ValueError("`calibration_size` of normality must not exceed the `sample_size` of the U-Net.")
         steps = self.denoiser.config
@@ -439,6 +468,21 @@ class DDADPipeline(DiffusionPipeline):
         by_level = {name: value.view(count, len(timesteps), *value.shape[-2:]) for name, value in maps.items()}
         return {name: self.smooth(value, images.shape[-1]) for name, value in by_level.items()}
 
+    def prepare_appearance(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Images `[3, H, W]` in [0, 1] of any size -> what appearance is judged by, `[N, 3, L, L]` in [-1, 1]."""
+        size = self.appearance_extractor.config.image_size
+        return torch.cat([self.image_processor.preprocess(one, size) for one in images]).to(self._execution_device)
+
+    def appearance_maps(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
+        """How unusual images `[3, H, W]` in [0, 1] look, without the U-Net; smoothed, `[N, 1, S, S]`."""
+        distances = [self.appearance(self.extract_appearance(self.prepare_appearance([one]))) for one in images]
+        return self.smooth(torch.cat(distances), self.unet.config.sample_size)
+
+    @torch.no_grad()
+    def extract_appearance(self, images: torch.Tensor) -> torch.Tensor:
+        """Features of `[N, 3, L, L]` in [-1, 1], float32 `[N, C, h, w]`."""
+        return self.appearance_extractor(images.to(self.appearance_extractor.dtype)).float()
+
     def smooth(self, maps: torch.Tensor, size: int) -> torch.Tensor:
         """Maps on any grid, `[N, C, h, w]` -> smoothed, `[N, C, size, size]`."""
         return self.image_processor.blur(self.image_processor.resize(maps, (size, size)), self.config.blur_sigma)
@@ -449,7 +493,7 @@ class DDADPipeline(DiffusionPipeline):
         image: ImageInput | Sequence[ImageInput],
         timesteps: Sequence[int] | None = None,
         pixel_score: Literal["kl", "rgb"] = "kl",
-        feature_score: Literal["mahalanobis", "mse"] = "mahalanobis",
+        feature_score: Literal["appearance", "mahalanobis", "mse"] | None = None,
         batch_size: int = 4,
         generator: torch.Generator | None = None,
     ) -> DDADScores:
@@ -461,6 +505,7 @@ class DDADPipeline(DiffusionPipeline):
             TypeError, ValueError: as a call.
         """
         timesteps = self.timesteps if timesteps is None else list(timesteps)
+        feature_score = feature_score or self.config.feature_score
         self.normality.check(self.config.alpha, timesteps, pixel_score, feature_score)
         self._check_counts(batch_size=batch_size)
         originals = self.image_processor.read_images(image)
@@ -475,7 +520,10 @@ class DDADPipeline(DiffusionPipeline):
         self, images: Sequence[torch.Tensor], timesteps: list[int], noise: torch.Tensor, *scores: str
     ) -> list[torch.Tensor]:
         """The calibrated maps of images `[3, H, W]` in [0, 1], one for each of `scores`, `[N, K, S, S]` each."""
-        maps = self.score_maps(self.prepare(images), timesteps, noise, scores)
+        of_unet = [name for name in scores if name != "appearance"]
+        maps = self.score_maps(self.prepare(images), timesteps, noise, of_unet) if of_unet else {}
+        if "appearance" in scores:
+            maps["appearance"] = self.appearance_maps(images).expand(-1, len(timesteps), -1, -1)
         return [self.normality.calibrate(name, maps[name], timesteps).cpu() for name in scores]
 
     # ------------------------------------------------------------------------------------------------------ denoising
@@ -671,7 +719,7 @@ class DDADPipeline(DiffusionPipeline):
         measured, mask_level = self.normality.levels(alpha, timesteps, pixel_score, feature_score)
         if threshold is None:
             settings = (alpha, sorted(timesteps), pixel_score, feature_score)
-            stored = (self.config.alpha, sorted(self.timesteps), "kl", "mahalanobis")
+            stored = (self.config.alpha, sorted(self.timesteps), "kl", self.config.feature_score)
             threshold = self.config.threshold if settings == stored else None
             threshold = measured if threshold is None else threshold
         if threshold is None:
@@ -688,7 +736,7 @@ class DDADPipeline(DiffusionPipeline):
         denoise: bool | Literal["masked", "whole"] = True,
         num_denoising_steps: int = 60,
         pixel_score: Literal["kl", "rgb"] | None = None,
-        feature_score: Literal["mahalanobis", "mse"] | None = None,
+        feature_score: Literal["appearance", "mahalanobis", "mse"] | None = None,
         batch_size: int = 4,
         generator: torch.Generator | None = None,
         output_type: Literal["pil", "np", "pt"] = "pil",
@@ -709,7 +757,8 @@ class DDADPipeline(DiffusionPipeline):
                 marks and leave an image without defects as it is; `"whole"` is the paper's form.
             num_denoising_steps: the most gradient steps.
             pixel_score: `"kl"`, or `"rgb"` for the baseline that the paper compares with; None takes KL.
-            feature_score: `"mahalanobis"`, or `"mse"` for the paper's squared error; None takes the former.
+            feature_score: `"appearance"`, how unusual the features themselves are; `"mahalanobis"`, how unusual the
+                error of the U-Net's prediction of them; `"mse"`, the paper's squared error; None takes the pipeline's.
             batch_size: images in one evaluation of the networks; it changes memory and speed alone.
             generator: source of the noise; None takes the same noise at every call. What `score` gave has its noise
                 already: then it is the source for denoising alone.
@@ -730,7 +779,10 @@ class DDADPipeline(DiffusionPipeline):
             if generator is not None and not denoise:
                 raise ValueError("`generator` has no use: the scores given have their noise, and nothing is denoised.")
             pixel_score, feature_score = given.pixel_score, given.feature_score
-        pixel_score, feature_score = pixel_score or "kl", feature_score or "mahalanobis"
+        # Where the pixel score weighs nothing and nobody asked for it, the U-Net is not evaluated for a verdict.
+        feature_score = feature_score or self.config.feature_score
+        unseen = given is None and alpha == 0 and pixel_score is None and feature_score == "appearance"
+        pixel_score = pixel_score or "kl"
         alpha = self.config.alpha if alpha is None else alpha
         if timesteps is None:
             timesteps = self.timesteps if given is None else given.timesteps
@@ -752,7 +804,8 @@ class DDADPipeline(DiffusionPipeline):
 
             # 2. Score: one evaluation of the U-Net for all noise levels, pixels and features
             if given is None:
-                pixel, feature = self.calibrated_maps(batch, timesteps, noise, pixel_score, feature_score)
+                names = [feature_score] if unseen else [pixel_score, feature_score]
+                pixel, feature = (self.calibrated_maps(batch, timesteps, noise, *names) * 2)[:2]
             else:
                 scores = given.select(chosen, timesteps)
                 pixel, feature = scores.pixel_maps, scores.feature_maps  # [N, K, S, S]
@@ -787,7 +840,7 @@ class DDADPipeline(DiffusionPipeline):
             threshold=threshold,
             is_anomalous=[score > threshold for score in image_scores],
             anomaly_map=results(functools.partial(drawing.draw_map, 0)),
-            pixel_map=results(functools.partial(drawing.draw_map, 1)),
+            pixel_map=None if unseen else results(functools.partial(drawing.draw_map, 1)),
             feature_map=results(functools.partial(drawing.draw_map, 2)),
             overlay=results(drawing.draw_overlay),
             denoised_image=results(drawing.draw_denoised) if denoise else None,
@@ -842,6 +895,8 @@ class DDADPipeline(DiffusionPipeline):
         index["_class_name"] = ["pipeline", type(self).__name__]
         self._write_code(folder / "pipeline.py", self.source_code)
         for name, (module, class_name) in self.component_classes.items():
+            if getattr(self, name) is None:
+                continue
             index[name] = [module, class_name]
             (folder / name).mkdir(parents=True, exist_ok=True)
             self._write_code(folder / name / f"{module}.py", getattr(self, name).source_code)

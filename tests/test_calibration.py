@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 
 from ddad import DDADPipeline
+from ddad.calibration import calibration, fitting
 from ddad.calibration.calibration import count_judges, recalibrate
-from ddad.calibration.choice import ALPHAS, BLURS, TOP_CELLS, choose, make_defects
+from ddad.calibration.choice import ALPHAS, BLURS, TOP_CELLS, Trials, choose, make_defects
 from ddad.calibration.fitting import CalibrationConfig, count_copies, count_factors, spread, vary
 from ddad.cli import main
 from ddad.datasets.folder import ImageFolder
 from ddad.datasets.layouts import find_images
 from ddad.datasets.lookalikes import group_lookalikes, split_images
-from ddad.training import calibration, fitting
 from tests.conftest import create_tiny_pipeline
 from tests.hub.conftest import RECORD
 from tests.test_lookalikes import photographs
@@ -52,12 +52,14 @@ def adapted(good):
 def test_all_of_it_follows_from_good_images(adapted, good):
     pipe, record = adapted
     config = pipe.normality.config
-    assert config.components and config.shared and config.num_calibration_images == 12
+    assert config.num_calibration_images == 12
     choice = record["choice"]
     assert (choice["alpha"], choice["blur_sigma"]) == (pipe.config.alpha, pipe.config.blur_sigma)
     assert choice["num_top_cells"] == config.num_top_cells
     assert choice["alpha"] in ALPHAS and choice["blur_sigma"] in BLURS and choice["num_top_cells"] in TOP_CELLS
-    assert choice["image_auroc"] + choice["pro"] >= choice["default"]["image_auroc"] + choice["default"]["pro"]
+    assert choice["image_auroc"] + choice["pro"] >= max(
+        one["image_auroc"] + one["pro"] for one in choice["alone"].values()
+    )
     assert record["factors"] == max(record["log_likelihoods"], key=record["log_likelihoods"].get)
     assert 0 <= record["shrinkage"] < 1 and config.num_factors == 16 >= record["factors"]
     # The stored cells of held-out images have mean 0 for every score and level.
@@ -97,7 +99,7 @@ def test_the_pipeline_at_hand_stays_as_it_is(good, picture):
     before = pipe(picture, denoise=False).image_score
     recalibrate(pipe, images_of(good), CalibrationConfig(choose_settings=False))
     assert pipe(picture, denoise=False).image_score == pytest.approx(before, rel=1e-2)  # weights are rounded to half
-    assert not pipe.normality.config.components
+    assert pipe.normality.config.num_factors == 4
 
 
 def test_the_command_adapts_a_checkpoint_to_a_changed_lamp(good, tmp_path, capsys):
@@ -158,25 +160,37 @@ def test_synthetic_defects_are_where_their_masks_say():
         assert (nearest & mask).sum() > 0.3 * mask.sum()
 
 
-def test_the_choice_follows_the_score_that_finds_defects(tiny_pipe, monkeypatch):
-    """A pixel score that knows nothing gets no weight."""
+@pytest.fixture
+def trials():
+    """Maps of good images and of defects that a feature score shows and the pixel score does not."""
     images = torch.rand(12, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 0.2
-    defective, truth = make_defects(images, 16, seed=0)
+    _, truth = make_defects(images, 16, seed=0)
+    masks = torch.cat([torch.zeros(12, 64, 64), torch.from_numpy(truth).float()])
+    generator = torch.Generator().manual_seed(1)
 
-    def raw(_, given, set_shrinkage, shrinkages, __):
-        generator = torch.Generator().manual_seed(1)
-        noise = torch.randn(len(given), 2, 8, 8, generator=generator)
-        masks = torch.cat([torch.zeros(12, 64, 64), torch.from_numpy(truth).float()])[:, None]
-        # The stronger the shrinkage, the noisier the distances.
-        return noise, {
-            one: 2 * masks + (1 + 5 * one) * torch.randn(masks.shape, generator=generator) for one in shrinkages
-        }
+    def maps(strength: float, noise: float) -> torch.Tensor:
+        return strength * masks[:, None] + noise * torch.randn(len(masks), 1, 64, 64, generator=generator)
 
-    monkeypatch.setattr("ddad.calibration.choice.raw_maps", raw)
-    choice = choose(tiny_pipe, images, 0, lambda _: None, likeliest=0.1)
-    assert choice.shrinkage == 0.1
+    return masks, maps
+
+
+def test_the_choice_follows_the_score_that_finds_defects(tiny_pipe, trials):
+    """A pixel score that knows nothing gets no weight, and the noisier of two shrinkages is not taken."""
+    masks, maps = trials
+    features = {("mahalanobis", one): maps(2, 1 + 5 * one) for one in (0.1, 0.7)}
+    choice = choose(tiny_pipe, Trials(12, masks, maps(0, 1).expand(-1, 2, -1, -1), features))
+    assert (choice.feature, choice.shrinkage) == ("mahalanobis", 0.1)
     assert choice.alpha <= 0.1 and choice.image_auroc > 90
     assert choice.alone["mahalanobis"]["pro"] > choice.alone["kl"]["pro"] + 20
+
+
+@pytest.mark.parametrize(("strength", "feature"), [(1.0, "memory"), (3.0, "mahalanobis")])
+def test_the_unet_is_asked_only_where_it_adds_something(tiny_pipe, trials, strength, feature):
+    masks, maps = trials
+    features = {("mahalanobis", 0.4): maps(strength, 1.5), ("memory", 0.0): maps(1.4, 1.5)}
+    choice = choose(tiny_pipe, Trials(12, masks, maps(0, 1), features))
+    assert choice.feature == feature
+    assert feature == "mahalanobis" or choice.alpha == 0
 
 
 def test_half_of_few_images_judge_and_a_fifth_of_many():

@@ -6,7 +6,7 @@ import timm
 import torch
 
 from ddad import DDADFeatureExtractor, DDADImageProcessor
-from ddad.training.backbone import create_feature_extractor, load_packaged_weights
+from ddad.calibration.backbone import create_feature_extractor, load_packaged_weights
 
 PHOTOGRAPHS = Path(gradio.__file__).parent / "media_assets" / "images"
 

@@ -63,13 +63,17 @@ def finish(arguments, environment) -> float:
     return time.monotonic() - began
 
 
-def kill_and_go_on(arguments, environment, seconds: float, chance: random.Random) -> None:
-    """Kills a command at a moment between its start and its end, as it was measured, and runs it again."""
+def kill_and_go_on(arguments, environment, seconds: float, chance: random.Random, result: Path | None = None) -> None:
+    """Kills a command at a moment between its start and its end, as it was measured, and runs it again.
+
+    Not if it was killed after its end: `result`, a folder, then holds the whole checkpoint.
+    """
     process = start(arguments, environment)
     time.sleep(seconds * chance.uniform(0.35, 1.0))
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    finish(arguments, environment)
+    if result is None or not (result / "model_index.json").exists() or (result / "training_state").exists():
+        finish(arguments, environment)
 
 
 def contents(folder: Path, *patterns: str) -> dict[str, str]:
@@ -84,7 +88,7 @@ def test_training(parts, tmp_path, seed):
         return ["train", "--data", parts, "--output", tmp_path / name / "part", *TRAIN.split()]
 
     seconds = finish(command("whole"), {})
-    kill_and_go_on(command("killed"), {}, seconds, random.Random(seed))
+    kill_and_go_on(command("killed"), {}, seconds, random.Random(seed), tmp_path / "killed" / "part")
     whole, killed = (
         contents(tmp_path / name / "part", "*.safetensors", "model_index.json") for name in ("whole", "killed")
     )
@@ -100,13 +104,7 @@ def test_calibrating(parts, checkpoint, tmp_path, seed):
         return ["calibrate", "--checkpoint", checkpoint, "--data", parts, "--output", tmp_path / name]
 
     seconds = finish(command("whole"), {})
-    chance = random.Random(seed)
-    process = start(command("killed"), {})
-    time.sleep(seconds * chance.uniform(0.4, 0.99))
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    if not (tmp_path / "killed" / "model_index.json").exists():
-        finish(command("killed"), {})
+    kill_and_go_on(command("killed"), {}, seconds, random.Random(seed), tmp_path / "killed")
     assert contents(tmp_path / "killed", "*.safetensors", "model_index.json") == contents(
         tmp_path / "whole", "*.safetensors", "model_index.json"
     )

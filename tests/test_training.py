@@ -155,7 +155,7 @@ def test_pixel_weight_is_the_bounded_signal_to_noise_ratio():
 
 
 def test_a_run_that_was_interrupted_ends_with_the_same_weights(striped, tmp_path, monkeypatch):
-    from ddad.training.backbone import create_feature_extractor
+    from ddad.calibration.backbone import create_feature_extractor
 
     features = create_feature_extractor("tf_efficientnet_lite0")
     whole, record = loop.train_unet(tiny_config("data", tmp_path / "whole"), striped, features)
@@ -275,7 +275,7 @@ def test_an_interruption_while_saving_leaves_no_half_checkpoint(good_images, tmp
 @pytest.fixture
 def unfinished(striped, tmp_path):
     """A run that Ctrl-C ended after two of four steps: its settings, and what continues it."""
-    from ddad.training.backbone import create_feature_extractor
+    from ddad.calibration.backbone import create_feature_extractor
 
     features = create_feature_extractor("tf_efficientnet_lite0")
     config = tiny_config("data", tmp_path / "run")
@@ -352,7 +352,7 @@ def test_a_full_disk_keeps_the_last_state(unfinished, monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_says_so(striped, tmp_path, monkeypatch, number):
-    from ddad.training.backbone import create_feature_extractor
+    from ddad.calibration.backbone import create_feature_extractor
 
     features, compute_losses = create_feature_extractor("tf_efficientnet_lite0"), loop.compute_losses
     before = signal.getsignal(number)
@@ -373,7 +373,7 @@ def test_a_signal_saves_and_says_so(striped, tmp_path, monkeypatch, number):
 def test_mixed_precision_takes_a_real_step(striped, tmp_path, request):
     from accelerate.state import AcceleratorState
 
-    from ddad.training.backbone import create_feature_extractor
+    from ddad.calibration.backbone import create_feature_extractor
 
     # A process has one precision; the tests before this one had another.
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 
+from ddad.calibration.backbone import choose_image_size, create_appearance_extractor
 from ddad.checkpoint.names import RECORD_NAME
 from ddad.checkpoint.saving import MAX_SHARD_SIZE, save_checkpoint
 from ddad.datasets.folder import ImageFolder, rotate
@@ -431,8 +432,11 @@ def finish_part(trained: Path, name: str, data: str, source: str, backbone: str,
     )  # fmt: skip
     train_paths, held_out = split_part(name, data)
     folders = [ImageFolder(paths, SIZE) for paths in (train_paths, held_out)]
+    size = choose_image_size(train_paths)
+    large = [ImageFolder(paths, size) for paths in (train_paths, held_out)]
+    extractor = create_appearance_extractor(size, features)
     pipe, calibration = build_pipeline(
-        config, unet, features, create_scheduler(config), *folders, DDADImageProcessor()
+        config, unet, features, create_scheduler(config), tuple(folders), DDADImageProcessor(), extractor, tuple(large)
     )
     settings = dataclasses.asdict(config) | {"data": Path(data).name, "output": name}
     record = trained_record | {

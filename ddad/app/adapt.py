@@ -21,6 +21,7 @@ from ddad.calibration.calibration import FEW_IMAGES, recalibrate
 from ddad.calibration.fitting import CalibrationConfig
 from ddad.calibration.progress import Report
 from ddad.checkpoint.saving import load_record, save_checkpoint, update_record
+from ddad.datasets.folder import ImagesInMemory
 from ddad.datasets.names import choose_good, describe_found
 from ddad.pipeline import DDADPipeline
 
@@ -36,13 +37,19 @@ ASKED = 40
 TITLE = "These images cannot be used"
 
 
-def read_good_images(pipe: DDADPipeline, files: list[str]) -> tuple[list[torch.Tensor], list[str]]:
-    """What the networks see of the images among uploaded files, `[3, S, S]` in [-1, 1], and what is wrong with others.
+def read_good_images(
+    pipe: DDADPipeline, files: list[str]
+) -> tuple[list[torch.Tensor], ImagesInMemory | None, list[str]]:
+    """What the networks see of the images among uploaded files, and what is wrong with others.
+
+    Returns:
+        Images `[3, S, S]` in [-1, 1], the same as appearance is judged by where it is, and the problems.
 
     Raises:
         gr.Error: if there are too few, or too many.
     """
     images, problems, names = [], [], []
+    large = None if pipe.appearance is None else ImagesInMemory()
     with tempfile.TemporaryDirectory(prefix="ddad-") as scratch:
         for source in open_all(files, Path(scratch)):
             if len(images) == MOST_IMAGES:
@@ -52,7 +59,10 @@ def read_good_images(pipe: DDADPipeline, files: list[str]) -> tuple[list[torch.T
                 continue
             names.append(PurePosixPath(source.name.replace("\\", "/")))
             try:
-                images.append(pipe.prepare([pipe.image_processor.read_image(source.path)])[0].cpu())
+                original = pipe.image_processor.read_image(source.path)
+                images.append(pipe.prepare([original])[0].cpu())
+                if large is not None:
+                    large.append(pipe.prepare_appearance([original])[0].cpu())
             except (TypeError, ValueError) as error:
                 problems.append(f"{source.name}: {str(error).replace(str(source.path), 'this file')}")
     try:
@@ -68,7 +78,7 @@ def read_good_images(pipe: DDADPipeline, files: list[str]) -> tuple[list[torch.T
         problem = f" {len(problems)} files cannot be read; {problems[0]}" if problems else ""
         few = f"{len(images)} good images are too few: {LEAST_IMAGES} are needed at least, a hundred are enough."
         raise refusal(few + problem, TITLE)
-    return images, problems
+    return images, large, problems
 
 
 def read_record(categories: Categories, category: str) -> dict[str, Any] | None:
@@ -85,13 +95,13 @@ def calibrate_own(
         What a visitor is told: `images`, `problems`, `alarms_before` of `asked` images, `threshold_before`,
         `threshold`, `judges` and `choice`.
     """
-    images, problems = read_good_images(pipe, files)
-    asked = images[:: max(1, len(images) // ASKED)]
+    images, large, problems = read_good_images(pipe, files)
+    asked = (images if large is None else large)[:: max(1, len(images) // ASKED)]
     alarms = []
     for number, image in enumerate(asked, start=1):
         alarms += pipe((image + 1) / 2, denoise=False).is_anomalous
         report("Asking the category as it is", number, len(asked))
-    adapted, calibration = recalibrate(pipe, images, CalibrationConfig.of(record), report)
+    adapted, calibration = recalibrate(pipe, images, CalibrationConfig.of(record), report, large)
     if record is not None:
         record = update_record(record, adapted, calibration, "a visitor's good parts", len(images))
     save_checkpoint(adapted, record, folder)

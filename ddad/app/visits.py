@@ -15,6 +15,7 @@ import gradio as gr
 from ddad.app.inspection import Inspection
 
 MOST_VISITS = 1000
+MOST_HELD = 20
 _numbers = itertools.count(1)
 
 
@@ -173,6 +174,10 @@ class Visits:
             self._visits.move_to_end(session)
             while len(self._visits) > self._most:
                 self._visits.popitem(last=False)
+            # What takes memory is kept of those who came last; it is computed again for who comes back.
+            if len(self._visits) > MOST_HELD:
+                idle = next(itertools.islice(reversed(self._visits.values()), MOST_HELD, None))
+                idle.found, idle.view = None, {}
             return visit
 
     def end(self, request: gr.Request) -> None:

@@ -6,17 +6,32 @@ Every good image counts, so all of them are in the Gaussians that are stored. Wh
 images are scored in folds, each under Gaussians of all images but its own.
 """
 
+import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import Subset
 
-from ddad.calibration.choice import MOST_IMAGES, choose
-from ddad.calibration.factors import Factors, fit_factors, moments_of
+from ddad.appearance_ddad import DDADAppearanceModel
+from ddad.calibration.appearance import NUM_PATCHES, Appearance, gather_looks
+from ddad.calibration.appearance import store as store_looks
+from ddad.calibration.backbone import choose_image_size, create_appearance_extractor
+from ddad.calibration.choice import (
+    DEFECTS_PER_TYPE,
+    MOST_IMAGES,
+    SHRINKAGES,
+    Trials,
+    choose,
+    make_defects,
+    maps_of_appearance,
+    maps_of_unet,
+)
+from ddad.calibration.factors import NUM_FACTORS, Factors, fit_factors, moments_of
 from ddad.calibration.fitting import (
     CalibrationConfig,
     Images,
@@ -67,15 +82,70 @@ class Calibrated:
     sums: dict[str, torch.Tensor]
     cells: dict[str, list[torch.Tensor]]
 
+    def add(self, name: str, value: torch.Tensor, pipe: DDADPipeline) -> None:
+        """Adds maps of some images by a score, `[N, K, S, S]`, or `[N, 1, S, S]` where noise levels do not differ."""
+        value = value.expand(-1, len(pipe.timesteps), -1, -1).double().cpu()
+        self.sums[name][0] += value.mean(dim=(2, 3)).sum(dim=0)
+        self.sums[name][1] += value.square().mean(dim=(2, 3)).sum(dim=0)
+        self.cells[name].append(pipe.normality.pool(value).float())
+
 
 @torch.no_grad()
 def score_held_out(pipe: DDADPipeline, batch: torch.Tensor, noise: torch.Tensor, found: Calibrated) -> None:
     """Adds the score maps of some held-out images, `[N, 3, S, S]`."""
-    for name, value in pipe.score_maps(batch.to(pipe.device), pipe.timesteps, noise, pipe.normality.scores).items():
-        value = value.double().cpu()  # [N, K, S, S]
-        found.sums[name][0] += value.mean(dim=(2, 3)).sum(dim=0)
-        found.sums[name][1] += value.square().mean(dim=(2, 3)).sum(dim=0)
-        found.cells[name].append(pipe.normality.pool(value).float())
+    names = [name for name in pipe.normality.scores if name != "appearance"]
+    for name, value in pipe.score_maps(batch.to(pipe.device), pipe.timesteps, noise, names).items():
+        found.add(name, value, pipe)
+
+
+def store_appearance(pipe: DDADPipeline, appearance: Appearance, shrinkage: float) -> torch.Tensor:
+    """Stores the statistics of all good images; what held-out ones look like by those of others, `[M, 1, g, g]`."""
+    model = pipe.appearance
+    distances = appearance.judge_held_out(shrinkage)
+    scales = {kind: [float(value.mean()), float(value.std())] for kind, value in distances.items()}
+    model.register_to_config(scales=scales)
+    store_looks(model, appearance.of_all(shrinkage))
+    round_to_half(model)
+    return model.combine(distances).view(-1, 1, *(model.config.grid_size,) * 2)
+
+
+@torch.no_grad()
+def make_trials(
+    pipe: DDADPipeline,
+    held_out: Images,
+    seed: int,
+    set_shrinkage: Callable[[float], None],
+    likeliest: float,
+    appearance: Appearance | None,
+    report: Report | None,
+) -> Trials:
+    """Synthetic defects in held-out images, and the maps of all scores and shrinkages of them.
+
+    Args:
+        pipe: the pipeline.
+        held_out: good images, at the size at which appearance is judged where it is.
+        seed: of the defects.
+        set_shrinkage: gives the covariances of residuals another shrinkage.
+        likeliest: the shrinkage under which residuals of good images are most likely; stronger ones are tried too.
+        appearance: what was seen of good images.
+        report: told of the progress.
+    """
+    good = torch.stack([held_out[index] for index in range(min(MOST_IMAGES, len(held_out)))])
+    defective, truth = make_defects(good, DEFECTS_PER_TYPE, seed)
+    images, size = torch.cat([good, defective]), pipe.unet.config.sample_size
+    masks = F.adaptive_max_pool2d(torch.from_numpy(truth).float()[:, None], size)[:, 0]
+    masks = torch.cat([torch.zeros(len(good), size, size), masks])
+    small = torch.cat([pipe.image_processor.resize(one[None], (size, size)).clamp(-1, 1) for one in images])
+    kl, features = maps_of_unet(pipe, small, set_shrinkage, stronger(likeliest), report)
+    if appearance is not None:
+        statistics = {one: appearance.of_training(one) for one in stronger(appearance.fit.shrinkage)}
+        features |= maps_of_appearance(pipe, images, len(good), statistics, report)
+    return Trials(len(good), masks, kl, features)
+
+
+def stronger(likeliest: float) -> list[float]:
+    """A shrinkage, and stronger ones."""
+    return [likeliest, *(one for one in SHRINKAGES if one > likeliest)]
 
 
 def store_statistics(pipe: DDADPipeline, found: Calibrated, count: int) -> None:
@@ -91,7 +161,12 @@ def store_statistics(pipe: DDADPipeline, found: Calibrated, count: int) -> None:
 
 
 def create_normality(
-    features: DDADFeatureExtractor, timesteps: Sequence[int], images: int, held_out: int, quantile: float
+    features: DDADFeatureExtractor,
+    timesteps: Sequence[int],
+    images: int,
+    held_out: int,
+    quantile: float,
+    appearance: bool,
 ) -> DDADNormalityModel:
     """An empty model of normality for the features of so many good images, of which some are held out."""
     channels = features.feature_channels
@@ -103,12 +178,18 @@ def create_normality(
         num_calibration_images=held_out,
         threshold_quantile=quantile,
         num_factors=count_factors(images),
+        appearance=appearance,
     )
 
 
 @torch.no_grad()
 def calibrate(
-    pipe: DDADPipeline, train: Images, held_out: Images, config: CalibrationConfig, report: Report | None = None
+    pipe: DDADPipeline,
+    train: Images,
+    held_out: Images,
+    config: CalibrationConfig,
+    report: Report | None = None,
+    large: tuple[Images, Images] | None = None,
 ) -> dict[str, Any]:
     """Fits and measures everything that follows from good images without training.
 
@@ -118,6 +199,7 @@ def calibrate(
         held_out: good images that judge: in folds, each under factors and Gaussians of all others.
         config: how.
         report: told of the progress.
+        large: both at the size at which appearance is judged, for a pipeline that judges it.
 
     Returns:
         What was chosen, for the record.
@@ -150,24 +232,55 @@ def calibrate(
         "shrinkage": fit.shrinkage,
         "log_likelihoods": fit.log_likelihoods,
     }
+    appearance: Appearance | None = None
+    if large is not None:
+        folds = views.fold[views.original]
+        looks = gather_looks(pipe, *large, folds, config.rotation_degrees, config.nuisance, config.seed, report)
+        appearance = Appearance.of(looks)
+        record["appearance"] = {
+            "views": len(looks.views.values),
+            "factors": appearance.fit.num_factors,
+            "shrinkage": appearance.fit.shrinkage,
+            "nuisance": config.nuisance,
+        }
+    looks_shrinkage = 0.0 if appearance is None else appearance.fit.shrinkage
     if config.choose_settings:
         seen = ~views.held_out
         train_factors, train_moments = fit_factors(views.values[seen], fit.num_factors), moments_of(fit.left[seen])
-        judges = torch.stack([held_out[index] for index in range(min(MOST_IMAGES, len(held_out)))])
-        choice = choose(
-            pipe, judges, config.seed, lambda one: store(train_factors, train_moments, one), shrinkage, report
+        trials = make_trials(
+            pipe,
+            held_out if large is None else large[1],
+            config.seed,
+            lambda one: store(train_factors, train_moments, one),
+            shrinkage,
+            appearance,
+            report,
         )
-        shrinkage = choice.shrinkage
-        pipe.register_to_config(alpha=choice.alpha, blur_sigma=choice.blur_sigma)
+        choice = choose(pipe, trials, report)
+        settings = {"alpha": choice.alpha, "blur_sigma": choice.blur_sigma}
+        if choice.feature == "mahalanobis":
+            shrinkage = choice.shrinkage
+        else:
+            looks_shrinkage = choice.shrinkage
+            pipe.appearance.register_to_config(kind=choice.feature)
+        if appearance is not None:
+            settings["feature_score"] = "mahalanobis" if choice.feature == "mahalanobis" else "appearance"
+        pipe.register_to_config(**settings)
         normality.register_to_config(num_top_cells=choice.num_top_cells)
         record["choice"] = asdict(choice)
         logger.info(
-            "Chosen on synthetic defects: alpha %.1f, blur %.0f, %d cells, shrinkage %.2f.",
+            "Chosen on synthetic defects: %s, alpha %.1f, blur %.0f, %d cells, shrinkage %.2f (image AUROC %.1f, PRO"
+            " %.1f); each score alone: %s.",
+            choice.feature,
             choice.alpha,
             choice.blur_sigma,
             choice.num_top_cells,
             choice.shrinkage,
+            choice.image_auroc,
+            choice.pro,
+            ", ".join(f"{name} {one['image_auroc']:.1f}, {one['pro']:.1f}" for name, one in choice.alone.items()),
         )
+    looked = None if appearance is None else store_appearance(pipe, appearance, looks_shrinkage)
     mean, covariance = features.gaussian()
     normality.set_gaussian(FEATURES, mean, shrink(covariance, shrinkage))
     levels = len(pipe.timesteps)
@@ -186,6 +299,8 @@ def calibrate(
             store(fit.factors[fold].first(fit.num_factors), fit.rest[fold], shrinkage)
             current = fold
         score_held_out(pipe, torch.stack([held_out[index] for index in chosen]), noise, found)
+        if looked is not None:
+            found.add("appearance", pipe.smooth(looked[chosen], pipe.unet.config.sample_size), pipe)
     store(fit_factors(views.values, fit.num_factors), fit.everything, shrinkage)
     store_statistics(pipe, found, len(held_out))
     round_to_half(normality)
@@ -197,8 +312,25 @@ def count_judges(images: int) -> int:
     return max(2, min(images // 2, MOST_JUDGES), round(images / 5))
 
 
+def create_appearance(extractor: DDADFeatureExtractor) -> DDADAppearanceModel:
+    """Empty statistics of an extractor's features."""
+    channels = extractor.feature_channels
+    return DDADAppearanceModel(
+        feature_channels=channels,
+        grid_size=extractor.config.grid_size,
+        num_channels=min(NUM_COMPONENTS, channels),
+        num_factors=max(NUM_FACTORS),
+        num_patches=NUM_PATCHES,
+    )
+
+
 def recalibrate(
-    pipe: DDADPipeline, images: Images, config: CalibrationConfig, report: Report | None = None
+    pipe: DDADPipeline,
+    images: Images,
+    config: CalibrationConfig,
+    report: Report | None = None,
+    large: Images | None = None,
+    extractor: DDADFeatureExtractor | None = None,
 ) -> tuple[DDADPipeline, dict[str, Any]]:
     """The same networks, calibrated on other good images: after a change of lamp or camera, without any training.
 
@@ -207,6 +339,8 @@ def recalibrate(
         images: good, `[3, S, S]` in [-1, 1] each.
         config: how.
         report: told of the progress.
+        large: the same images, `[3, L, L]`, where appearance is judged.
+        extractor: what judges it; None takes the pipeline's.
 
     Raises:
         ValueError: if there are fewer than four images.
@@ -215,18 +349,48 @@ def recalibrate(
     groups = group_lookalikes(images[number] for number in numbers)
     train, held_out = split_images(numbers, groups, count_judges(len(images)), config.seed)
     logger.info("%d good images are seen by the Gaussians, %d judge.", len(train), len(held_out))
-    old = pipe.normality
     for network in (pipe.unet, pipe.feature_extractor):
         round_to_half(network)
-    fresh = create_normality(
-        pipe.feature_extractor, pipe.timesteps, len(images), len(held_out), old.config.threshold_quantile
-    )
-    adapted = DDADPipeline.from_pipe(pipe, normality=fresh.to(pipe.device), threshold=None)
+    quantile = pipe.normality.config.threshold_quantile
+    judged = large is not None
+    fresh = create_normality(pipe.feature_extractor, pipe.timesteps, len(images), len(held_out), quantile, judged)
+    changed: dict[str, Any] = {"normality": fresh.to(pipe.device), "appearance": None, "appearance_extractor": None}
+    parts = None
+    if large is not None:
+        extractor = copy.deepcopy(pipe.appearance_extractor if extractor is None else extractor).to(pipe.device)
+        extractor.fit(batches(Subset(large, train)))
+        round_to_half(extractor)
+        changed |= {"appearance": create_appearance(extractor).to(pipe.device), "appearance_extractor": extractor}
+        changed["feature_score"] = "appearance"
+        parts = Subset(large, train), Subset(large, held_out)
+    adapted = DDADPipeline.from_pipe(pipe, **changed, threshold=None)
     adapted.set_progress_bar_config(disable=True)
-    return adapted, calibrate(adapted, Subset(images, train), Subset(images, held_out), config, report)
+    return adapted, calibrate(adapted, Subset(images, train), Subset(images, held_out), config, report, parts)
 
 
-def calibrate_checkpoint(pipe: DDADPipeline, record: dict | None, dataset: Dataset, output: str) -> None:
+@dataclass(frozen=True)
+class AppearanceConfig:
+    """By what appearance is judged.
+
+    Attributes:
+        image_size: at which images are looked at; None chooses by their own size.
+        backbone: a timm model's name; None takes the default where its weights are at hand.
+        weights: a file of its weights.
+    """
+
+    image_size: int | None = None
+    backbone: str | None = None
+    weights: str | None = None
+
+
+def calibrate_checkpoint(
+    pipe: DDADPipeline,
+    record: dict | None,
+    dataset: Dataset,
+    output: str,
+    config: CalibrationConfig,
+    looks: AppearanceConfig,
+) -> None:
     """Fits and measures anew on other good images, and saves; no network is trained.
 
     Args:
@@ -234,6 +398,8 @@ def calibrate_checkpoint(pipe: DDADPipeline, record: dict | None, dataset: Datas
         record: its training record, if there is one.
         dataset: whose good images are used.
         output: a folder that is not there yet.
+        config: how.
+        looks: by what appearance is judged, which is kept from the pipeline where nothing is asked for.
 
     Raises:
         ValueError: if there are too few images, or `output` holds something.
@@ -242,7 +408,12 @@ def calibrate_checkpoint(pipe: DDADPipeline, record: dict | None, dataset: Datas
     processor = DDADImageProcessor(max_value=measure_max_value(dataset.train_paths))
     images = ImageFolder(dataset.train_paths, pipe.unet.config.sample_size, processor)
     pipe = DDADPipeline.from_pipe(pipe, image_processor=processor)
-    adapted, calibration = recalibrate(pipe, images, CalibrationConfig.of(record))
+    extractor = pipe.appearance_extractor
+    if extractor is None or looks != AppearanceConfig():
+        size = looks.image_size or choose_image_size(dataset.train_paths)
+        extractor = create_appearance_extractor(size, pipe.feature_extractor, looks.backbone, looks.weights)
+    large = ImageFolder(dataset.train_paths, extractor.config.image_size, processor)
+    adapted, calibration = recalibrate(pipe, images, config, large=large, extractor=extractor)
     if record is not None:
         record = update_record(record, adapted, calibration, dataset.name, len(images))
     save_checkpoint(adapted, record, output)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ddad.calibration.appearance import Statistics
 from ddad.calibration.progress import Report, track
 from ddad.calibration.synthetic import DEFECT_TYPES, paste_defect
 from ddad.evaluation.metrics import auroc, pixel_curves
@@ -20,11 +21,13 @@ from ddad.normality_ddad import RESIDUALS
 from ddad.pipeline import DDADPipeline
 
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
-BLURS = (2.0, 4.0)
+BLURS = (1.0, 2.0, 4.0)
 TOP_CELLS = (1, 4, 16, 64)
 SHRINKAGES = (0.4, 0.7, 0.9)
 MOST_IMAGES = 48
 DEFECTS_PER_TYPE = 16
+# What the U-Net must add to image AUROC and PRO together, in points, to be evaluated for a verdict.
+LEAST_GAIN = 1.0
 BATCH_SIZE = 4
 MAP_SIZE = 64  # as fine as the smallest defect; more pixels rank settings alike and take longer
 
@@ -32,6 +35,7 @@ MAP_SIZE = 64  # as fine as the smallest defect; more pixels rank settings alike
 class Settings(NamedTuple):
     """What is chosen; see `Choice`."""
 
+    feature: str
     alpha: float
     blur_sigma: float
     num_top_cells: int
@@ -43,23 +47,23 @@ class Choice:
     """Settings, and what they and the default measured on the synthetic defects, in percent.
 
     Attributes:
+        feature: the feature score: `mahalanobis`, or the kind of appearance, `gaussian`, `memory` or `both`.
         alpha: weight of the pixel score.
         blur_sigma: the Gaussian that smoothes the maps, in pixels.
         num_top_cells: cells that make the image score.
         shrinkage: of the covariances.
         image_auroc: with them.
         pro: with them.
-        default: what alpha 0.5, blur 4, the highest cell and the likeliest shrinkage measured: `image_auroc`, `pro`.
-        alone: what the pixel and the feature score alone measured, with all else as chosen.
+        alone: the best that each score alone measured: `image_auroc`, `pro`.
     """
 
+    feature: str
     alpha: float
     blur_sigma: float
     num_top_cells: int
     shrinkage: float
     image_auroc: float
     pro: float
-    default: dict[str, float]
     alone: dict[str, dict[str, float]]
 
 
@@ -88,14 +92,14 @@ def make_defects(images: torch.Tensor, per_type: int, seed: int) -> tuple[torch.
 
 
 @torch.no_grad()
-def raw_maps(
+def maps_of_unet(
     pipe: DDADPipeline,
     images: torch.Tensor,
     set_shrinkage: Callable[[float], None],
     shrinkages: Sequence[float],
     report: Report | None = None,
-) -> tuple[torch.Tensor, dict[float, torch.Tensor]]:
-    """Unsmoothed maps of many images: KL as `[N, K, S, S]`, and for each shrinkage distances as `[N, K, g, g]`."""
+) -> tuple[torch.Tensor, dict[tuple[str, float], torch.Tensor]]:
+    """Unsmoothed maps of `[N, 3, S, S]`: KL as `[N, K, S, S]`, and for each shrinkage distances as `[N, K, g, g]`."""
     timesteps, normality = pipe.timesteps, pipe.normality
     noise = pipe.get_noise(timesteps)
     kl, residuals = [], []
@@ -109,8 +113,33 @@ def raw_maps(
     for shrinkage in shrinkages:
         set_shrinkage(shrinkage)
         found = [normality.distance(one, RESIDUALS).float().cpu() for one in residuals]
-        distances[shrinkage] = torch.cat(found)[:, 0].unflatten(0, (len(images), -1))
+        distances["mahalanobis", shrinkage] = torch.cat(found)[:, 0].unflatten(0, (len(images), -1))
     return torch.cat(kl).view(len(images), len(timesteps), *images.shape[2:]), distances
+
+
+@torch.no_grad()
+def maps_of_appearance(
+    pipe: DDADPipeline,
+    images: torch.Tensor,
+    good: int,
+    statistics: dict[float, Statistics],
+    report: Report | None = None,
+) -> dict[tuple[str, float], torch.Tensor]:
+    """Unsmoothed maps of `[N, 3, L, L]`, of which the first are good, by kind and shrinkage, `[N, 1, g, g]` each."""
+    model = pipe.appearance
+    found: dict[tuple[str, float], list[torch.Tensor]] = {}
+    for image in track(images, "Looking at synthetic defects", report):
+        values = model.to_grid(pipe.extract_appearance(image[None].to(pipe.device))).cpu()
+        reduced = values @ model.basis.float().cpu()
+        for number, (shrinkage, one) in enumerate(statistics.items()):
+            kinds = one.distances(reduced, values) if number == 0 else {"gaussian": one.gaussian(reduced)}
+            for kind, value in kinds.items():
+                found.setdefault((kind, shrinkage), []).append(value.view(1, 1, *(model.config.grid_size,) * 2))
+    maps = {key: torch.cat(value) for key, value in found.items()}
+    likeliest = next(iter(statistics))
+    parts = [maps[kind, likeliest] for kind in ("gaussian", "memory")]
+    maps["both", likeliest] = torch.stack([(one - one[:good].mean()) / one[:good].std() for one in parts]).mean(dim=0)
+    return maps
 
 
 def calibrated(maps: torch.Tensor, good: int) -> torch.Tensor:
@@ -125,54 +154,74 @@ def merit(measured: dict[str, float]) -> float:
     return measured["image_auroc"] + measured["pro"]
 
 
-def choose(
-    pipe: DDADPipeline,
-    images: torch.Tensor,
-    seed: int,
-    set_shrinkage: Callable[[float], None],
-    likeliest: float,
-    report: Report | None = None,
-) -> Choice:
+@dataclass(frozen=True)
+class Trials:
+    """Good images, synthetic defects pasted into them, and maps of all of them.
+
+    Attributes:
+        good: how many of the images are good: the first ones.
+        truth: the defects, `[N, S, S]` of 0 and 1.
+        kl: `[N, K, S, S]`, not smoothed.
+        features: by feature score and shrinkage, `[N, K, g, g]`.
+    """
+
+    good: int
+    truth: torch.Tensor
+    kl: torch.Tensor
+    features: dict[tuple[str, float], torch.Tensor]
+
+
+def choose(pipe: DDADPipeline, trials: Trials, report: Report | None = None) -> Choice:
     """The settings under which synthetic defects are found best.
 
+    The appearance alone is taken where the U-Net adds less than `LEAST_GAIN` to it.
+
     Args:
-        pipe: the pipeline with its statistics; those of the held-out images must not be among them.
-        images: held-out good images, `[M, 3, S, S]` in [-1, 1]; `MOST_IMAGES` are enough.
-        seed: of the defects.
-        set_shrinkage: gives the pipeline's covariances another shrinkage.
-        likeliest: the shrinkage under which good images are most likely; stronger ones are tried too.
+        pipe: the pipeline, for its blur and cells.
+        trials: maps of held-out good images and of synthetic defects in them.
         report: told of the progress.
     """
-    defective, truth = make_defects(images, DEFECTS_PER_TYPE, seed)
-    normality, good, size = pipe.normality, len(images), images.shape[-1]
-    masks = torch.cat([torch.zeros(good, size, size), torch.from_numpy(truth).float()])
-    small = F.adaptive_max_pool2d(masks, MAP_SIZE).numpy() > 0
-    shrinkages = [likeliest, *(one for one in SHRINKAGES if one > likeliest)]
-    kl, distances = raw_maps(pipe, torch.cat([images, defective]), set_shrinkage, shrinkages, report)
+    normality, good, size = pipe.normality, trials.good, trials.truth.shape[-1]
+    small = F.adaptive_max_pool2d(trials.truth, MAP_SIZE).numpy() > 0
 
     def smooth(maps: torch.Tensor, blur: float) -> torch.Tensor:
         resized = pipe.image_processor.resize(maps, (size, size))
-        return F.adaptive_avg_pool2d(calibrated(pipe.image_processor.blur(resized, blur), good), MAP_SIZE)
+        return calibrated(pipe.image_processor.blur(resized, blur), good)
 
     tried: dict[Settings, dict[str, float]] = {}
-    pixel = {blur: smooth(kl, blur) for blur in BLURS}
-    trials = [(blur, shrinkage) for blur in BLURS for shrinkage in shrinkages]
-    for blur, shrinkage in track(trials, "Choosing settings", report, unit="trial"):
-        feature = smooth(distances[shrinkage], blur)
+    pixel = {blur: smooth(trials.kl, blur) for blur in BLURS}
+    candidates = [(blur, *key) for blur in BLURS for key in trials.features]
+    for blur, feature, shrinkage in track(candidates, "Choosing settings", report, unit="trial"):
+        own = smooth(trials.features[feature, shrinkage], blur)
         for alpha in ALPHAS:
-            fused = alpha * pixel[blur] + (1 - alpha) * feature
-            overlap = pixel_curves(fused.numpy(), small).pro()
+            fused = alpha * pixel[blur] + (1 - alpha) * own
+            overlap = pixel_curves(F.adaptive_avg_pool2d(fused, MAP_SIZE).numpy(), small).pro()
             cells = normality.pool(fused).flatten(1)
             for count in TOP_CELLS:
                 scores = normality.top_cells(cells, count).numpy()
                 area = auroc(scores[:good], scores[good:])
                 measured = {"image_auroc": round(100 * area, 2), "pro": round(100 * overlap, 2)}
-                tried[Settings(alpha, blur, count, shrinkage)] = measured
-    # Of equals the one nearest to the default.
-    best = max(tried, key=lambda one: (merit(tried[one]), -abs(one.alpha - 0.5), -abs(one.blur_sigma - 4.0)))
+                tried[Settings(feature, alpha, blur, count, shrinkage)] = measured
+
+    def best_of(chosen: Callable[[Settings], bool]) -> Settings | None:
+        # Of equals the one nearest to blur 2 and the highest cell, by the simplest score.
+        order = [one for one in tried if chosen(one)]
+        return max(
+            order,
+            key=lambda one: (merit(tried[one]), -one.alpha, -abs(one.blur_sigma - 2.0), -one.num_top_cells),
+            default=None,
+        )
+
+    best = best_of(lambda _: True)
+    assert best is not None
+    looks = best_of(lambda one: one.alpha == 0 and one.feature != "mahalanobis")
+    if looks is not None and merit(tried[best]) < merit(tried[looks]) + LEAST_GAIN:
+        best = looks
+    alone = {
+        feature: best_of(lambda one, name=feature: one.alpha == 0 and one.feature == name)
+        for feature, _ in trials.features
+    }
+    alone["kl"] = best_of(lambda one: one.alpha == 1)
     return Choice(
-        **best._asdict(),
-        **tried[best],
-        default=tried[Settings(0.5, 4.0, 1, likeliest)],
-        alone={"kl": tried[best._replace(alpha=1.0)], "mahalanobis": tried[best._replace(alpha=0.0)]},
+        **best._asdict(), **tried[best], alone={name: tried[one] for name, one in alone.items() if one is not None}
     )

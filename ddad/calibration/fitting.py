@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from ddad.calibration.factors import Factors, Views, candidates, cross_fit, moments_of, unexplained
 from ddad.calibration.gaussians import Moments, choose_shrinkage, principal_components
+from ddad.calibration.nuisance import Nuisance
 from ddad.calibration.progress import Report, track
 from ddad.datasets.folder import rotate
 from ddad.datasets.lookalikes import group_lookalikes, shrink_image
@@ -46,11 +47,13 @@ class CalibrationConfig:
         rotation_degrees: the largest rotation of the copies that the Gaussians see too.
         seed: of everything random.
         choose_settings: whether alpha, blur and cells are chosen on synthetic defects; else they stay as they are.
+        nuisance: how much of what is no defect copies of good images show.
     """
 
     rotation_degrees: float = 5.0
     seed: int = 0
     choose_settings: bool = True
+    nuisance: Nuisance = "mild"
 
     @classmethod
     def of(cls, record: dict[str, Any] | None) -> "CalibrationConfig":

@@ -59,6 +59,8 @@ def load_pipeline(cls: Any, pretrained_model_name_or_path: Any, accept_settings:
         found = settings.pop(name, None)
         if name in components:
             continue
+        if name in cls._optional_components and (found is None or found == [None, None]):
+            continue
         if found is None or tuple(found) != expected:
             raise ValueError(f"{folder / cls.config_name}: `{name}` must be {list(expected)}, found {found}.")
         component_dtype = dtype.get(name, dtype.get("default")) if isinstance(dtype, dict) else dtype

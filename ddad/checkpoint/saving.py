@@ -27,7 +27,7 @@ def check_output(folder: str | Path) -> None:
         check_empty(folder)
 
 
-def save_checkpoint(pipe: DDADPipeline, record: dict[str, Any] | None, output: str | Path) -> None:
+def save_checkpoint(pipe: Any, record: dict[str, Any] | None, output: str | Path) -> None:
     """Saves a pipeline and, if there is a record, that and the card; the folder is complete or not there.
 
     The weights must be exact in float16 (`training.calibration` sees to it). The pipeline stays as it is.
@@ -37,8 +37,9 @@ def save_checkpoint(pipe: DDADPipeline, record: dict[str, Any] | None, output: s
     shutil.rmtree(fresh, ignore_errors=True)
     halves = {
         # diffusers' own `to` warns of modules to keep in float32 where there are none.
-        name: torch.nn.Module.to(copy.deepcopy(getattr(pipe, name)), torch.float16)
-        for name in ("unet", "feature_extractor", "normality")
+        name: torch.nn.Module.to(copy.deepcopy(network), torch.float16)
+        for name, network in pipe.components.items()
+        if isinstance(network, torch.nn.Module)
     }
     DDADPipeline.from_pipe(pipe, **halves).save_pretrained(fresh, max_shard_size=MAX_SHARD_SIZE)
     if record is not None:

@@ -1,6 +1,7 @@
 """`ddad calibrate`."""
 
 import argparse
+import dataclasses
 
 from ddad.commands.shared import add_data, add_dry_run, load_pipeline, read_data, show_good
 
@@ -16,6 +17,20 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--checkpoint", required=True, help="folder of a checkpoint, or USER/NAME on the Hub")
     add_data(parser, "folder of good images, or of a data set")
     parser.add_argument("--output", required=True, help="folder that the new checkpoint is saved to")
+    parser.add_argument(
+        "--appearance-size",
+        type=int,
+        metavar="PIXELS",
+        help="size at which appearance is looked at (default: 256, 384 or 512, by the images' own size)",
+    )
+    parser.add_argument("--appearance-backbone", metavar="NAME", help="any timm backbone (default: Lite2, else Lite0)")
+    parser.add_argument("--backbone-weights", metavar="FILE", help="its weights: safetensors, or a state dict")
+    parser.add_argument(
+        "--nuisance",
+        choices=("none", "mild", "strong"),
+        default="mild",
+        help="how much noise, light, blur and shift is no defect (default: %(default)s)",
+    )
     parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU where there is one)")
     add_dry_run(parser)
     parser.set_defaults(run=run_calibrate)
@@ -23,7 +38,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 def run_calibrate(arguments: argparse.Namespace) -> int:
     """Says and shows what is taken for good, loads, calibrates, saves."""
-    from ddad.calibration.calibration import calibrate_checkpoint
+    from ddad.calibration.calibration import AppearanceConfig, calibrate_checkpoint
+    from ddad.calibration.fitting import CalibrationConfig
     from ddad.checkpoint.loading import find_folder
     from ddad.checkpoint.saving import check_output, load_record
 
@@ -34,5 +50,7 @@ def run_calibrate(arguments: argparse.Namespace) -> int:
         return 0
     record = load_record(find_folder(arguments.checkpoint, {}))
     pipe = load_pipeline(arguments.checkpoint, arguments.device)
-    calibrate_checkpoint(pipe, record, dataset, arguments.output)
+    config = dataclasses.replace(CalibrationConfig.of(record), nuisance=arguments.nuisance)
+    looks = AppearanceConfig(arguments.appearance_size, arguments.appearance_backbone, arguments.backbone_weights)
+    calibrate_checkpoint(pipe, record, dataset, arguments.output, config, looks)
     return 0

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import sys
+import types
 import typing
 from pathlib import Path
 
@@ -29,6 +30,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
             options["choices"] = typing.get_args(field.type)
         elif typing.get_origin(field.type) is tuple:
             options |= {"type": typing.get_args(field.type)[0], "nargs": "+"}
+        elif isinstance(field.type, types.UnionType):  # or None
+            options["type"] = typing.get_args(field.type)[0]
         else:
             options["type"] = field.type
         if not required:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import overload
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +59,31 @@ def measure_max_value(paths: Sequence[Path]) -> float | None:
         "The images have values up to %g: %g stands for white, here and in what is inspected later.", highest, white
     )
     return float(white)
+
+
+class ImagesInMemory(Sequence[torch.Tensor]):
+    """Images of one size, `[3, size, size]` in [-1, 1], kept in 8 bits."""
+
+    def __init__(self) -> None:
+        self._kept: list[torch.Tensor] = []
+
+    def append(self, image: torch.Tensor) -> None:
+        """Takes an image in."""
+        self._kept.append(((image + 1) * 127.5).round().to(torch.uint8))
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    @overload
+    def __getitem__(self, index: int) -> torch.Tensor: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[torch.Tensor]: ...
+
+    def __getitem__(self, index: int | slice) -> torch.Tensor | list[torch.Tensor]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._kept[index].float() / 127.5 - 1
 
 
 class ImageFolder(Dataset[torch.Tensor]):

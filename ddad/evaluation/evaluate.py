@@ -9,7 +9,7 @@ import numpy as np
 from ddad.datasets.layouts import Dataset, Sample, read_mask
 from ddad.datasets.splitting import count_seen
 from ddad.evaluation import metrics
-from ddad.evaluation.scoring import FORMS, ScoredImages, score_images
+from ddad.evaluation.scoring import ScoredImages, score_images
 from ddad.pipeline import DDADPipeline
 
 COLUMNS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pro", "pro_5", "aupimo")
@@ -110,7 +110,7 @@ def evaluate(pipe: DDADPipeline, dataset: Dataset) -> tuple[dict[str, Any], Scor
         "good_images_seen": count_seen(dataset),
         "defective_images": int(defective.sum()),
         "masks": 0 if masks is None else int(masks.any(axis=(1, 2)).sum()),
-        "scores": {name: measure(scored.maps[name], scored.scores[name], samples, masks) for name in FORMS},
+        "scores": {name: measure(scored.maps[name], scored.scores[name], samples, masks) for name in scored.scores},
         "threshold": round(threshold, 4),
         "at_threshold": {
             name: value if isinstance(value, int) else percent(value) for name, value in verdicts.items()

@@ -11,11 +11,10 @@ from tqdm.auto import tqdm
 
 from ddad.pipeline import DDADPipeline
 
-# `combined` is the pipeline's own score; the others are its parts alone, then the baselines: `rgb` (squared error of
+# `combined` is the pipeline's own score; the others are parts of it alone, then the baselines: `rgb` (squared error of
 # x0_hat), `mse` (the paper's squared error of the features) and `padim` (Mahalanobis distance of the features
 # themselves, on the same backbone).
-PARTS = ("kl", "mahalanobis")
-FORMS = ("combined", "kl", "mahalanobis", "mse", "rgb", "padim")
+FORMS = ("combined", "appearance", "kl", "mahalanobis", "mse", "rgb", "padim")
 
 
 @dataclass(frozen=True)
@@ -33,42 +32,44 @@ class ScoredImages:
 
 @torch.no_grad()
 def score_batch(
-    pipe: DDADPipeline, images: torch.Tensor, noise: torch.Tensor, forms: Sequence[str] = FORMS
+    pipe: DDADPipeline, originals: Sequence[torch.Tensor], noise: torch.Tensor, forms: Sequence[str] = FORMS
 ) -> dict[str, torch.Tensor]:
     """The maps of a batch in some forms, `[N, S, S]` each; nothing is computed that none of them needs.
 
+    A pipeline without appearance has no such form.
+
     Args:
         pipe: the pipeline.
-        images: `[N, 3, S, S]` in [-1, 1].
+        originals: images `[3, H, W]` in [0, 1].
         noise: one for each of the pipeline's noise levels, `[K, 3, S, S]`.
         forms: of `FORMS`.
     """
     timesteps, normality = pipe.timesteps, pipe.normality
-    names = [name for name in normality.scores if name in forms or (name in PARTS and "combined" in forms)]
+    parts = ("kl", pipe.config.feature_score)
+    names = [name for name in normality.scores if name in forms or (name in parts and "combined" in forms)]
     fused: dict[str, torch.Tensor] = {}
     if names:
-        raw = pipe.score_maps(images, timesteps, noise, names)
-        maps = {name: normality.calibrate(name, value, timesteps) for name, value in raw.items()}
+        maps = dict(zip(names, pipe.calibrated_maps(originals, timesteps, noise, *names), strict=True))
         fused |= {name: value.mean(dim=1) for name, value in maps.items()}
     if "combined" in forms:
-        fused["combined"] = normality.fuse(*(maps[name] for name in PARTS), pipe.config.alpha)
+        fused["combined"] = normality.fuse(*(maps[name] for name in parts), pipe.config.alpha)
     if "padim" in forms:
-        padim = normality(pipe.extract_features(images), normality.features)  # [N, 1, g, g]
+        padim = normality(pipe.extract_features(pipe.prepare(originals)), normality.features)  # [N, 1, g, g]
         fused["padim"] = pipe.smooth(padim, pipe.unet.config.sample_size)[:, 0]
-    return {name: fused[name] for name in forms}
+    return {name: fused[name] for name in forms if name in fused}
 
 
 def score_images(pipe: DDADPipeline, paths: Sequence[Path], batch_size: int = 4) -> ScoredImages:
     """Maps and image scores of every form."""
     noise: Any = pipe.get_noise(pipe.timesteps)
-    maps: dict[str, list[np.ndarray]] = {name: [] for name in FORMS}
-    scores: dict[str, list[np.ndarray]] = {name: [] for name in FORMS}
+    maps: dict[str, list[np.ndarray]] = {}
+    scores: dict[str, list[np.ndarray]] = {}
     progress = tqdm(total=len(paths), desc="Scoring", mininterval=1, unit="image")
     for first in range(0, len(paths), batch_size):
         images = [pipe.image_processor.read_image(path) for path in paths[first : first + batch_size]]
-        for name, value in score_batch(pipe, pipe.prepare(images), noise).items():
-            maps[name].append(value.float().cpu().numpy())
-            scores[name].append(pipe.normality.image_score(value).float().cpu().numpy())
+        for name, value in score_batch(pipe, images, noise).items():
+            maps.setdefault(name, []).append(value.float().cpu().numpy())
+            scores.setdefault(name, []).append(pipe.normality.image_score(value).float().cpu().numpy())
         progress.update(len(images))
     progress.close()
     return ScoredImages(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ddad.calibration.nuisance import Nuisance
 from ddad.datasets.layouts import DataFormat
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -63,7 +64,20 @@ class TrainConfig:
     backbone: str = dataclasses.field(
         default="tf_efficientnet_lite0", metadata={"help": "timm model whose features are predicted"}
     )
-    image_size: int = dataclasses.field(default=256, metadata={"help": "side of the images that the model sees"})
+    image_size: int = dataclasses.field(default=256, metadata={"help": "side of the images that the U-Net sees"})
+    appearance_size: int | None = dataclasses.field(
+        default=None,
+        metadata={"help": "size at which appearance is looked at (default: 256, 384 or 512, by the images' own size)"},
+    )
+    appearance_backbone: str | None = dataclasses.field(
+        default=None, metadata={"help": "timm model that appearance is judged by (default: Lite2, else --backbone)"}
+    )
+    backbone_weights: str | None = dataclasses.field(
+        default=None, metadata={"help": "file of its weights: safetensors, or a state dict"}
+    )
+    nuisance: Nuisance = dataclasses.field(
+        default="mild", metadata={"help": "how much noise, light, blur and shift is no defect"}
+    )
     steps: int = dataclasses.field(default=2000, metadata={"help": "optimisation steps"})
     batch_size: int = dataclasses.field(default=8, metadata={"help": "images a step and process"})
     learning_rate: float = dataclasses.field(

