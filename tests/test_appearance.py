@@ -11,7 +11,7 @@ from ddad.calibration.calibration import create_appearance, recalibrate
 from ddad.calibration.factors import Factors
 from ddad.calibration.fitting import CalibrationConfig
 from ddad.calibration.gaussians import Moments
-from ddad.calibration.nuisance import NUISANCES, add_noise, compress, move, vary
+from ddad.datasets.nuisance import NUISANCES, add_noise, compress, move, vary
 from ddad.features_ddad import DDADFeatureExtractor
 from tests.conftest import create_tiny_pipeline
 

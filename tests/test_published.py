@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "datasets": set(),
     "report": set(),
     "evaluation": {"datasets"},
-    "checkpoint": {"datasets"},
+    "checkpoint": {"datasets", "evaluation"},
     "calibration": {"checkpoint", "datasets", "evaluation"},
     "training": {"calibration", "checkpoint", "datasets", "evaluation"},
     "app": {"calibration", "checkpoint", "datasets", "report"},

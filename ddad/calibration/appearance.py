@@ -13,8 +13,8 @@ from ddad.appearance_ddad import DDADAppearanceModel
 from ddad.calibration.factors import Factors, Views, fit_factors, moments_of
 from ddad.calibration.fitting import Fit, fit_residuals, spread
 from ddad.calibration.gaussians import Moments, principal_components, shrink
-from ddad.calibration.nuisance import Nuisance, vary
 from ddad.calibration.progress import Report, track
+from ddad.datasets.nuisance import Nuisance, vary
 from ddad.pipeline import DDADPipeline
 
 Images = Sequence[torch.Tensor] | Dataset[torch.Tensor]

@@ -8,7 +8,9 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from ddad.checkpoint.curve import draw_losses
-from ddad.checkpoint.names import CURVE_NAME, EVALUATION_NAME, FIGURE_NAME, RECORD_NAME, TAGS
+from ddad.checkpoint.loading import read_json
+from ddad.checkpoint.names import CURVE_NAME, EVALUATION_NAME, FIGURE_NAME, INDEX_NAME, RECORD_NAME, TAGS
+from ddad.evaluation.nuisance import describe_nuisances
 
 TEMPLATE = Path(__file__).with_name("card.md")
 CURVE = f"![The terms of the loss over the steps of the training]({CURVE_NAME})"
@@ -103,6 +105,20 @@ def front_matter(config: dict[str, Any], evaluation: dict[str, Any] | None, repo
     return data.to_yaml().rstrip()
 
 
+def describe_sight(folder: Path) -> str:
+    """At which sizes a checkpoint looks at images, and what it does not see."""
+    index = read_json(folder / INDEX_NAME)
+    size = read_json(folder / "unet" / "config.json").get("sample_size", 256)
+    judged = f"The U-Net sees images at {size}x{size} pixels"
+    if index.get("appearance", [None])[0] is not None:
+        settings = read_json(folder / "appearance_extractor" / "config.json")
+        size = settings["image_size"]
+        judged = (
+            f"Appearance is judged by {settings['backbone']} at {size}x{size} pixels; the U-Net sees {judged[18:]}"
+        )
+    return f"{judged}. A defect that is smaller than two pixels there is not seen."
+
+
 def write_card(folder: str | Path, repository: str = "PATH_OR_REPOSITORY") -> None:
     """Writes `README.md` and the picture of the training log into a checkpoint's folder, from what lies there.
 
@@ -135,6 +151,8 @@ def write_card(folder: str | Path, repository: str = "PATH_OR_REPOSITORY") -> No
                 f" Of the good ones {evaluation['good_images_seen']} seem to show a part of which another image"
                 " trained: on parts never seen, false alarms are more."
             )
+        if "nuisances" in evaluation:
+            results += f"\n\n{describe_nuisances(evaluation['nuisances'])}"
         if "denoising" in evaluation:
             results += f"\n\n{denoising_sentence(evaluation['denoising'])}"
     if record["losses"]:
@@ -156,5 +174,6 @@ def write_card(folder: str | Path, repository: str = "PATH_OR_REPOSITORY") -> No
         threshold=f"{record['threshold']:.2f}",
         quantile=f"{100 * config['threshold_quantile']:.0f}",
         results=results,
+        sight=describe_sight(folder),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -36,6 +36,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     from ddad.checkpoint.names import EVALUATION_NAME
     from ddad.evaluation.evaluate import evaluate, format_tables, leave_out_broken
     from ddad.evaluation.figures import write_figures
+    from ddad.evaluation.nuisance import evaluate_nuisances
     from ddad.evaluation.restoration import evaluate_denoising
 
     dataset = read_data(arguments)
@@ -46,6 +47,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     report, scored, masks = evaluate(pipe, dataset)
     if errors:
         report["left_out"] = sorted(errors)
+    report["nuisances"] = evaluate_nuisances(pipe, [one.path for one in dataset.select("test", defective=False)])
     if arguments.denoise:
         kinds = [dataset.select("test", defective) for defective in (False, True)]
         samples = [one[:: max(1, len(one) // arguments.denoise)][: arguments.denoise] for one in kinds]

@@ -9,6 +9,7 @@ import numpy as np
 from ddad.datasets.layouts import Dataset, Sample, read_mask
 from ddad.datasets.splitting import count_seen
 from ddad.evaluation import metrics
+from ddad.evaluation.nuisance import describe_nuisances
 from ddad.evaluation.scoring import ScoredImages, score_images
 from ddad.pipeline import DDADPipeline
 
@@ -150,4 +151,6 @@ def format_tables(report: dict[str, Any]) -> str:
         f" {at['f1']:.1f}. The best F1 that any threshold has on these images is {report['best_f1']:.1f}.",
         f"{report['good_images_seen']} of the good images show a part that trains: `ddad split` makes a test without.",
     ]
+    if "nuisances" in report:
+        lines += ["", describe_nuisances(report["nuisances"])]
     return "\n".join(lines)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ddad.calibration.nuisance import Nuisance
 from ddad.datasets.layouts import DataFormat
+from ddad.datasets.nuisance import Nuisance
 
 PRESETS: dict[str, dict[str, Any]] = {
     # 11 M parameters on 4x4 patches, fewer values than the first layer has channels: no detail is lost on the way in.
