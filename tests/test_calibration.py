@@ -70,7 +70,7 @@ def test_all_of_it_follows_from_good_images(adapted, good):
 def test_what_judges_has_not_been_seen(good, monkeypatch):
     """The distance of held-out images is larger than under Gaussians that have seen them."""
     monkeypatch.setattr(fitting, "choose_shrinkage", lambda *_: (0.0, {0.0: 0.0}))
-    monkeypatch.setattr(fitting, "count_copies", lambda _: 0)
+    monkeypatch.setattr(fitting, "count_copies", lambda *_: 0)
     tiny = create_tiny_pipeline()
     tiny.feature_extractor.feature_std.fill_(0.02)  # what varies is larger than the regularisation
     pipe, _ = recalibrate(tiny, images_of(good), CalibrationConfig(choose_settings=False))
@@ -136,7 +136,7 @@ def test_few_images_are_warned_of_and_one_is_refused(count, status, message, tmp
 
 
 def test_copies_are_rotated_and_shifted_a_little():
-    assert [count_copies(number) for number in (10, 150, 400, 5000)] == [8, 7, 2, 1]
+    assert [count_copies(number, False) for number in (10, 150, 400, 5000)] == [8, 7, 2, 1]
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(0)
     first, second = vary(image, 0.0, generator), vary(image, 0.0, generator)
@@ -214,5 +214,5 @@ def test_progress_is_told_and_can_end_the_work(good):
 
 
 def test_more_views_speak_for_more_factors():
-    assert [count_factors(number) for number in (4, 10, 50, 761)] == [0, 16, 48, 96]
+    assert [count_factors(number, False) for number in (4, 10, 50, 761)] == [0, 16, 48, 96]
     assert spread(5, 9) == [0, 1, 2, 3, 4] and spread(101, 3) == [0, 50, 100]

@@ -177,7 +177,7 @@ def create_normality(
         timesteps=tuple(timesteps),
         num_calibration_images=held_out,
         threshold_quantile=quantile,
-        num_factors=count_factors(images),
+        num_factors=count_factors(images, appearance),
         appearance=appearance,
     )
 
@@ -214,7 +214,7 @@ def calibrate(
         )
     fit_components(pipe, train)
     round_to_half(normality)
-    copies = count_copies(len(train) + len(held_out))
+    copies = count_copies(len(train) + len(held_out), large is not None)
     views, features = gather(pipe, train, held_out, copies, config, report)
     fit = fit_residuals(views)
     shrinkage = fit.shrinkage

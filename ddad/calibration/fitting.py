@@ -62,14 +62,14 @@ class CalibrationConfig:
         return cls(settings.get("rotation_degrees", cls.rotation_degrees))
 
 
-def count_copies(images: int) -> int:
-    """Rotated and shifted copies of each image: the fewer images, the more."""
-    return max(1, min(MOST_COPIES, round(VIEWS / images) - 1))
+def count_copies(images: int, appearance: bool) -> int:
+    """Rotated and shifted copies of each image: the fewer images, the more; one where appearance is judged as well."""
+    return 1 if appearance else max(1, min(MOST_COPIES, round(VIEWS / images) - 1))
 
 
-def count_factors(images: int) -> int:
+def count_factors(images: int, appearance: bool) -> int:
     """The most factors that so many images with their copies can speak for, when a fold of them is left out."""
-    views = min(images, MOST_IMAGES_SEEN) * (1 + count_copies(images))
+    views = min(images, MOST_IMAGES_SEEN) * (1 + count_copies(images, appearance))
     return max(candidates(views * (FOLDS - 1) // FOLDS))
 
 

@@ -113,10 +113,8 @@ def describe_sight(folder: Path) -> str:
     if index.get("appearance", [None])[0] is not None:
         settings = read_json(folder / "appearance_extractor" / "config.json")
         size = settings["image_size"]
-        judged = (
-            f"Appearance is judged by {settings['backbone']} at {size}x{size} pixels; the U-Net sees {judged[18:]}"
-        )
-    return f"{judged}. A defect that is smaller than two pixels there is not seen."
+        judged = f"{judged}; appearance is judged by {settings['backbone']} at {size}x{size}"
+    return f"{judged}. A defect that is smaller than two of {size} pixels is not seen."
 
 
 def write_card(folder: str | Path, repository: str = "PATH_OR_REPOSITORY") -> None:
