@@ -6,6 +6,7 @@ neighbourhood average is that of "Towards Total Recall in Industrial Anomaly Det
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -24,12 +25,14 @@ class DDADFeatureExtractor(ModelMixin, ConfigMixin):
 
     Args:
         backbone: any timm model name that supports `features_only`.
-        strides: the strides whose features are taken; each must be one that the backbone has.
+        strides: the strides whose features are taken; each must be one that the backbone has. Of a transformer whose
+            blocks all have one stride so many levels are taken, evenly over its depth.
         grid_size: height and width of the grid on which all features are brought together.
         neighborhood: side of the square over which features are averaged first; 1 averages nothing.
         image_mean: mean of the backbone's training images, RGB in [0, 1]; None takes timm's for this backbone.
         image_std: their standard deviation; None takes timm's for this backbone.
-        image_size: height and width at which images are looked at; None takes them as they come.
+        image_size: height and width at which images are looked at; None takes them as they come, or at the only size
+            that the backbone takes.
 
     Raises:
         ValueError: if timm has no such backbone, a stride is not one of its own, or `neighborhood` is even.
@@ -55,7 +58,7 @@ class DDADFeatureExtractor(ModelMixin, ConfigMixin):
         neighborhood: int = 3,
         image_mean: tuple[float, ...] | None = None,
         image_std: tuple[float, ...] | None = None,
-        image_size: int | None = None,  # noqa: ARG002 - kept in the config
+        image_size: int | None = None,
     ):
         super().__init__()
         if neighborhood % 2 == 0:
@@ -63,17 +66,23 @@ class DDADFeatureExtractor(ModelMixin, ConfigMixin):
         # timm would take a name with a colon or slash from a hub or a folder: a checkpoint brings its weights itself.
         if not timm.is_model(backbone):
             raise ValueError(f"`backbone` must be the name of a model that timm has, found {backbone!r}.")
-        with torch.device("meta"):
-            available = timm.create_model(backbone, features_only=True, feature_cls="getter").feature_info.reduction()
-        missing = [stride for stride in strides if stride not in available]
-        if missing:
-            raise ValueError(f"`strides` {missing} are not among those of {backbone}, which are {available}.")
+        options = self.size_options(backbone, image_size)
+        with torch.device("cpu" if options else "meta"):  # transformers compute tables when they are built
+            getter = timm.create_model(backbone, features_only=True, feature_cls="getter", **options)
+            available = getter.feature_info.reduction()
+            depth = len(timm.create_model(backbone, **options).feature_info)
+        if len(set(available)) == 1:  # a transformer of one stride: as many levels, evenly over its blocks
+            indices = [depth * (number + 1) // len(strides) - 1 for number in range(len(strides))]
+        else:
+            missing = [stride for stride in strides if stride not in available]
+            if missing:
+                raise ValueError(f"`strides` {missing} are not among those of {backbone}, which are {available}.")
+            indices = [available.index(stride) for stride in strides]
         self.network = timm.create_model(
-            backbone,
-            features_only=True,
-            feature_cls="getter",
-            out_indices=[available.index(stride) for stride in strides],
+            backbone, features_only=True, feature_cls="getter", out_indices=indices, **options
         )
+        if options:
+            self.register_to_config(image_size=options["img_size"])
         pretrained = get_pretrained_cfg(backbone)
         self.register_to_config(image_mean=tuple(image_mean or pretrained.mean))
         self.register_to_config(image_std=tuple(image_std or pretrained.std))
@@ -83,6 +92,17 @@ class DDADFeatureExtractor(ModelMixin, ConfigMixin):
         self.feature_std = nn.Parameter(torch.ones(channels), requires_grad=False)
         self.requires_grad_(False)
         self.eval()
+
+    @classmethod
+    def from_pretrained(cls, *arguments: Any, **options: Any) -> Any:
+        """Loads it; built whole first: what transformers compute when they are built is in no checkpoint."""
+        return super().from_pretrained(*arguments, **{**options, "low_cpu_mem_usage": False})
+
+    @staticmethod
+    def size_options(backbone: str, image_size: int | None) -> dict[str, int]:
+        """What timm must be told of the size of images: nothing for networks that take any."""
+        pretrained = get_pretrained_cfg(backbone)
+        return {"img_size": image_size or pretrained.input_size[-1]} if pretrained.fixed_input_size else {}
 
     @property
     def feature_channels(self) -> int:
@@ -95,6 +115,9 @@ class DDADFeatureExtractor(ModelMixin, ConfigMixin):
 
     def extract(self, images: torch.Tensor) -> torch.Tensor:
         """Features before standardisation: images `[N, 3, H, W]` in [-1, 1] -> `[N, C, grid_size, grid_size]`."""
+        wanted = self.config.image_size
+        if wanted is not None and images.shape[-1] != wanted:
+            images = F.interpolate(images, size=(wanted, wanted), mode="bilinear", antialias=True, align_corners=False)
         mean, std = (
             torch.tensor(v, device=images.device, dtype=images.dtype).view(1, 3, 1, 1)
             for v in (self.config.image_mean, self.config.image_std)

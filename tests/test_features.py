@@ -99,3 +99,36 @@ def test_save_and_load_change_nothing(tmp_path):
     x = torch.rand(1, 3, 64, 64) * 2 - 1
     with torch.no_grad():
         assert torch.equal(extractor(x), loaded(x))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "strides", "channels"),
+    [("test_vit", (16, 16), 128), ("swin_tiny_patch4_window7_224", (4, 8), 96 + 192)],
+)
+def test_transformers_give_levels_on_the_grid(backbone, strides, channels, tmp_path):
+    extractor = DDADFeatureExtractor(
+        backbone, strides=strides, image_size=96 if "vit" in backbone else 224, grid_size=6
+    )
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    features = extractor(images)
+    assert features.shape == (2, channels, 6, 6) and extractor.feature_channels == channels
+    assert not torch.equal(features[0], features[1])
+    extractor.save_pretrained(tmp_path)
+    assert torch.equal(DDADFeatureExtractor.from_pretrained(tmp_path)(images), features)
+
+
+def test_a_file_of_weights_is_read_or_refused(tmp_path):
+    import timm
+    from safetensors.torch import save_file
+
+    from ddad.calibration.backbone import create_feature_extractor
+
+    model = timm.create_model("test_efficientnet")
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    for name in ("weights.safetensors", "weights.pth"):
+        extractor = create_feature_extractor("test_efficientnet", tmp_path / name, strides=(4, 8))
+        own = extractor.network.model.state_dict()
+        assert all(torch.equal(value, model.state_dict()[key]) for key, value in own.items())
+    with pytest.raises(ValueError, match="does not hold the weights of this backbone"):
+        create_feature_extractor("test_resnet", tmp_path / "weights.pth", strides=(4, 8))

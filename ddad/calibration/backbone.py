@@ -85,15 +85,16 @@ def create_feature_extractor(
         ValueError: if a file is of another model.
     """
     extractor = DDADFeatureExtractor(backbone=backbone, **settings)
+    options = extractor.size_options(backbone, extractor.config.image_size)
     if weights is not None:
-        model = timm.create_model(backbone)
+        model = timm.create_model(backbone, **options)
         read_weights(weights, model)
     else:
         try:
             model = load_packaged_weights(backbone)
         except ImportError as packaged_error:
             try:
-                model = timm.create_model(backbone, pretrained=True)
+                model = timm.create_model(backbone, pretrained=True, **options)
             except Exception as hub_error:
                 raise RuntimeError(
                     f"No ImageNet weights for {backbone}: {packaged_error} The download from timm's hub failed too"
