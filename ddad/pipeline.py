@@ -403,7 +403,7 @@ class DDADPipeline(DiffusionPipeline):
         """The threshold for the stored `alpha` and `timesteps`; None if the pipeline is not calibrated."""
         if self.config.threshold is not None:
             return self.config.threshold
-        return self.normality.levels(self.config.alpha, self.timesteps)[0]
+        return self.normality.levels(self.config.alpha, self.timesteps, "kl", self.config.feature_score)[0]
 
     # -------------------------------------------------------------------------------------------------------- scoring
 

@@ -161,3 +161,11 @@ def test_parts_that_do_not_belong_together_are_refused(adapted):
     plain = create_tiny_pipeline()
     with pytest.raises(ValueError, match="`feature_score` must be one of"):
         DDADPipeline.from_pipe(plain, feature_score="appearance")
+
+
+def test_the_stored_threshold_is_that_of_the_pipelines_own_scores(adapted):
+    pipe, _, parts = adapted
+    assert pipe.threshold == pipe(parts[0], denoise=False).threshold
+    assert (
+        pipe.threshold == pipe.normality.levels(pipe.config.alpha, pipe.timesteps, "kl", pipe.config.feature_score)[0]
+    )

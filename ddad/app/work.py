@@ -309,8 +309,9 @@ class SingleImage:
 
     def histogram_of(self, category: str, settings: Settings, score: float, threshold: float) -> str:
         """The image among the good parts that the pipeline stores."""
-        normality = self.open(category).judge.normality
-        maps = normality.normal_maps(settings.alpha, list(settings.timesteps))
+        pipe = self.open(category).judge
+        normality, score_names = pipe.normality, ("kl", pipe.config.feature_score)
+        maps = normality.normal_maps(settings.alpha, list(settings.timesteps), *score_names)
         normal = [] if maps is None else normality.top_cells(maps, normality.config.num_top_cells).tolist()
         return draw_histogram(normal, score, threshold)
 
