@@ -805,7 +805,8 @@ class DDADPipeline(DiffusionPipeline):
             # 2. Score: one evaluation of the U-Net for all noise levels, pixels and features
             if given is None:
                 names = [feature_score] if unseen else [pixel_score, feature_score]
-                pixel, feature = (self.calibrated_maps(batch, timesteps, noise, *names) * 2)[:2]
+                maps = self.calibrated_maps(batch, timesteps, noise, *names)
+                pixel, feature = maps[0], maps[-1]  # of weight zero, the first may be any
             else:
                 scores = given.select(chosen, timesteps)
                 pixel, feature = scores.pixel_maps, scores.feature_maps  # [N, K, S, S]

@@ -8,7 +8,7 @@ images are scored in folds, each under Gaussians of all images but its own.
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -114,8 +114,7 @@ def make_trials(
     pipe: DDADPipeline,
     held_out: Images,
     seed: int,
-    set_shrinkage: Callable[[float], None],
-    likeliest: float,
+    models: dict[float, DDADNormalityModel],
     appearance: Appearance | None,
     report: Report | None,
 ) -> Trials:
@@ -125,8 +124,7 @@ def make_trials(
         pipe: the pipeline.
         held_out: good images, at the size at which appearance is judged where it is.
         seed: of the defects.
-        set_shrinkage: gives the covariances of residuals another shrinkage.
-        likeliest: the shrinkage under which residuals of good images are most likely; stronger ones are tried too.
+        models: by shrinkage the model of residuals that has not seen the held-out images.
         appearance: what was seen of good images.
         report: told of the progress.
     """
@@ -136,7 +134,7 @@ def make_trials(
     masks = F.adaptive_max_pool2d(torch.from_numpy(truth).float()[:, None], size)[:, 0]
     masks = torch.cat([torch.zeros(len(good), size, size), masks])
     small = torch.cat([pipe.image_processor.resize(one[None], (size, size)).clamp(-1, 1) for one in images])
-    kl, features = maps_of_unet(pipe, small, set_shrinkage, stronger(likeliest), report)
+    kl, features = maps_of_unet(pipe, small, models, report)
     if appearance is not None:
         statistics = {one: appearance.of_training(one) for one in stronger(appearance.fit.shrinkage)}
         features |= maps_of_appearance(pipe, images, len(good), statistics, report)
@@ -182,6 +180,22 @@ def create_normality(
     )
 
 
+def store(normality: DDADNormalityModel, factors: Factors, moments: Moments, shrinkage: float) -> None:
+    """Stores factors of residuals, and the covariances of what they leave of images."""
+    normality.set_gaussian(RESIDUALS, factors.mean, shrink(moments.gaussian()[1], shrinkage))
+    normality.set_factors(factors.basis)
+    round_to_half(normality)
+
+
+def model_of(
+    normality: DDADNormalityModel, factors: Factors, moments: Moments, shrinkage: float
+) -> DDADNormalityModel:
+    """A model of its own, for one fold or one trial."""
+    model = copy.deepcopy(normality)
+    store(model, factors, moments, shrinkage)
+    return model
+
+
 @torch.no_grad()
 def calibrate(
     pipe: DDADPipeline,
@@ -219,13 +233,6 @@ def calibrate(
     fit = fit_residuals(views)
     shrinkage = fit.shrinkage
 
-    def store(factors: Factors, moments: Moments, shrinkage: float) -> None:
-        """What is scored from now on: factors, and the covariances of what factors leave of images."""
-        _, covariance = moments.gaussian()
-        normality.set_gaussian(RESIDUALS, factors.mean, shrink(covariance, shrinkage))
-        normality.set_factors(factors.basis)
-        round_to_half(normality)
-
     record: dict[str, Any] = {
         "views_an_image": 1 + copies,
         "factors": fit.num_factors,
@@ -251,8 +258,7 @@ def calibrate(
             pipe,
             held_out if large is None else large[1],
             config.seed,
-            lambda one: store(train_factors, train_moments, one),
-            shrinkage,
+            {one: model_of(normality, train_factors, train_moments, one) for one in stronger(shrinkage)},
             appearance,
             report,
         )
@@ -288,20 +294,24 @@ def calibrate(
         {name: torch.zeros(2, levels, dtype=torch.float64) for name in normality.scores},
         {name: [] for name in normality.scores},
     )
-    noise, current = pipe.get_noise(pipe.timesteps), None
+    noise = pipe.get_noise(pipe.timesteps)
     judging = views.fold[views.held_out & views.original]  # the fold of each held-out image
-    parts = [(fold, (judging == fold).nonzero()[:, 0].tolist()) for fold in views.folds]
+    judges = {
+        fold: DDADPipeline.from_pipe(
+            pipe,
+            normality=model_of(normality, fit.factors[fold].first(fit.num_factors), fit.rest[fold], shrinkage),
+        )
+        for fold in views.folds
+    }
+    parts = {fold: (judging == fold).nonzero()[:, 0].tolist() for fold in views.folds}
     scoring = [
-        (fold, part[first : first + BATCH_SIZE]) for fold, part in parts for first in range(0, len(part), BATCH_SIZE)
+        (fold, part[i : i + BATCH_SIZE]) for fold, part in parts.items() for i in range(0, len(part), BATCH_SIZE)
     ]
     for fold, chosen in track(scoring, "Measuring held-out images", report, unit="batch"):
-        if fold != current:
-            store(fit.factors[fold].first(fit.num_factors), fit.rest[fold], shrinkage)
-            current = fold
-        score_held_out(pipe, torch.stack([held_out[index] for index in chosen]), noise, found)
+        score_held_out(judges[fold], torch.stack([held_out[index] for index in chosen]), noise, found)
         if looked is not None:
             found.add("appearance", pipe.smooth(looked[chosen], pipe.unet.config.sample_size), pipe)
-    store(fit_factors(views.values, fit.num_factors), fit.everything, shrinkage)
+    store(normality, fit_factors(views.values, fit.num_factors), fit.everything, shrinkage)
     store_statistics(pipe, found, len(held_out))
     round_to_half(normality)
     return record

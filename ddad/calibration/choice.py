@@ -5,7 +5,7 @@ are shrunk are chosen by how well defects are found that nobody trained on (`syn
 neither the U-Net nor the statistics have seen.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from ddad.calibration.appearance import Statistics
 from ddad.calibration.progress import Report, track
 from ddad.calibration.synthetic import DEFECT_TYPES, paste_defect
 from ddad.evaluation.metrics import auroc, pixel_curves
-from ddad.normality_ddad import RESIDUALS
+from ddad.normality_ddad import RESIDUALS, DDADNormalityModel
 from ddad.pipeline import DDADPipeline
 
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
@@ -95,11 +95,10 @@ def make_defects(images: torch.Tensor, per_type: int, seed: int) -> tuple[torch.
 def maps_of_unet(
     pipe: DDADPipeline,
     images: torch.Tensor,
-    set_shrinkage: Callable[[float], None],
-    shrinkages: Sequence[float],
+    models: dict[float, DDADNormalityModel],
     report: Report | None = None,
 ) -> tuple[torch.Tensor, dict[tuple[str, float], torch.Tensor]]:
-    """Unsmoothed maps of `[N, 3, S, S]`: KL as `[N, K, S, S]`, and for each shrinkage distances as `[N, K, g, g]`."""
+    """Unsmoothed maps of `[N, 3, S, S]`: KL as `[N, K, S, S]`, and by each shrinkage's model `[N, K, g, g]`."""
     timesteps, normality = pipe.timesteps, pipe.normality
     noise = pipe.get_noise(timesteps)
     kl, residuals = [], []
@@ -110,9 +109,8 @@ def maps_of_unet(
         features = pipe.extract_features(batch).repeat_interleave(len(timesteps), dim=0)
         residuals.append(normality.reduce(features - predicted))  # [N K, P, c]
     distances = {}
-    for shrinkage in shrinkages:
-        set_shrinkage(shrinkage)
-        found = [normality.distance(one, RESIDUALS).float().cpu() for one in residuals]
+    for shrinkage, model in models.items():
+        found = [model.distance(one, RESIDUALS).float().cpu() for one in residuals]
         distances["mahalanobis", shrinkage] = torch.cat(found)[:, 0].unflatten(0, (len(images), -1))
     return torch.cat(kl).view(len(images), len(timesteps), *images.shape[2:]), distances
 
