@@ -96,7 +96,7 @@ class DDADScores:
 
     Attributes:
         images: the images as the image processor reads them, `[3, H, W]` in [0, 1] each, of their own sizes.
-        pixel_maps: `[N, K, S, S]` float32, in standard deviations of normal images.
+        pixel_maps: `[N, K, S, S]` float32, in standard deviations of normal images; None where they weigh nothing.
         feature_maps: likewise.
         timesteps: the K noise levels.
         pixel_score: the pixel score's name.
@@ -104,7 +104,7 @@ class DDADScores:
     """
 
     images: Sequence[torch.Tensor]
-    pixel_maps: torch.Tensor
+    pixel_maps: torch.Tensor | None
     feature_maps: torch.Tensor
     timesteps: list[int]
     pixel_score: str
@@ -126,7 +126,7 @@ class DDADScores:
         return replace(
             self,
             images=self.images[images],
-            pixel_maps=self.pixel_maps[images][:, index],
+            pixel_maps=None if self.pixel_maps is None else self.pixel_maps[images][:, index],
             feature_maps=self.feature_maps[images][:, index],
             timesteps=list(timesteps),
         )
@@ -492,29 +492,39 @@ class DDADPipeline(DiffusionPipeline):
         self,
         image: ImageInput | Sequence[ImageInput],
         timesteps: Sequence[int] | None = None,
-        pixel_score: Literal["kl", "rgb"] = "kl",
+        pixel_score: Literal["kl", "rgb"] | None = None,
         feature_score: Literal["appearance", "mahalanobis", "mse"] | None = None,
         batch_size: int = 4,
         generator: torch.Generator | None = None,
     ) -> DDADScores:
         """The calibrated score maps of one or many images: the first half of a call, to be judged more than once.
 
-        Args: as for a call.
+        Args: as for a call. Where the pipeline's own alpha is 0 and no pixel score is asked for, there is none, and
+            the scores cannot be judged with another alpha.
 
         Raises:
             TypeError, ValueError: as a call.
         """
         timesteps = self.timesteps if timesteps is None else list(timesteps)
         feature_score = feature_score or self.config.feature_score
+        unseen = self._is_unseen(self.config.alpha, pixel_score, feature_score)
+        pixel_score = pixel_score or "kl"
         self.normality.check(self.config.alpha, timesteps, pixel_score, feature_score)
         self._check_counts(batch_size=batch_size)
         originals = self.image_processor.read_images(image)
-        arguments = (timesteps, self.get_noise(timesteps, generator), pixel_score, feature_score)
+        names = [feature_score] if unseen else [pixel_score, feature_score]
+        arguments = (timesteps, self.get_noise(timesteps, generator), *names)
         firsts = range(0, len(originals), batch_size)
         batches = [self.calibrated_maps(originals[first : first + batch_size], *arguments) for first in firsts]
         self.maybe_free_model_hooks()
-        pixel, feature = (torch.cat(maps) for maps in zip(*batches, strict=True))  # [N, K, S, S]
+        maps = [torch.cat(parts) for parts in zip(*batches, strict=True)]  # [N, K, S, S] each
+        pixel, feature = None if unseen else maps[0], maps[-1]
         return DDADScores(originals, pixel, feature, timesteps, pixel_score, feature_score)
+
+    @staticmethod
+    def _is_unseen(alpha: float, pixel_score: str | None, feature_score: str) -> bool:
+        """Whether a verdict needs no U-Net: the pixel score weighs nothing and nobody asked for it."""
+        return alpha == 0 and pixel_score is None and feature_score == "appearance"
 
     def calibrated_maps(
         self, images: Sequence[torch.Tensor], timesteps: list[int], noise: torch.Tensor, *scores: str
@@ -778,10 +788,11 @@ class DDADPipeline(DiffusionPipeline):
                     raise ValueError(f"`{name}` is {wanted!r}, and the scores given are of {getattr(given, name)!r}.")
             if generator is not None and not denoise:
                 raise ValueError("`generator` has no use: the scores given have their noise, and nothing is denoised.")
+            if given.pixel_maps is None and alpha > 0:
+                raise ValueError("The pixel score was not evaluated: give `score` a `pixel_score` to weigh it.")
             pixel_score, feature_score = given.pixel_score, given.feature_score
-        # Where the pixel score weighs nothing and nobody asked for it, the U-Net is not evaluated for a verdict.
         feature_score = feature_score or self.config.feature_score
-        unseen = given is None and alpha == 0 and pixel_score is None and feature_score == "appearance"
+        unseen = self._is_unseen(alpha, pixel_score, feature_score) if given is None else given.pixel_maps is None
         pixel_score = pixel_score or "kl"
         alpha = self.config.alpha if alpha is None else alpha
         if timesteps is None:
@@ -809,7 +820,8 @@ class DDADPipeline(DiffusionPipeline):
                 pixel, feature = maps[0], maps[-1]  # of weight zero, the first may be any
             else:
                 scores = given.select(chosen, timesteps)
-                pixel, feature = scores.pixel_maps, scores.feature_maps  # [N, K, S, S]
+                feature = scores.feature_maps  # [N, K, S, S]
+                pixel = feature if scores.pixel_maps is None else scores.pixel_maps
 
             # 3. Fuse
             anomaly = self.normality.fuse(pixel, feature, alpha)  # [N, S, S]

@@ -169,3 +169,14 @@ def test_the_stored_threshold_is_that_of_the_pipelines_own_scores(adapted):
     assert (
         pipe.threshold == pipe.normality.levels(pipe.config.alpha, pipe.timesteps, "kl", pipe.config.feature_score)[0]
     )
+
+
+def test_scores_without_the_unet_cannot_be_weighed_with_it(adapted):
+    pipe = DDADPipeline.from_pipe(adapted[0], alpha=0.0, feature_score="appearance")
+    scores = pipe.score(adapted[2][0])
+    assert scores.pixel_maps is None and scores.select(slice(0, 1), scores.timesteps).pixel_maps is None
+    assert pipe(scores, denoise=False).pixel_map is None
+    with pytest.raises(ValueError, match="The pixel score was not evaluated"):
+        pipe(scores, alpha=0.5)
+    weighed = pipe.score(adapted[2][0], pixel_score="kl")
+    assert pipe(weighed, alpha=0.5, denoise=False).pixel_map is not None

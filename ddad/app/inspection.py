@@ -171,7 +171,7 @@ def draw_maps(result: DDADPipelineOutput) -> list[tuple[PIL.Image.Image, str]]:
     return [
         (drawing.colour_map(values, result.threshold), caption)
         for values, caption in (
-            (result.pixel_map[0], "Pixel score (KL)"),
+            *([] if result.pixel_map is None else [(result.pixel_map[0], "Pixel score (KL)")]),
             (result.feature_map[0], "Feature score"),
             (result.anomaly_map[0], "Combined"),
         )

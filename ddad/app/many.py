@@ -109,7 +109,8 @@ def inspect_source(
 
     chosen = {} if settings is None else settings.arguments
     try:
-        scores = pipe.score(source.path)
+        weighed = pipe.config.alpha if settings is None else settings.alpha
+        scores = pipe.score(source.path, pixel_score="kl" if weighed > 0 else None)
         try:
             result = pipe(scores, denoise=denoise, callback_on_step_end=after_step, **chosen)
         except Stopped:

@@ -122,12 +122,12 @@ class SingleImage:
 
     # ---------------------------------------------------------------------------------------------------- the networks
 
-    def _look(self, path: str, category: str) -> Inspection:
-        """Scores an image: one evaluation of the U-Net."""
+    def _look(self, path: str, category: str, alpha: float) -> Inspection:
+        """Scores an image; the U-Net is evaluated only if its pixel score weighs something."""
         pipe = self.open(category).pipe
         try:
             original = pipe.image_processor.read_image(path)
-            scores = pipe.score(original)
+            scores = pipe.score(original, pixel_score="kl" if alpha > 0 else None)
         except (TypeError, ValueError) as error:
             raise refusal(str(error).replace(path, Path(path).name)) from None
         shown = replace(scores, images=[views.shrink(original)])
@@ -282,10 +282,12 @@ class SingleImage:
         """
         with visit.lock:
             found, path, category = visit.found, visit.path, visit.category
-        if found is None:
+        alpha = self.settings_of(visit, category).alpha if path is not None else 0.0
+        if found is None or (alpha > 0 and found.scores.pixel_maps is None):
             if path is None:
                 raise refusal("Give an image first: there is nothing to judge yet.", "No image yet")
-            found = self.look(path, category)
+            looked = self.look(path, category, alpha)
+            found = looked if found is None else replace(found, scores=looked.scores)
             with visit.lock:
                 if run is not visit.run:
                     raise Stopped
