@@ -788,13 +788,13 @@ class DDADPipeline(DiffusionPipeline):
                     raise ValueError(f"`{name}` is {wanted!r}, and the scores given are of {getattr(given, name)!r}.")
             if generator is not None and not denoise:
                 raise ValueError("`generator` has no use: the scores given have their noise, and nothing is denoised.")
-            if given.pixel_maps is None and alpha > 0:
-                raise ValueError("The pixel score was not evaluated: give `score` a `pixel_score` to weigh it.")
             pixel_score, feature_score = given.pixel_score, given.feature_score
         feature_score = feature_score or self.config.feature_score
+        alpha = self.config.alpha if alpha is None else alpha
         unseen = self._is_unseen(alpha, pixel_score, feature_score) if given is None else given.pixel_maps is None
         pixel_score = pixel_score or "kl"
-        alpha = self.config.alpha if alpha is None else alpha
+        if given is not None and unseen and alpha > 0:
+            raise ValueError("The pixel score was not evaluated: give `score` a `pixel_score` to weigh it.")
         if timesteps is None:
             timesteps = self.timesteps if given is None else given.timesteps
         timesteps = list(timesteps)
