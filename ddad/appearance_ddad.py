@@ -81,6 +81,30 @@ class DDADAppearanceModel(ModelMixin, ConfigMixin):
                                          for first in range(0, num_factors, 32)])  # fmt: skip
         self.patches = parameter(num_patches, feature_channels)
 
+    def trimmed(self) -> "DDADAppearanceModel":
+        """A model that gives the same and stores nothing that its kind does not use."""
+        settings = {name: value for name, value in self.config.items() if not name.startswith("_")}
+        used = [part.any(dim=0).nonzero().flatten() for part in self.factors]
+        count = sum(len(one) for one in used)
+        if self.config.kind == "gaussian":
+            settings |= {"num_patches": 0, "num_factors": count}
+        elif self.config.kind == "memory":
+            settings |= {"num_channels": 1, "num_factors": 0}
+        else:
+            settings |= {"num_factors": count}
+        model = type(self)(**settings).to(self.basis.device)
+        if self.config.kind != "memory":
+            for name in ("basis", "mean"):
+                getattr(model, name).copy_(getattr(self, name))
+            for own, part in zip(model.whitening, self.whitening, strict=True):
+                own.copy_(part)
+            factors = torch.cat([part[:, one] for part, one in zip(self.factors, used, strict=True)], dim=1)
+            for number, part in enumerate(model.factors):
+                part.copy_(factors[:, 32 * number : 32 * number + part.shape[1]])
+        if self.config.kind != "gaussian":
+            model.patches.copy_(self.patches)
+        return model
+
     # ---------------------------------------------------------------------------------------------------- Gaussians
 
     def to_grid(self, features: torch.Tensor) -> torch.Tensor:

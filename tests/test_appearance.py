@@ -82,6 +82,17 @@ def test_what_is_stored_is_what_was_fitted_and_small(model, tmp_path):
         DDADAppearanceModel(feature_channels=6, num_channels=7)
 
 
+@pytest.mark.parametrize("kind", ["gaussian", "memory", "both"])
+def test_nothing_is_stored_that_is_not_used(model, kind):
+    model, _, values = model
+    model.register_to_config(kind=kind, scales={"gaussian": [1.0, 2.0], "memory": [3.0, 0.5]})
+    small = model.trimmed()
+    torch.testing.assert_close(small(values), model(values))
+    count = sum(one.numel() for one in small.parameters())
+    assert count < sum(one.numel() for one in model.parameters()) or kind == "both"
+    assert (small.config.num_patches == 0) == (kind == "gaussian")
+
+
 def test_nuisance_is_as_strong_as_it_says():
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 1.6 - 0.8
     generator = torch.Generator().manual_seed(1)

@@ -106,6 +106,7 @@ def store_appearance(pipe: DDADPipeline, appearance: Appearance, shrinkage: floa
     model.register_to_config(scales=scales)
     store_looks(model, appearance.of_all(shrinkage))
     round_to_half(model)
+    pipe.register_modules(appearance=model.trimmed())
     return model.combine(distances).view(-1, 1, *(model.config.grid_size,) * 2)
 
 
