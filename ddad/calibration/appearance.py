@@ -14,6 +14,7 @@ from ddad.calibration.factors import Factors, Views, fit_factors, moments_of
 from ddad.calibration.fitting import Fit, fit_residuals, spread
 from ddad.calibration.gaussians import Moments, principal_components, shrink
 from ddad.calibration.progress import Report, track
+from ddad.datasets.folder import ImagesInMemory
 from ddad.datasets.nuisance import Nuisance, vary
 from ddad.pipeline import DDADPipeline
 
@@ -69,14 +70,18 @@ class Looks:
         views: their principal components, a row a view.
         patches: features at random positions, `[n, C]`.
         owner: the fold of each patch's image, `[n]`.
-        held_out: features of the held-out images themselves on the grid, `[M, P, C]` in half precision.
+        judged: features of the held-out images, as they are judged, on the grid, `[M, P, C]` in half precision.
+        reduced: their principal components, `[M, P, c]`.
+        folds: the fold of each, `[M]`.
         judge: whether each patch is of a held-out image, `[n]` bool.
     """
 
     views: Views
     patches: torch.Tensor
     owner: torch.Tensor
-    held_out: torch.Tensor
+    judged: torch.Tensor
+    reduced: torch.Tensor
+    folds: torch.Tensor
     judge: torch.Tensor
 
     def choose_patches(self, mask: torch.Tensor) -> torch.Tensor:
@@ -96,6 +101,7 @@ def gather_looks(
     pipe: DDADPipeline,
     train: Images,
     held_out: Images,
+    judged: Images,
     folds: torch.Tensor,
     degrees: float,
     nuisance: Nuisance,
@@ -108,6 +114,7 @@ def gather_looks(
         pipe: the pipeline, whose `appearance` is new; its basis is set here.
         train: good images, `[3, L, L]` in [-1, 1], as many as have a fold.
         held_out: likewise, that judge.
+        judged: these as they are judged: half of them varied.
         folds: the fold of each, those of `train` first.
         degrees: the largest rotation of copies.
         nuisance: what else copies show.
@@ -124,7 +131,7 @@ def gather_looks(
     model.basis.copy_(principal_components(grids.cpu(), model.config.num_channels))
     copies = count_copies(len(sources))
     each = -(-5 * NUM_PATCHES // (4 * len(sources)))  # a quarter more than are kept: a fold is left out of some
-    reduced, patches, judges = [], [], []
+    reduced, patches = [], []
     for number, (source, index) in enumerate(track(sources, "Looking at good images", report)):
         generator = torch.Generator().manual_seed(1_000_003 * seed + number)
         image = source[index][None]
@@ -133,8 +140,6 @@ def gather_looks(
         reduced.append(values @ model.basis.float().cpu())
         flat = values.flatten(0, 1)
         patches.append(flat[torch.randint(len(flat), (each,), generator=generator)].half())
-        if source is held_out:
-            judges.append(values[0].half())
     judge = torch.arange(len(sources)) >= len(numbers)
     views = Views(
         torch.cat(reduced),
@@ -142,13 +147,29 @@ def gather_looks(
         judge.repeat_interleave(1 + copies),
         torch.arange(len(sources) * (1 + copies)) % (1 + copies) == 0,
     )
+    features = [
+        model.to_grid(pipe.extract_appearance(judged[index][None].to(pipe.device))).cpu()
+        for index in range(len(held_out))
+    ]
     return Looks(
         views,
         torch.cat(patches).float(),
         folds.repeat_interleave(each),
-        torch.stack(judges),
+        torch.cat(features).half(),
+        torch.cat([one @ model.basis.float().cpu() for one in features]),
+        folds[len(numbers) :],
         judge.repeat_interleave(each),
     )
+
+
+def vary_half(images: Images, degrees: float, nuisance: Nuisance, seed: int) -> ImagesInMemory:
+    """Held-out images as they judge: every other one varied, as tomorrow's photographs will be."""
+    judged = ImagesInMemory()
+    for index in range(len(images)):
+        generator = torch.Generator().manual_seed(7_000_003 * (seed + 1) + index)
+        image = images[index]
+        judged.append(image if index % 2 == 0 else vary(image[None], degrees, nuisance, generator)[0])
+    return judged
 
 
 @dataclass(frozen=True)
@@ -191,15 +212,13 @@ class Appearance:
 
     def judge_held_out(self, shrinkage: float) -> dict[str, torch.Tensor]:
         """Both kinds of distance of the held-out images, each by the statistics of others, `[M, P]`."""
-        views = self.looks.views
-        judging = views.held_out & views.original
-        folds, reduced = views.fold[judging], views.values[judging]
-        found = {kind: torch.zeros(reduced.shape[:2]) for kind in ("gaussian", "memory")}
-        for fold in folds.unique().tolist():
+        looks = self.looks
+        found = {kind: torch.zeros(looks.reduced.shape[:2]) for kind in ("gaussian", "memory")}
+        for fold in looks.folds.unique().tolist():
             statistics = self.of_others(fold, shrinkage)
-            for number in (folds == fold).nonzero()[:, 0].tolist():
-                values = self.looks.held_out[number][None].float()
-                for kind, value in statistics.distances(reduced[number][None], values).items():
+            for number in (looks.folds == fold).nonzero()[:, 0].tolist():
+                one = slice(number, number + 1)
+                for kind, value in statistics.distances(looks.reduced[one], looks.judged[one].float()).items():
                     found[kind][number] = value[0]
         return found
 

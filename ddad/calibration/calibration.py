@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import Subset
 
 from ddad.appearance_ddad import DDADAppearanceModel
-from ddad.calibration.appearance import NUM_PATCHES, Appearance, gather_looks
+from ddad.calibration.appearance import NUM_PATCHES, Appearance, gather_looks, vary_half
 from ddad.calibration.appearance import store as store_looks
 from ddad.calibration.backbone import choose_image_size, create_appearance_extractor
 from ddad.calibration.choice import (
@@ -134,12 +134,18 @@ def make_trials(
     images, size = torch.cat([good, defective]), pipe.unet.config.sample_size
     masks = F.adaptive_max_pool2d(torch.from_numpy(truth).float()[:, None], size)[:, 0]
     masks = torch.cat([torch.zeros(len(good), size, size), masks])
-    small = torch.cat([pipe.image_processor.resize(one[None], (size, size)).clamp(-1, 1) for one in images])
+    small = torch.stack([shrink_to(pipe, image) for image in images])
     kl, features = maps_of_unet(pipe, small, models, report)
     if appearance is not None:
         statistics = {one: appearance.of_training(one) for one in stronger(appearance.fit.shrinkage)}
         features |= maps_of_appearance(pipe, images, len(good), statistics, report)
     return Trials(len(good), masks, kl, features)
+
+
+def shrink_to(pipe: DDADPipeline, image: torch.Tensor) -> torch.Tensor:
+    """What the U-Net sees of an image at the size of appearance, `[3, L, L]` -> `[3, S, S]`."""
+    size = pipe.unet.config.sample_size
+    return pipe.image_processor.resize(image[None], (size, size))[0].clamp(-1, 1)
 
 
 def stronger(likeliest: float) -> list[float]:
@@ -241,9 +247,14 @@ def calibrate(
         "log_likelihoods": fit.log_likelihoods,
     }
     appearance: Appearance | None = None
+    judged, varied = held_out, held_out
     if large is not None:
         folds = views.fold[views.original]
-        looks = gather_looks(pipe, *large, folds, config.rotation_degrees, config.nuisance, config.seed, report)
+        varied = vary_half(large[1], config.rotation_degrees, config.nuisance, config.seed)
+        judged = [shrink_to(pipe, image) for image in varied]
+        looks = gather_looks(
+            pipe, *large, varied, folds, config.rotation_degrees, config.nuisance, config.seed, report
+        )
         appearance = Appearance.of(looks)
         record["appearance"] = {
             "views": len(looks.views.values),
@@ -257,7 +268,7 @@ def calibrate(
         train_factors, train_moments = fit_factors(views.values[seen], fit.num_factors), moments_of(fit.left[seen])
         trials = make_trials(
             pipe,
-            held_out if large is None else large[1],
+            varied,
             config.seed,
             {one: model_of(normality, train_factors, train_moments, one) for one in stronger(shrinkage)},
             appearance,
@@ -309,7 +320,7 @@ def calibrate(
         (fold, part[i : i + BATCH_SIZE]) for fold, part in parts.items() for i in range(0, len(part), BATCH_SIZE)
     ]
     for fold, chosen in track(scoring, "Measuring held-out images", report, unit="batch"):
-        score_held_out(judges[fold], torch.stack([held_out[index] for index in chosen]), noise, found)
+        score_held_out(judges[fold], torch.stack([judged[index] for index in chosen]), noise, found)
         if looked is not None:
             found.add("appearance", pipe.smooth(looked[chosen], pipe.unet.config.sample_size), pipe)
     store(normality, fit_factors(views.values, fit.num_factors), fit.everything, shrinkage)

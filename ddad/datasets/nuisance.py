@@ -20,6 +20,8 @@ Nuisance = Literal["none", "mild", "strong"]
 STRENGTHS: dict[str, float] = {"none": 0.0, "mild": 1.0, "strong": 2.0}
 # At mild strength: grey levels of noise, part of light and contrast, JPEG quality, part of the width that an image is
 # shifted and zoomed by, pixels of blur.
+# Copies are moved by a little more: what has been seen only at the edge of a range is not known there.
+BEYOND = 1.3
 NOISE, LIGHT, QUALITY, SHIFT, ZOOM, BLUR = 3.0, 0.1, 50, 0.02, 0.03, 1.0
 
 
@@ -80,8 +82,8 @@ def vary(image: torch.Tensor, degrees: float, nuisance: Nuisance, generator: tor
         return strength > 0 and float(torch.rand(1, generator=generator)) < 0.5
 
     turned = rotate(image, torch.tensor([draw(degrees)]))
-    shift = SHIFT * max(1.0, strength)
-    copy = move(turned, draw(shift), draw(shift), 1 + draw(ZOOM * strength))
+    shift, zoom = (BEYOND * most * strength for most in (SHIFT, ZOOM))
+    copy = move(turned, draw(shift), draw(shift), 1 + draw(zoom))
     if happens():
         copy = change_light(copy, 1 + draw(LIGHT * strength))
     if happens():
