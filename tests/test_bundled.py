@@ -24,7 +24,7 @@ def folder(request):
 
 def test_its_files_are_small_and_safe(folder):
     sizes = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
-    assert max(sizes.values()) < 10_000_000 and sum(sizes.values()) < 42_000_000
+    assert max(sizes.values()) < 10_000_000 and sum(sizes.values()) < 60_000_000
     assert {path.suffix for path in sizes} <= {".safetensors", ".json", ".py", ".md", ".webp"}
 
 
@@ -33,6 +33,8 @@ def test_its_code_is_that_of_the_package(folder):
     assert ddad.__file__.startswith(str(package))
     assert (folder / "pipeline.py").resolve() == package / "pipeline.py"
     for name, (module, _) in DDADPipeline.component_classes.items():
+        if name in DDADPipeline._optional_components and not (folder / name).is_dir():
+            continue
         assert (folder / name / f"{module}.py").resolve() == package / f"{module}.py"
 
 

@@ -11,7 +11,7 @@ import ddad
 from ddad import DDADPipeline
 
 PACKAGE = Path(ddad.__file__).parent
-MODULES = ["pipeline", *(module for module, _ in DDADPipeline.component_classes.values())]
+MODULES = list(dict.fromkeys(["pipeline", *(module for module, _ in DDADPipeline.component_classes.values())]))
 # torchvision comes with timm, huggingface_hub with diffusers.
 ALLOWED = {"torch", "torchvision", "numpy", "PIL", "diffusers", "timm", "huggingface_hub"} | sys.stdlib_module_names
 

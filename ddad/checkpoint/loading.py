@@ -320,6 +320,8 @@ def refresh(cls: Any, folder: Path) -> None:
     """
     pipe = load_pipeline(cls, folder, accept_settings=True)
     for name, component in pipe.components.items():
+        if component is None:
+            continue
         component.save_config(folder / name)
         path = folder / name / component.config_name
         settings = read_json(path)

@@ -42,6 +42,8 @@ def check_code(pipe: Any, folder: Path) -> None:
     """
     sources = {"pipeline.py": pipe.source_code}
     for name, (module, _) in pipe.component_classes.items():
+        if getattr(pipe, name) is None:
+            continue
         sources[f"{name}/{module}.py"] = getattr(pipe, name).source_code
     for name, source in sources.items():
         path = folder / name
