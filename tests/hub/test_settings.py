@@ -91,7 +91,7 @@ def test_a_checkpoint_of_0_2_whose_check_sums_are_of_weights_alone_loads(copy):
         ("unet/config.json", {"upsample_type": "none"}, r"must be one of \['conv', 'resnet'\]"),
         ("scheduler/scheduler_config.json", {"clip_sample": "yes"}, "must be true or false"),
         ("scheduler/scheduler_config.json", {"num_train_timesteps": 100}, "cannot be larger than"),
-        ("normality/config.json", {"statistics": {}}, "must be a table of kl_mean"),
+        ("normality/config.json", {"statistics": {}}, "`statistics` must be of kl_mean"),
         ("normality/config.json", {"timesteps": [20]}, "`statistics` need 1 values each, found 2 of kl_mean"),
         ("normality/config.json", {"timesteps": [20, 1201]}, "not among the 250 steps"),
         ("normality/config.json", {"threshold_quantile": 95}, "`threshold_quantile` of .* from 0 to 1, found 95"),
