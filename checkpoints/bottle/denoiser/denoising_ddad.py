@@ -1,0 +1,1 @@
+../../../ddad/denoising_ddad.py

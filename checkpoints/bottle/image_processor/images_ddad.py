@@ -1,0 +1,1 @@
+../../../ddad/images_ddad.py

@@ -1,0 +1,1 @@
+../../../ddad/normality_ddad.py

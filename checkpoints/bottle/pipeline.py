@@ -1,0 +1,1 @@
+../../ddad/pipeline.py

@@ -1,0 +1,1 @@
+../../../ddad/scheduling_ddad.py

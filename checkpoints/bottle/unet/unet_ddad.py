@@ -1,0 +1,1 @@
+../../../ddad/unet_ddad.py
