@@ -1,6 +1,8 @@
+import functools
 import hashlib
 import json
 import os
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -9,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 
 from ddad import (
     DDADDenoiser,
@@ -109,6 +113,15 @@ def create_tiny_pipeline(seed: int = 0, **settings) -> DDADPipeline:
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@functools.cache
+def random_weights(backbone: str) -> Path:
+    """A file of random weights of a timm backbone: what is tested is the way, and not what it sees."""
+    torch.manual_seed(0)
+    path = Path(tempfile.mkdtemp(prefix="ddad-tests-")) / f"{backbone}.safetensors"
+    save_file(timm.create_model(backbone).state_dict(), path)
+    return path
 
 
 def sign(folder: Path) -> None:

@@ -22,6 +22,7 @@ from ddad.training.corruption import Corruption, fill
 from ddad.training.losses import snr_weight
 from ddad.training.run import nearest_timesteps
 from ddad.training.state import remove_state, state_folder
+from tests.conftest import random_weights
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,9 @@ def tiny_config(data, output, **settings):
 
 def tiny_flags(data, output):
     flags = "--image-size 64 --steps 4 --batch-size 2 --save-every 2 --warmup-steps 2 --calibration-fraction 0.4"
-    return ["train", "--data", str(data), "--output", str(output), *flags.split()]
+    appearance = ["--appearance-size", "64", "--appearance-backbone", "test_efficientnet"]
+    weights = ["--backbone-weights", str(random_weights("test_efficientnet"))]
+    return ["train", "--data", str(data), "--output", str(output), *flags.split(), *appearance, *weights]
 
 
 @pytest.fixture
@@ -194,6 +197,8 @@ def test_the_command_trains_and_saves(good_images, tmp_path, capsys):
     assert not state_folder(output).exists()
     assert sorted(path.name for path in output.iterdir()) == [
         "README.md",
+        "appearance",
+        "appearance_extractor",
         "checksums.json",
         "denoiser",
         "feature_extractor",
@@ -249,6 +254,7 @@ def test_a_damaged_training_image_is_named_before_training_starts(good_images, t
     assert "00.png is damaged or cut off" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # three calibrations
 def test_an_interruption_while_saving_leaves_no_half_checkpoint(good_images, tmp_path, monkeypatch, capsys):
     output = tmp_path / "stripes"
 
