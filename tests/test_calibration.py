@@ -17,7 +17,7 @@ from ddad.cli import main
 from ddad.datasets.folder import ImageFolder
 from ddad.datasets.layouts import find_images
 from ddad.datasets.lookalikes import group_lookalikes, split_images
-from tests.conftest import create_tiny_pipeline
+from tests.conftest import create_tiny_pipeline, random_weights
 from tests.hub.conftest import RECORD
 from tests.test_lookalikes import photographs
 
@@ -32,6 +32,12 @@ def striped_images(folder, count, offset=0.0, seed=0):
         )
         PIL.Image.fromarray(values.clip(0, 255).astype(np.uint8)).save(folder / f"{index:03d}.png")
     return folder
+
+
+def looks():
+    """Flags that judge appearance by a tiny backbone."""
+    weights = str(random_weights("test_efficientnet"))
+    return ["--appearance-size", "64", "--appearance-backbone", "test_efficientnet", "--backbone-weights", weights]
 
 
 def images_of(folder):
@@ -108,7 +114,7 @@ def test_the_command_adapts_a_checkpoint_to_a_changed_lamp(good, tmp_path, capsy
     pipe.save_pretrained(checkpoint)
     (checkpoint / "training.json").write_text(json.dumps(RECORD))
     bright = striped_images(tmp_path / "bright", 24, offset=60.0, seed=1)
-    command = ["calibrate", "--checkpoint", str(checkpoint), "--data", str(bright), "--output", str(output)]
+    command = ["calibrate", "--checkpoint", str(checkpoint), "--data", str(bright), "--output", str(output), *looks()]
     assert main(command) == 0
     new = DDADPipeline.from_pretrained(output)
     record = json.loads((output / "training.json").read_text())
@@ -129,7 +135,18 @@ def test_few_images_are_warned_of_and_one_is_refused(count, status, message, tmp
     create_tiny_pipeline().save_pretrained(checkpoint)
     data = striped_images(tmp_path / "data", count)
     assert (
-        main(["calibrate", "--checkpoint", str(checkpoint), "--data", str(data), "--output", str(tmp_path / "new")])
+        main(
+            [
+                "calibrate",
+                "--checkpoint",
+                str(checkpoint),
+                "--data",
+                str(data),
+                "--output",
+                str(tmp_path / "new"),
+                *looks(),
+            ]
+        )
         == status
     )
     assert message in capsys.readouterr().err + caplog.text

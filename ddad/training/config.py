@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ddad.datasets.layouts import DataFormat
-from ddad.datasets.nuisance import Nuisance
 
 PRESETS: dict[str, dict[str, Any]] = {
     # 11 M parameters on 4x4 patches, fewer values than the first layer has channels: no detail is lost on the way in.
@@ -75,7 +74,7 @@ class TrainConfig:
     backbone_weights: str | None = dataclasses.field(
         default=None, metadata={"help": "file of its weights: safetensors, or a state dict"}
     )
-    nuisance: Nuisance = dataclasses.field(
+    nuisance: Literal["none", "mild", "strong"] = dataclasses.field(
         default="mild", metadata={"help": "how much noise, light, blur and shift is no defect"}
     )
     steps: int = dataclasses.field(default=2000, metadata={"help": "optimisation steps"})
