@@ -19,6 +19,8 @@ from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import nn
 
+# Factors in one parameter: a file of a checkpoint holds whole parameters and must stay below 10 MB.
+FACTORS_TOGETHER = 32
 # Rows of features that are compared with the memory at once: their products with 20,000 patches take 160 MB.
 ROWS_AT_ONCE = 2048
 
@@ -50,7 +52,6 @@ class DDADAppearanceModel(ModelMixin, ConfigMixin):
         "num_patches": (int, 0, 1_000_000),
         "scales": {"gaussian": [(float, -1e9, 1e9)], "memory": [(float, -1e9, 1e9)]},
     }
-    kinds = ("gaussian", "memory", "both")
 
     @register_to_config
     def __init__(
@@ -77,8 +78,8 @@ class DDADAppearanceModel(ModelMixin, ConfigMixin):
         self.whitening = nn.ParameterList(
             [parameter(positions, triangle // 2), parameter(positions, -(-triangle // 2))]
         )
-        self.factors = nn.ParameterList([parameter(positions * num_channels, min(32, num_factors - first))
-                                         for first in range(0, num_factors, 32)])  # fmt: skip
+        counts = (min(FACTORS_TOGETHER, num_factors - first) for first in range(0, num_factors, FACTORS_TOGETHER))
+        self.factors = nn.ParameterList([parameter(positions * num_channels, count) for count in counts])
         self.patches = parameter(num_patches, feature_channels)
 
     def trimmed(self) -> "DDADAppearanceModel":
@@ -99,8 +100,7 @@ class DDADAppearanceModel(ModelMixin, ConfigMixin):
             for own, part in zip(model.whitening, self.whitening, strict=True):
                 own.copy_(part)
             factors = torch.cat([part[:, one] for part, one in zip(self.factors, used, strict=True)], dim=1)
-            for number, part in enumerate(model.factors):
-                part.copy_(factors[:, 32 * number : 32 * number + part.shape[1]])
+            model.set_factors(factors)
         if self.config.kind != "gaussian":
             model.patches.copy_(self.patches)
         return model
@@ -136,9 +136,14 @@ class DDADAppearanceModel(ModelMixin, ConfigMixin):
         self.mean.copy_(mean)
         self.whitening[0].copy_(packed[:, :first])
         self.whitening[1].copy_(packed[:, first:])
+        self.set_factors(factors)
+
+    @torch.no_grad()
+    def set_factors(self, factors: torch.Tensor) -> None:
+        """Stores factors, `[P c, k]` with k at most `num_factors`; the others do nothing."""
         for number, part in enumerate(self.factors):
             part.zero_()
-            own = factors[:, 32 * number : 32 * number + part.shape[1]]
+            own = factors[:, FACTORS_TOGETHER * number : FACTORS_TOGETHER * number + part.shape[1]]
             part[:, : own.shape[1]].copy_(own)
 
     @staticmethod
@@ -181,15 +186,13 @@ class DDADAppearanceModel(ModelMixin, ConfigMixin):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """How unusual each position is, `[N, C, h, w]` -> `[N, 1, grid_size, grid_size]`, in float32."""
-        features, distances = features.float(), {}
+        values, distances = self.to_grid(features.float()), {}
         if self.config.kind != "memory":
-            factors = torch.cat([part.float() for part in self.factors], dim=1) if len(self.factors) else None
-            if factors is None:
-                factors = self.mean.new_zeros(self.mean.numel(), 0, dtype=torch.float32)
-            reduced = self.reduce(features)
+            none = self.mean.new_zeros(self.mean.numel(), 0, dtype=torch.float32)
+            factors = torch.cat([none, *(part.float() for part in self.factors)], dim=1)
             distances["gaussian"] = self.gaussian_distance(
-                reduced, self.mean.float(), self.whitening_matrix(), factors
+                values @ self.basis.float(), self.mean.float(), self.whitening_matrix(), factors
             )
         if self.config.kind != "gaussian":
-            distances["memory"] = self.memory_distance(self.to_grid(features), self.patches.float())
+            distances["memory"] = self.memory_distance(values, self.patches.float())
         return self.combine(distances).view(-1, 1, self.config.grid_size, self.config.grid_size)

@@ -115,6 +115,14 @@ def create_tiny_pipeline(seed: int = 0, **settings) -> DDADPipeline:
     return pipe
 
 
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory):
+    """The tiny pipeline as it is saved; not to be changed."""
+    folder = tmp_path_factory.mktemp("saved") / "tiny"
+    create_tiny_pipeline().save_pretrained(folder)
+    return folder
+
+
 @functools.cache
 def random_weights(backbone: str) -> Path:
     """A file of random weights of a timm backbone: what is tested is the way, and not what it sees."""

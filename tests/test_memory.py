@@ -13,7 +13,6 @@ import torch
 
 from ddad import DDADImageProcessor
 from ddad.images_ddad import DDADImages
-from tests.conftest import create_tiny_pipeline
 from tools.serve import ROOT, running_page
 from tools.visitors import Visitor
 
@@ -60,13 +59,6 @@ create_page({checkpoints!r}).launch(**LAUNCH)
 """
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoints") / "tiny_part"
-    create_tiny_pipeline().save_pretrained(folder)
-    return folder
-
-
 def measure(code: str, *arguments) -> list[float]:
     """Megabytes, as a program prints them in its last line."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
@@ -91,20 +83,20 @@ def test_large_pictures_are_coloured_as_small_ones(monkeypatch):
     assert torch.equal(DDADImageProcessor.overlay(image, anomaly_map, 1.0), whole)
 
 
-def test_a_list_of_photographs_takes_the_memory_of_one(checkpoint):
-    called, read = measure(LARGE, checkpoint, 6, 1500, 2000)
+def test_a_list_of_photographs_takes_the_memory_of_one(tiny_checkpoint):
+    called, read = measure(LARGE, tiny_checkpoint, 6, 1500, 2000)
     # In 8 bits each has 9 MB; at full size the results of one have 84 MB, which six once held six times.
     assert called < 6 * 9 + 120 and read < 6 * 9 + 220, (called, read)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("count", "height", "width", "most"), [(16, 3000, 4000, 1500), (1, 8000, 8000, 3200)])
-def test_photographs_of_12_and_64_megapixels(checkpoint, count, height, width, most):
-    assert max(measure(LARGE, checkpoint, count, height, width)) < most
+def test_photographs_of_12_and_64_megapixels(tiny_checkpoint, count, height, width, most):
+    assert max(measure(LARGE, tiny_checkpoint, count, height, width)) < most
 
 
 @pytest.mark.slow
-def test_predict_of_2000_images_stays_where_it_was(checkpoint, tmp_path):
+def test_predict_of_2000_images_stays_where_it_was(tiny_checkpoint, tmp_path):
     chance = np.random.default_rng(0)
     for folder, count in (("few", 100), ("many", 1900)):
         (tmp_path / folder).mkdir()
@@ -112,7 +104,7 @@ def test_predict_of_2000_images_stays_where_it_was(checkpoint, tmp_path):
             size = (int(chance.integers(48, 160)), int(chance.integers(48, 160)))  # of mixed sizes
             values = chance.integers(0, 255, size, dtype=np.uint8)
             PIL.Image.fromarray(values).save(tmp_path / folder / f"{number:04}.png")
-    first, last = measure(PREDICT, checkpoint, tmp_path / "results", tmp_path / "few", tmp_path / "many")
+    first, last = measure(PREDICT, tiny_checkpoint, tmp_path / "results", tmp_path / "few", tmp_path / "many")
     assert len(list((tmp_path / "results").glob("*_denoised.png"))) == 2000
     assert last < first + 60, (first, last)
 
@@ -124,9 +116,9 @@ def held(pid: int) -> float:
 
 
 @pytest.mark.slow
-def test_the_page_after_200_visits_stays_where_it_was(checkpoint, tmp_path):
+def test_the_page_after_200_visits_stays_where_it_was(tiny_checkpoint, tmp_path):
     program, pid = tmp_path / "program.py", tmp_path / "pid"
-    program.write_text(PAGE.format(root=str(ROOT), pid=str(pid), checkpoints=str(checkpoint.parent)))
+    program.write_text(PAGE.format(root=str(ROOT), pid=str(pid), checkpoints=str(tiny_checkpoint.parent)))
     chance = np.random.default_rng(0)
 
     with running_page(program, HF_HUB_OFFLINE="1") as url:
@@ -134,7 +126,7 @@ def test_the_page_after_200_visits_stays_where_it_was(checkpoint, tmp_path):
         def visit(number: int) -> None:
             path = tmp_path / "image.png"
             PIL.Image.fromarray(chance.integers(0, 255, (300, 400, 3), dtype=np.uint8)).save(path)
-            assert Visitor(url, number).visit(path, checkpoint.name).error is None
+            assert Visitor(url, number).visit(path, tiny_checkpoint.name).error is None
 
         for number in range(20):
             visit(number)

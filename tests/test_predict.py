@@ -7,23 +7,23 @@ import PIL.Image
 import pytest
 
 from ddad.cli import main
-from tests.conftest import create_tiny_pipeline
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
-    create_tiny_pipeline().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
-def predict(checkpoint, capsys):
+def predict(tiny_checkpoint, capsys):
     """Runs the command; its exit status and lines."""
 
     def run(*inputs, output, options=()):
         capsys.readouterr()
-        arguments = ["predict", *map(str, inputs), "--checkpoint", str(checkpoint), "--output", str(output), *options]
+        arguments = [
+            "predict",
+            *map(str, inputs),
+            "--checkpoint",
+            str(tiny_checkpoint),
+            "--output",
+            str(output),
+            *options,
+        ]
         status = main(arguments)
         return status, [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 

@@ -22,16 +22,9 @@ from tests.hub.server import running_hub
 COMPONENTS = [name for name in DDADPipeline.component_classes if name not in DDADPipeline._optional_components]
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("saved") / "tiny"
-    create_tiny_pipeline().save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
-def copy(saved, tmp_path):
-    folder = shutil.copytree(saved, tmp_path / "copy")
+def copy(tiny_checkpoint, tmp_path):
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "copy")
     (folder / "checksums.json").unlink()  # as 0.1 saved it: what else is checked comes to light
     return folder
 
@@ -41,8 +34,8 @@ def score(pipe, picture):
     return pipe(picture, denoise=False)
 
 
-def test_save_and_load_change_nothing(saved, picture):
-    original, loaded = create_tiny_pipeline(), DDADPipeline.from_pretrained(saved)
+def test_save_and_load_change_nothing(tiny_checkpoint, picture):
+    original, loaded = create_tiny_pipeline(), DDADPipeline.from_pretrained(tiny_checkpoint)
     assert loaded.timesteps == [20, 201]
     for name in COMPONENTS:
         before, after = (dict(getattr(pipe, name).config) for pipe in (original, loaded))
@@ -57,18 +50,18 @@ def test_save_and_load_change_nothing(saved, picture):
     assert score(loaded, picture).image_score[0] == pytest.approx(score(original, picture).image_score[0], rel=1e-5)
 
 
-def test_the_folder_holds_the_code_byte_for_byte_and_no_path(saved):
+def test_the_folder_holds_the_code_byte_for_byte_and_no_path(tiny_checkpoint):
     package = Path(ddad.__file__).parent
-    assert (saved / "pipeline.py").read_bytes() == (package / "pipeline.py").read_bytes()
+    assert (tiny_checkpoint / "pipeline.py").read_bytes() == (package / "pipeline.py").read_bytes()
     for name in COMPONENTS:
         module, _ = DDADPipeline.component_classes[name]
-        assert (saved / name / f"{module}.py").read_bytes() == (package / f"{module}.py").read_bytes()
-    index = json.loads((saved / "model_index.json").read_text())
+        assert (tiny_checkpoint / name / f"{module}.py").read_bytes() == (package / f"{module}.py").read_bytes()
+    index = json.loads((tiny_checkpoint / "model_index.json").read_text())
     assert index["_class_name"] == ["pipeline", "DDADPipeline"]
     assert index["unet"] == ["unet_ddad", "DDADUNet2DModel"]
-    assert not list(saved.rglob("*.bin")) and not list(saved.rglob("*.pt"))
-    for path in saved.rglob("*.json"):
-        assert "_name_or_path" not in path.read_text() and str(saved.parent) not in path.read_text()
+    assert not list(tiny_checkpoint.rglob("*.bin")) and not list(tiny_checkpoint.rglob("*.pt"))
+    for path in tiny_checkpoint.rglob("*.json"):
+        assert "_name_or_path" not in path.read_text() and str(tiny_checkpoint.parent) not in path.read_text()
 
 
 WITHOUT_PACKAGE = """
@@ -108,12 +101,14 @@ def run_without_package(*arguments, home, code=WITHOUT_PACKAGE, **environment):
     return json.loads(process.stdout.splitlines()[-1])
 
 
-def test_loads_from_a_hub_where_the_package_is_not_installed(saved, tmp_path, picture):
+def test_loads_from_a_hub_where_the_package_is_not_installed(tiny_checkpoint, tmp_path, picture):
     with running_hub() as hub:
-        hub.add("factory/tiny", saved, ["ddad"])
+        hub.add("factory/tiny", tiny_checkpoint, ["ddad"])
         environment = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
         (found,) = run_without_package(picture, "factory/tiny", home=tmp_path, **environment)
-    assert found[0] == pytest.approx(score(DDADPipeline.from_pretrained(saved), picture).image_score[0], rel=1e-4)
+    assert found[0] == pytest.approx(
+        score(DDADPipeline.from_pretrained(tiny_checkpoint), picture).image_score[0], rel=1e-4
+    )
 
 
 def test_loads_and_runs_where_the_package_is_not_installed(copy, tmp_path, picture):
@@ -160,10 +155,10 @@ def test_two_checkpoints_of_different_code_do_not_disturb_each_other(copy, tmp_p
     assert first == again and second == 2 * first
 
 
-def test_a_link_to_code_is_kept_or_replaced_and_never_written_through(saved, tmp_path):
-    package, pipe = Path(ddad.__file__).parent, DDADPipeline.from_pretrained(saved)
+def test_a_link_to_code_is_kept_or_replaced_and_never_written_through(tiny_checkpoint, tmp_path):
+    package, pipe = Path(ddad.__file__).parent, DDADPipeline.from_pretrained(tiny_checkpoint)
     folder, elsewhere = tmp_path / "linked", tmp_path / "mine.py"
-    shutil.copytree(saved, folder)
+    shutil.copytree(tiny_checkpoint, folder)
     elsewhere.write_text("my = 'own'")
     for name, target in (("pipeline.py", package / "pipeline.py"), ("unet/unet_ddad.py", elsewhere)):
         (folder / name).unlink()
@@ -181,19 +176,21 @@ def test_no_code_runs_without_trust(copy):
     assert DDADPipeline.from_pretrained(copy).config.category == "tiny"  # its own classes, not the folder's
 
 
-def test_types_variants_and_replacements(saved, tmp_path, picture):
-    half = DDADPipeline.from_pretrained(saved, torch_dtype={"unet": torch.bfloat16, "default": torch.float32})
+def test_types_variants_and_replacements(tiny_checkpoint, tmp_path, picture):
+    half = DDADPipeline.from_pretrained(
+        tiny_checkpoint, torch_dtype={"unet": torch.bfloat16, "default": torch.float32}
+    )
     assert half.unet.dtype == torch.bfloat16 and half.normality.dtype == torch.float32
-    full = DDADPipeline.from_pretrained(saved)
+    full = DDADPipeline.from_pretrained(tiny_checkpoint)
     assert score(half, picture).image_score[0] == pytest.approx(score(full, picture).image_score[0], rel=0.1)
-    assert DDADPipeline.from_pretrained(saved, alpha=0.1).config.alpha == 0.1
-    assert DDADPipeline.from_pretrained(saved, unet=full.unet).unet is full.unet
+    assert DDADPipeline.from_pretrained(tiny_checkpoint, alpha=0.1).config.alpha == 0.1
+    assert DDADPipeline.from_pretrained(tiny_checkpoint, unet=full.unet).unet is full.unet
     full.save_pretrained(tmp_path, variant="fp16")
     assert DDADPipeline.from_pretrained(tmp_path, variant="fp16").config.category == "tiny"
 
 
-def test_files_are_split_and_put_together_again(saved, tmp_path, picture):
-    pipe = DDADPipeline.from_pretrained(saved)
+def test_files_are_split_and_put_together_again(tiny_checkpoint, tmp_path, picture):
+    pipe = DDADPipeline.from_pretrained(tiny_checkpoint)
     pipe.save_pretrained(tmp_path, max_shard_size="40KB")
     assert len(list((tmp_path / "unet").glob("*.safetensors"))) > 2
     again = DDADPipeline.from_pretrained(tmp_path)

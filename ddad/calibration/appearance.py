@@ -7,18 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.utils.data import Dataset
 
 from ddad.appearance_ddad import DDADAppearanceModel
 from ddad.calibration.factors import Factors, Views, fit_factors, moments_of
-from ddad.calibration.fitting import Fit, fit_residuals, spread
+from ddad.calibration.fitting import Fit, Images, fit_residuals, spread
 from ddad.calibration.gaussians import Moments, principal_components, shrink
 from ddad.calibration.progress import Report, track
 from ddad.datasets.folder import ImagesInMemory
 from ddad.datasets.nuisance import Nuisance, vary
 from ddad.pipeline import DDADPipeline
-
-Images = Sequence[torch.Tensor] | Dataset[torch.Tensor]
 
 COMPONENT_IMAGES = 48
 NUM_PATCHES = 20_000
@@ -189,13 +186,12 @@ class Appearance:
         """Chooses the number of factors, and the likeliest shrinkage."""
         return cls(looks, fit_residuals(looks.views))
 
-    def of_training(self, shrinkage: float) -> Statistics:
-        """By the images that are not held out."""
+    def of_training(self, shrinkages: Sequence[float]) -> dict[float, Statistics]:
+        """By the images that are not held out, with each shrinkage; factors and moments are the same for all."""
         views, seen = self.looks.views, ~self.looks.views.held_out
-        factors = fit_factors(views.values[seen], self.fit.num_factors)
-        return Statistics.of(
-            factors, moments_of(self.fit.left[seen]), shrinkage, self.looks.choose_patches(~self.looks.judge)
-        )
+        factors, moments = fit_factors(views.values[seen], self.fit.num_factors), moments_of(self.fit.left[seen])
+        patches = self.looks.choose_patches(~self.looks.judge)
+        return {one: Statistics.of(factors, moments, one, patches) for one in shrinkages}
 
     def of_all(self, shrinkage: float) -> Statistics:
         """By all images: what is stored."""

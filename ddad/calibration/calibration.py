@@ -137,7 +137,7 @@ def make_trials(
     small = torch.stack([shrink_to(pipe, image) for image in images])
     kl, features = maps_of_unet(pipe, small, models, report)
     if appearance is not None:
-        statistics = {one: appearance.of_training(one) for one in stronger(appearance.fit.shrinkage)}
+        statistics = appearance.of_training(stronger(appearance.fit.shrinkage))
         features |= maps_of_appearance(pipe, images, len(good), statistics, report)
     return Trials(len(good), masks, kl, features)
 

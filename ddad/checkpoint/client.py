@@ -1,5 +1,6 @@
 """The connection to the Hub, for programs that somebody waits for: no request waits without end."""
 
+import functools
 from typing import Any
 
 from huggingface_hub import constants, get_session, set_client_factory
@@ -9,6 +10,7 @@ LONGEST_WAIT = {"GET": 20, "HEAD": 20}
 LONGEST_WAIT_TO_SEND = 180
 
 
+@functools.cache  # once a process: each time would add another hook to those of the client before
 def bound_waiting() -> None:
     """Limits how long every request of this process to the Hub waits for an answer."""
     session = get_session()
@@ -24,9 +26,10 @@ def bound_waiting() -> None:
 
 
 def reach() -> None:
-    """Asks the Hub for a sign of life, once, before requests that the library tries six times.
+    """Asks the Hub for a sign of life, once, before requests that the library tries six times; bounds all waiting.
 
     Raises:
         OSError, or an error of the HTTP library: if there is none, or HF_HUB_OFFLINE is set.
     """
+    bound_waiting()
     get_session().head(constants.ENDPOINT, timeout=LONGEST_WAIT["HEAD"] / 2)

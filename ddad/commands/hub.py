@@ -27,10 +27,9 @@ def add_publish(commands: argparse._SubParsersAction) -> None:
 
 def run_publish(arguments: argparse.Namespace) -> int:
     """Prepares, and sends or lists."""
-    from ddad.checkpoint.client import bound_waiting, reach
+    from ddad.checkpoint.client import reach
     from ddad.checkpoint.publish import PublishOptions, prepare, publish
 
-    bound_waiting()
     folder = Path(arguments.checkpoint)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not the folder of a checkpoint.")
@@ -77,10 +76,9 @@ def add_publish_space(commands: argparse._SubParsersAction) -> None:
 
 def run_publish_space(arguments: argparse.Namespace) -> int:
     """Checks that every folder loads, prepares, and sends or lists."""
-    from ddad.checkpoint.client import bound_waiting, reach
+    from ddad.checkpoint.client import reach
     from ddad.checkpoint.space import prepare_space, publish_space
 
-    bound_waiting()
     with prepare_space(arguments.repository, arguments.checkpoints, arguments.hardware) as staged:
         for path in sorted((staged / "checkpoints").glob("*/model_index.json")):
             load_pipeline(str(path.parent), "cpu")
@@ -104,10 +102,9 @@ def add_list(commands: argparse._SubParsersAction) -> None:
 
 def run_list(_: argparse.Namespace) -> int:
     """Searches and prints."""
-    from ddad.checkpoint.client import bound_waiting, reach
+    from ddad.checkpoint.client import reach
     from ddad.checkpoint.publish import find_published
 
-    bound_waiting()
     reach()
     for repository, downloads in find_published():
         print(f"{downloads:>10}  {repository}")

@@ -6,6 +6,8 @@ from ddad.cli import main
 
 COMMANDS = {"list": ["list"], "load": ["predict", "part.png", "--checkpoint", "factory/tiny", "--output", "results"]}
 
+LOAD = "from ddad import DDADPipeline\nprint(DDADPipeline.from_pretrained('factory/tiny').config.category)"
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
@@ -48,10 +50,9 @@ def test_a_hub_that_hangs_is_not_waited_for(hub, run, command, tmp_path):
 @pytest.mark.slow
 def test_what_is_in_the_cache_is_loaded_while_the_hub_hangs(hub, run, checkpoint):
     hub.add("factory/tiny", checkpoint, ["ddad"])
-    code = "from ddad import DDADPipeline\nprint(DDADPipeline.from_pretrained('factory/tiny').config.category)"
-    assert run(code=code).strip() == "tiny"
+    assert run(code=LOAD).strip() == "tiny"
     hub.delay = 30
-    hasty = f"import ddad.checkpoint.loading as loading\nloading.ANSWER_SECONDS = 1\n{code}"
+    hasty = f"import ddad.checkpoint.loading as loading\nloading.ANSWER_SECONDS = 1\n{LOAD}"
     assert run(code=hasty).strip() == "tiny"
 
 
@@ -74,8 +75,7 @@ def test_a_page_in_place_of_data_is_called_so(hub, run):
 @pytest.mark.slow
 def test_a_file_that_arrived_damaged_is_loaded_once_more(hub, run, checkpoint):
     hub.add("factory/tiny", checkpoint, ["ddad"])
-    code = "from ddad import DDADPipeline\nprint(DDADPipeline.from_pretrained('factory/tiny').config.category)"
-    assert run(code=code).strip() == "tiny"
+    assert run(code=LOAD).strip() == "tiny"
     blobs = """
         import pathlib, huggingface_hub.constants as constants
         blob = max(pathlib.Path(constants.HF_HUB_CACHE).rglob("*.safetensors"), key=lambda one: one.stat().st_size)
@@ -84,10 +84,10 @@ def test_a_file_that_arrived_damaged_is_loaded_once_more(hub, run, checkpoint):
         blob.resolve().write_bytes(bytes(content))
     """
     run(code=blobs)
-    assert run(code=code).strip() == "tiny"
+    assert run(code=LOAD).strip() == "tiny"
     # Without the Hub it is refused, and said.
     run(code=blobs)
-    assert "its sha256 differs" in run(code=code, status=1, HF_HUB_OFFLINE="1")
+    assert "its sha256 differs" in run(code=LOAD, status=1, HF_HUB_OFFLINE="1")
 
 
 def test_a_mistyped_folder_is_not_looked_for_on_the_hub(tmp_path, monkeypatch, capsys):

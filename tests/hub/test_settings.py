@@ -14,16 +14,9 @@ from ddad.cli import main
 from tests.conftest import create_tiny_pipeline, sign
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("saved") / "tiny"
-    create_tiny_pipeline().save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
-def copy(saved, tmp_path):
-    return shutil.copytree(saved, tmp_path / "copy")
+def copy(tiny_checkpoint, tmp_path):
+    return shutil.copytree(tiny_checkpoint, tmp_path / "copy")
 
 
 def change(path, **settings):
@@ -178,12 +171,12 @@ def load_and_score(folder, signed):
 
 
 @pytest.mark.parametrize("count", [20, pytest.param(300, marks=pytest.mark.slow)])
-def test_damaged_checkpoints_load_right_or_are_refused(saved, tmp_path, count):
-    right = load_and_score(saved, signed=False)
+def test_damaged_checkpoints_load_right_or_are_refused(tiny_checkpoint, tmp_path, count):
+    right = load_and_score(tiny_checkpoint, signed=False)
     refused = 0
     for seed in range(count):
         chance = random.Random(seed)
-        folder = shutil.copytree(saved, tmp_path / str(seed))
+        folder = shutil.copytree(tiny_checkpoint, tmp_path / str(seed))
         changes = [mutate(folder, chance)]
         signed = chance.random() < 0.7
         try:
