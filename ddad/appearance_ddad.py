@@ -86,7 +86,7 @@ class DDADAppearanceModel(ModelMixin, ConfigMixin):
         """A model that gives the same and stores nothing that its kind does not use."""
         settings = {name: value for name, value in self.config.items() if not name.startswith("_")}
         used = [part.any(dim=0).nonzero().flatten() for part in self.factors]
-        count = sum(len(one) for one in used)
+        count = sum(len(columns) for columns in used)
         if self.config.kind == "gaussian":
             settings |= {"num_patches": 0, "num_factors": count}
         elif self.config.kind == "memory":
@@ -99,7 +99,7 @@ class DDADAppearanceModel(ModelMixin, ConfigMixin):
                 getattr(model, name).copy_(getattr(self, name))
             for own, part in zip(model.whitening, self.whitening, strict=True):
                 own.copy_(part)
-            factors = torch.cat([part[:, one] for part, one in zip(self.factors, used, strict=True)], dim=1)
+            factors = torch.cat([part[:, columns] for part, columns in zip(self.factors, used, strict=True)], dim=1)
             model.set_factors(factors)
         if self.config.kind != "gaussian":
             model.patches.copy_(self.patches)

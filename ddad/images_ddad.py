@@ -80,7 +80,7 @@ def are_whole(values: np.ndarray) -> bool:
 
 def depth_of(highest: float) -> float | None:
     """The largest value of a camera whose values go up to `highest`; None beyond 16 bits."""
-    return next((float(one) for one in LARGEST_VALUES if highest <= one), None)
+    return next((float(value) for value in LARGEST_VALUES if highest <= value), None)
 
 
 @contextlib.contextmanager
@@ -335,7 +335,7 @@ class DDADImageProcessor(SchedulerMixin, ConfigMixin):
             if len(image) == 0:
                 raise ValueError("There is no image in the list.")
             return DDADImages(self._read_each(image))
-        return DDADImages([self.read_image(image)])
+        return DDADImages([self.read_image(image)])  # type: ignore[arg-type]  # no list, as was seen above
 
     def _read_each(self, images: Iterable[ImageInput]) -> Iterator[torch.Tensor]:
         for index, image in enumerate(images):

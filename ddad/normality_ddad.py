@@ -283,7 +283,7 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
         pixel, feature = (maps[:, self.scores.index(name)][:, index] for name in (pixel_score, feature_score))
         return self.fuse(pixel, feature, alpha).flatten(1)
 
-    def levels(
+    def limits(
         self, alpha: float, timesteps: Sequence[int], pixel_score: str = "kl", feature_score: str = "mahalanobis"
     ) -> tuple[float | None, float | None]:
         """Threshold and mask level, from the stored maps of held-out normal images; None without such maps.

@@ -29,6 +29,8 @@ from diffusers.utils import BaseOutput
 from huggingface_hub import ModelCard
 
 ImageInput = str | os.PathLike | PIL.Image.Image | np.ndarray | torch.Tensor
+PixelScore = Literal["kl", "rgb"]
+FeatureScore = Literal["appearance", "mahalanobis", "mse"]
 
 
 def plainly(method: Callable) -> Callable:
@@ -107,8 +109,8 @@ class DDADScores:
     pixel_maps: torch.Tensor | None
     feature_maps: torch.Tensor
     timesteps: list[int]
-    pixel_score: str
-    feature_score: str
+    pixel_score: PixelScore
+    feature_score: FeatureScore
 
     def __len__(self) -> int:
         return len(self.images)
@@ -249,7 +251,7 @@ class DDADPipeline(DiffusionPipeline):
     # What check sums are kept of, beside the index: weights, settings, and which file holds which weight.
     checked_files = ("*/*.safetensors", "*/*config.json", "*/*.index*.json")
 
-    def __init__(
+    def __init__(  # type: ignore[no-untyped-def]  # diffusers compares annotations with what it loads
         self,
         unet,
         scheduler,
@@ -347,11 +349,11 @@ class DDADPipeline(DiffusionPipeline):
         if isinstance(bound, dict):
             if not isinstance(value, Mapping) or (value.keys() != bound.keys() and "*" not in bound):
                 return f"a table of {', '.join(bound)}"
-            parts = [(key, cls._unmet(one, bound.get(key, bound.get("*")))) for key, one in value.items()]
+            parts = [(key, cls._unmet(entry, bound.get(key, bound.get("*")))) for key, entry in value.items()]
             return next((f"a table whose {key} is {wanted}" for key, wanted in parts if wanted), None)
         if isinstance(bound, list):
             whole = isinstance(value, (list, tuple)) and len(value) > 0
-            unmet = (cls._unmet(one, bound[0]) for one in value) if whole else [cls._unmet(None, bound[0])]
+            unmet = (cls._unmet(entry, bound[0]) for entry in value) if whole else [cls._unmet(None, bound[0])]
             wanted = next(filter(None, unmet), None)
             return wanted and f"a list, each of it {wanted}"
         if isinstance(bound, set):
@@ -380,9 +382,9 @@ class DDADPipeline(DiffusionPipeline):
         if (self.appearance is not None) != self.normality.config.appearance:
             raise ValueError("`appearance` and the setting of that name of `normality` do not agree.")
         if self.appearance is not None:
-            found = self.appearance_extractor.feature_channels, self.appearance.config.feature_channels
-            if found[0] != found[1]:
-                raise ValueError(f"The appearance's components do not belong together: channels {found}.")
+            seen, judged = self.appearance_extractor.feature_channels, self.appearance.config.feature_channels
+            if seen != judged:
+                raise ValueError(f"The appearance's components do not belong together: channels {seen} and {judged}.")
         if self.config.feature_score not in self.normality.feature_scores:
             raise ValueError(f"`feature_score` must be one of {self.normality.feature_scores}.")
         if self.normality.config.calibration_size > self.unet.config.sample_size:
@@ -403,14 +405,14 @@ class DDADPipeline(DiffusionPipeline):
         """The threshold for the stored `alpha` and `timesteps`; None if the pipeline is not calibrated."""
         if self.config.threshold is not None:
             return self.config.threshold
-        return self.normality.levels(self.config.alpha, self.timesteps, "kl", self.config.feature_score)[0]
+        return self.normality.limits(self.config.alpha, self.timesteps, "kl", self.config.feature_score)[0]
 
     # -------------------------------------------------------------------------------------------------------- scoring
 
     def prepare(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
         """Images `[3, H, W]` in [0, 1] of any size -> what the model sees, `[N, 3, S, S]` in [-1, 1]."""
         size = self.unet.config.sample_size
-        return torch.cat([self.image_processor.preprocess(one, size) for one in images]).to(self._execution_device)
+        return torch.cat([self.image_processor.preprocess(image, size) for image in images]).to(self._execution_device)
 
     def get_noise(self, timesteps: Sequence[int], generator: torch.Generator | None = None) -> torch.Tensor:
         """One noise image for each timestep, `[K, 3, S, S]`, the same for every image; see the scheduler."""
@@ -471,11 +473,11 @@ class DDADPipeline(DiffusionPipeline):
     def prepare_appearance(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
         """Images `[3, H, W]` in [0, 1] of any size -> what appearance is judged by, `[N, 3, L, L]` in [-1, 1]."""
         size = self.appearance_extractor.config.image_size
-        return torch.cat([self.image_processor.preprocess(one, size) for one in images]).to(self._execution_device)
+        return torch.cat([self.image_processor.preprocess(image, size) for image in images]).to(self._execution_device)
 
     def appearance_maps(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
         """How unusual images `[3, H, W]` in [0, 1] look, without the U-Net; smoothed, `[N, 1, S, S]`."""
-        distances = [self.appearance(self.extract_appearance(self.prepare_appearance([one]))) for one in images]
+        distances = [self.appearance(self.extract_appearance(self.prepare_appearance([image]))) for image in images]
         return self.smooth(torch.cat(distances), self.unet.config.sample_size)
 
     @torch.no_grad()
@@ -492,8 +494,8 @@ class DDADPipeline(DiffusionPipeline):
         self,
         image: ImageInput | Sequence[ImageInput],
         timesteps: Sequence[int] | None = None,
-        pixel_score: Literal["kl", "rgb"] | None = None,
-        feature_score: Literal["appearance", "mahalanobis", "mse"] | None = None,
+        pixel_score: PixelScore | None = None,
+        feature_score: FeatureScore | None = None,
         batch_size: int = 4,
         generator: torch.Generator | None = None,
     ) -> DDADScores:
@@ -677,7 +679,7 @@ class DDADPipeline(DiffusionPipeline):
             For each image the steps `[3, S, S]` in [0, 1] from the image itself to the last, and the distance before
             and after; None if the image was left as it is.
         """
-        frames = [[(one + 1) / 2] for one in images]
+        frames = [[(image + 1) / 2] for image in images]
         distances: list[tuple[float, float] | None] = [None] * len(images)
         chosen = mask.amax(dim=(1, 2, 3)).nonzero()[:, 0].tolist()
         if not chosen:
@@ -696,6 +698,7 @@ class DDADPipeline(DiffusionPipeline):
                 callback(self, number, timestep, {"image": current})
             progress.update()
         progress.close()
+        assert before is not None and distance is not None  # every run measures both
         for position, i in enumerate(chosen):
             distances[i] = (float(before[position]), float(distance[position]))
             frames[i].append((current[position] + 1) / 2)
@@ -726,7 +729,7 @@ class DDADPipeline(DiffusionPipeline):
         Raises:
             ValueError: if there is none: the pipeline stores no normal images and none is given.
         """
-        measured, mask_level = self.normality.levels(alpha, timesteps, pixel_score, feature_score)
+        measured, mask_level = self.normality.limits(alpha, timesteps, pixel_score, feature_score)
         if threshold is None:
             settings = (alpha, sorted(timesteps), pixel_score, feature_score)
             stored = (self.config.alpha, sorted(self.timesteps), "kl", self.config.feature_score)
@@ -745,8 +748,8 @@ class DDADPipeline(DiffusionPipeline):
         threshold: float | None = None,
         denoise: bool | Literal["masked", "whole"] = True,
         num_denoising_steps: int = 60,
-        pixel_score: Literal["kl", "rgb"] | None = None,
-        feature_score: Literal["appearance", "mahalanobis", "mse"] | None = None,
+        pixel_score: PixelScore | None = None,
+        feature_score: FeatureScore | None = None,
         batch_size: int = 4,
         generator: torch.Generator | None = None,
         output_type: Literal["pil", "np", "pt"] = "pil",
@@ -815,6 +818,7 @@ class DDADPipeline(DiffusionPipeline):
 
             # 2. Score: one evaluation of the U-Net for all noise levels, pixels and features
             if given is None:
+                assert noise is not None
                 names = [feature_score] if unseen else [pixel_score, feature_score]
                 maps = self.calibrated_maps(batch, timesteps, noise, *names)
                 pixel, feature = maps[0], maps[-1]  # of weight zero, the first may be any
@@ -839,7 +843,9 @@ class DDADPipeline(DiffusionPipeline):
                     self.prepare(batch), mask, denoise == "whole", num_denoising_steps, generator, callback_on_step_end
                 )
                 distances += moved
-                intermediates += [[self.image_processor.to_image(one, output_type) for one in each] for each in frames]
+                intermediates += [
+                    [self.image_processor.to_image(image, output_type) for image in each] for each in frames
+                ]
                 drawing.repaired += [each[-1] for each in frames]
                 drawing.masks += mask
         self.maybe_free_model_hooks()
@@ -864,7 +870,9 @@ class DDADPipeline(DiffusionPipeline):
 
     # ----------------------------------------------------------------------------------------------- saving, loading
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args, variant: str | None = None, **kwargs) -> None:
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, *args: Any, variant: str | None = None, **kwargs: Any
+    ) -> None:
         """Saves weights, settings and code; see diffusers.
 
         Args:
@@ -894,7 +902,7 @@ class DDADPipeline(DiffusionPipeline):
             for name, network in networks.items():
                 setattr(self, name, network)
 
-    def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
+    def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Writes `model_index.json`, check sums, versions, and the code of the pipeline and its components.
 
         With the code in the folder, `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` loads it where
@@ -925,7 +933,8 @@ class DDADPipeline(DiffusionPipeline):
         }
         (folder / "checksums.json").write_text(json.dumps(checksums, indent=2) + "\n", encoding="utf-8")
         package = sys.modules.get(type(self).__module__.partition(".")[0])  # none that knows its version on the Hub
-        versions = {"ddad": package.__version__} if hasattr(package, "__version__") else {}
+        version = getattr(package, "__version__", None)
+        versions = {"ddad": version} if version else {}
         for name in self.versions_of:
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
                 versions[name] = importlib.metadata.version(name)
@@ -940,7 +949,7 @@ class DDADPipeline(DiffusionPipeline):
             path.unlink()
         path.write_text(source, encoding="utf-8")
 
-    def _upload_folder(self, working_dir: str | os.PathLike, *args, **kwargs) -> Any:
+    def _upload_folder(self, working_dir: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
         """Uploads a saved pipeline, with the tags that the page and `ddad list` search for in its card."""
         path = Path(working_dir) / "README.md"
         if path.is_file():
@@ -951,7 +960,7 @@ class DDADPipeline(DiffusionPipeline):
         return super()._upload_folder(working_dir, *args, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "DDADPipeline":
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "DDADPipeline":
         """Loads a pipeline from a folder or from the Hub.
 
         From the installed package no code of the repository is run: the components are built from the package's own
@@ -977,7 +986,7 @@ class DDADPipeline(DiffusionPipeline):
         return loading.load_pipeline(cls, pretrained_model_name_or_path, **kwargs)
 
     @classmethod
-    def from_pipe(cls, pipeline: "DDADPipeline", **kwargs) -> "DDADPipeline":
+    def from_pipe(cls, pipeline: "DDADPipeline", **kwargs: Any) -> "DDADPipeline":
         """A second pipeline on the same networks, which take no more memory.
 
         Args:

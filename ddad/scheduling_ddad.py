@@ -202,7 +202,11 @@ class DDADScheduler(DDPMScheduler):
         )
 
     def kl_bits(
-        self, original_samples: torch.Tensor, samples: torch.Tensor, prediction: DDADSchedulerOutput, timesteps
+        self,
+        original_samples: torch.Tensor,
+        samples: torch.Tensor,
+        prediction: DDADSchedulerOutput,
+        timesteps: torch.Tensor,
     ) -> torch.Tensor:
         """The paper's pixel-level score: KL(q || p) at each pixel in bits, averaged over RGB, `[N, 1, H, W]`.
 

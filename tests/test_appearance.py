@@ -178,7 +178,7 @@ def test_the_stored_threshold_is_that_of_the_pipelines_own_scores(adapted):
     pipe, _, parts = adapted
     assert pipe.threshold == pipe(parts[0], denoise=False).threshold
     assert (
-        pipe.threshold == pipe.normality.levels(pipe.config.alpha, pipe.timesteps, "kl", pipe.config.feature_score)[0]
+        pipe.threshold == pipe.normality.limits(pipe.config.alpha, pipe.timesteps, "kl", pipe.config.feature_score)[0]
     )
 
 

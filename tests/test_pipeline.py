@@ -170,7 +170,7 @@ def test_pixels_outside_the_mask_stay_as_they_were(tiny_pipe, picture):
     output = tiny_pipe(picture, threshold=threshold, output_type="np")
     scores = tiny_pipe.score(picture)
     fused = tiny_pipe.normality.fuse(scores.pixel_maps, scores.feature_maps, 0.5)[:, None]
-    level = min(threshold, tiny_pipe.normality.levels(0.5, [20, 201])[1])
+    level = min(threshold, tiny_pipe.normality.limits(0.5, [20, 201])[1])
     seeds = (tiny_pipe.normality.pool(fused) > threshold).float()
     mask = tiny_pipe.denoiser.defect_mask(seeds, fused, level)
     mask = torch.nn.functional.interpolate(mask, size=(90, 70), mode="bilinear")

@@ -45,7 +45,7 @@ def test_the_kind_of_scores_stays_what_it_was(tiny_pipe, picture):
 def test_normal_maps_are_what_the_threshold_is_measured_on(solar_pipe):
     maps = solar_pipe.normality.normal_maps(0.5, [20, 201, 401])
     quantile = torch.quantile(maps.amax(dim=1), solar_pipe.normality.config.threshold_quantile)
-    assert float(quantile) == pytest.approx(solar_pipe.normality.levels(0.5, [20, 201, 401])[0])
+    assert float(quantile) == pytest.approx(solar_pipe.normality.limits(0.5, [20, 201, 401])[0])
 
 
 def test_opacity_of_the_overlay(picture):

@@ -68,9 +68,9 @@ def read_good_images(
     try:
         choice = choose_good(names)
     except ValueError:
-        found = describe_found(names)
+        described = describe_found(names)
         raise refusal(
-            f"It is not clear which images show good parts: {found}. Give the good ones alone.", TITLE
+            f"It is not clear which images show good parts: {described}. Give the good ones alone.", TITLE
         ) from None
     if choice.defective or choice.masks:
         raise refusal(f"Give images of good parts alone. Found: {describe_found(names)}.", TITLE)
@@ -216,9 +216,11 @@ def unpack_checkpoint(path: str, folder: Path) -> Path:
     title = "This zip cannot be opened"
     try:
         with zipfile.ZipFile(path) as archive:
-            members = [one for one in archive.infolist() if PurePosixPath(one.filename).suffix in CHECKPOINT_SUFFIXES]
-            roots = {PurePosixPath(one.filename).parts[0] for one in members}
-            if len(roots) != 1 or sum(one.file_size for one in members) > MOST_BYTES:
+            members = [
+                member for member in archive.infolist() if PurePosixPath(member.filename).suffix in CHECKPOINT_SUFFIXES
+            ]
+            roots = {PurePosixPath(member.filename).parts[0] for member in members}
+            if len(roots) != 1 or sum(member.file_size for member in members) > MOST_BYTES:
                 raise refusal("Give a zip as this page makes it: one checkpoint in one folder.", title)
             for member in members:
                 parts = PurePosixPath(member.filename).parts

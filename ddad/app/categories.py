@@ -125,7 +125,9 @@ class Categories:
             if name not in self._loaded:
                 self._loaded[name] = self._load(name)
             self._loaded.move_to_end(name)
-            while len(self._loaded) > 1 and sum(one.size for one in self._loaded.values()) > self.memory_limit:
+            while (
+                len(self._loaded) > 1 and sum(category.size for category in self._loaded.values()) > self.memory_limit
+            ):
                 forgotten, _ = self._loaded.popitem(last=False)
                 logger.info("Forgetting the category %s.", forgotten)
             return self._loaded[name]
@@ -197,8 +199,8 @@ class Categories:
     def _hold(self, pipe: DDADPipeline) -> Category:
         """A pipeline on its device, with what judges beside it."""
         pipe.set_progress_bar_config(disable=True)
-        networks = [one for one in pipe.components.values() if isinstance(one, torch.nn.Module)]
-        size = sum(value.nbytes for one in networks for value in one.state_dict().values())
+        networks = [component for component in pipe.components.values() if isinstance(component, torch.nn.Module)]
+        size = sum(value.nbytes for network in networks for value in network.state_dict().values())
         judge = pipe
         if self.device != "cpu":
             judge = DDADPipeline(
@@ -255,7 +257,7 @@ class Categories:
         except (OfflineModeIsEnabled, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
             logger.info("The Hub does not answer for %s: %s", repository, error)
             raise CategoryError(f"The Hub cannot be reached for {repository} now: try again later.") from None
-        files = {one.rfilename: one.size or 0 for one in info.siblings or []}
+        files = {file.rfilename: file.size or 0 for file in info.siblings or []}
         if DDADPipeline.config_name not in files:
             raise CategoryError(f"{repository} holds no ddad checkpoint: it has no {DDADPipeline.config_name}.")
         size = sum(value for name, value in files.items() if name.endswith((".json", ".safetensors")))

@@ -116,9 +116,9 @@ class Examples:
         for path in photographs(checkpoint):
             shown, finding = Path(shutil.copy(path, folder)), findings.get(path.stem)
             pictures = [path.with_name(f"{path.stem}_{kind}.webp") for kind in ("heatmap", "normal")]
-            if finding is None or not all(one.is_file() for one in pictures):
+            if finding is None or not all(picture.is_file() for picture in pictures):
                 examples.append(Example(shown, caption(path)))
                 continue
-            heatmap, normal = (Path(shutil.copy(one, folder)) for one in pictures)
+            heatmap, normal = (Path(shutil.copy(picture, folder)) for picture in pictures)
             examples.append(Example(shown, caption(path), finding, heatmap, normal))
         return examples

@@ -32,7 +32,7 @@ def draw_histogram(normal_scores: list[float], score: float, threshold: float) -
     low = min([*normal_scores, 0.0])
     high = max([*normal_scores, 3 * threshold, low + 1.0])
     counts = bin_counts(normal_scores, low, high)
-    above = sum(one > threshold for one in normal_scores)
+    above = sum(score > threshold for score in normal_scores)
 
     def place(value: float) -> float:
         return WIDTH * min(max((value - low) / (high - low), 0.0), 1.0)

@@ -90,7 +90,7 @@ class Finding:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Finding":
         """What `dataclasses.asdict` was made of."""
-        regions = tuple(Region(**one) for one in values["regions"])
+        regions = tuple(Region(**region) for region in values["regions"])
         return cls(
             **values | {"regions": regions, "size": tuple(values["size"]), "shown_size": tuple(values["shown_size"])}
         )
@@ -104,11 +104,11 @@ def verdict(finding: Finding, quantile: float, chosen: bool) -> str:
         quantile: part of good parts that the pipeline's own threshold lets pass.
         chosen: whether the visitor chose the threshold.
     """
-    found = "## ⚠ Defect found" if finding.is_anomalous else "## ✓ No defect found"
+    verdict = "## ⚠ Defect found" if finding.is_anomalous else "## ✓ No defect found"
     relation = "above" if finding.is_anomalous else "not above"
     source = "which you chose" if chosen else f"which lets {quantile:.0%} of good parts pass"
     lines = [
-        found,
+        verdict,
         f"Score **{finding.image_score:.1f}**, {relation} the threshold of **{finding.threshold:.1f}**, {source}. The"
         " score says how far the most unusual place lies from good parts, counted in their own standard deviations.",
     ]
@@ -132,11 +132,11 @@ def region_rows(regions: Sequence[Region]) -> list[list[float | str]]:
     return [
         [
             number,
-            round(one.peak_score, 1),
-            round(one.area_percent, 2),
-            f"{one.left}, {one.top}, {one.width}, {one.height}",
+            round(region.peak_score, 1),
+            round(region.area_percent, 2),
+            f"{region.left}, {region.top}, {region.width}, {region.height}",
         ]
-        for number, one in enumerate(regions, start=1)
+        for number, region in enumerate(regions, start=1)
     ]
 
 

@@ -151,7 +151,7 @@ def sort_rows(rows: list[list[Any]], order: str) -> list[list[Any]]:
 
 def summary(records: list[Record], others: int, state: str) -> str:
     """The state of a batch in words."""
-    counts = {verdict: sum(one.is_anomalous is verdict for one in records) for verdict in (True, False, None)}
+    counts = {verdict: sum(record.is_anomalous is verdict for record in records) for verdict in (True, False, None)}
     text = (
         f"**{len(records)} inspected**: {counts[True]} with defects, {counts[False]} good, {counts[None]} that"
         " cannot be read."

@@ -39,7 +39,8 @@ def create_samples(shown: list[Example]) -> tuple[gr.Row, gr.Gallery]:
     """The row of examples, and where it stands."""
     with gr.Row(visible=bool(shown)) as place:
         samples = gr.Gallery(
-            [(one.path, one.caption) for one in shown], columns=6, height=100, allow_preview=False, interactive=False,
+            [(example.path, example.caption) for example in shown],
+            columns=6, height=100, allow_preview=False, interactive=False,
             buttons=[], elem_id="examples", label="Examples", show_label=False, object_fit="cover", container=False,
         )  # fmt: skip
     return place, samples

@@ -77,7 +77,7 @@ class Visit:
         run: the newest run.
         moment: when the browser asked for it, by the browser's clock.
         category, path: what is inspected in it; no path where nothing is.
-        found: its scores, once they are there.
+        inspection: its scores, once they are there.
         view: what the page shows of it, by component.
         settings: by category, what was chosen in this visit.
         opened: the places of the page that the visitor has opened, of those that are filled only for who looks.
@@ -90,7 +90,7 @@ class Visit:
     moment: float = 0.0
     category: str = ""
     path: str | None = None
-    found: Inspection | None = None
+    inspection: Inspection | None = None
     view: dict[Any, Any] = field(default_factory=dict)
     settings: dict[str, Settings] = field(default_factory=dict)
     opened: set[str] = field(default_factory=set)
@@ -115,7 +115,7 @@ class Visit:
             self.advance(moment)
             self.run.stop()
             self.run = Run()
-            self.category, self.path, self.found, self.view = category, path, None, {}
+            self.category, self.path, self.inspection, self.view = category, path, None, {}
             return self.run
 
     def again(self, moment: float) -> Run:
@@ -177,7 +177,7 @@ class Visits:
             # What takes memory is kept of those who came last; it is computed again for who comes back.
             if len(self._visits) > MOST_HELD:
                 idle = next(itertools.islice(reversed(self._visits.values()), MOST_HELD, None))
-                idle.found, idle.view = None, {}
+                idle.inspection, idle.view = None, {}
             return visit
 
     def end(self, request: gr.Request) -> None:

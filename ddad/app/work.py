@@ -133,9 +133,9 @@ class SingleImage:
         shown = replace(scores, images=[views.shrink(original)])
         return Inspection(category, shown, (original.shape[2], original.shape[1]))
 
-    def _repair(self, found: Inspection, settings: Settings, run: Run, progress: gr.Progress) -> Inspection:
+    def _repair(self, inspection: Inspection, settings: Settings, run: Run, progress: gr.Progress) -> Inspection:
         """Makes the normal version; returns the inspection with the steps and the last of them."""
-        pipe = self.open(found.category).pipe
+        pipe = self.open(inspection.category).pipe
         most = pipe.denoiser.most_steps(DENOISING_STEPS)
         progress(0, desc="Removing the defect")
 
@@ -145,12 +145,12 @@ class SingleImage:
             progress((step + 1, most), desc=f"Removing the defect: step {step + 1} of at most {most}", unit="steps")
 
         result = pipe(
-            found.scores,
+            inspection.scores,
             **settings.arguments,
             num_denoising_steps=DENOISING_STEPS,
             callback_on_step_end=after_step,
         )
-        return replace(found, frames=result.intermediates[0], normal=result.denoised_image[0])
+        return replace(inspection, frames=result.intermediates[0], normal=result.denoised_image[0])
 
     # -------------------------------------------------------------------------------------------------------- one run
 
@@ -242,57 +242,59 @@ class SingleImage:
         places = self.places
         try:
             progress(0.2, desc="Looking for defects")
-            found = self.ensure_found(visit, run)
-            yield visit.show(run, self.judge_now(visit, run, found, opacity, truth, sliders=True))
+            inspection = self.ensure_inspected(visit, run)
+            yield visit.show(run, self.judge_now(visit, run, inspection, opacity, truth, sliders=True))
             run.check()
-            yield from self.repair_now(visit, run, found, progress)
+            yield from self.repair_now(visit, run, inspection, progress)
         except Stopped:
-            if visit.found is None:
+            if visit.inspection is None:
                 yield visit.show(run, places.cleared("Stopped. *Find defects* looks again."))
         except gr.Error as error:
             yield visit.show(run, places.cleared(f"## ✗ {error.title}\n\n{error.message}"))
         yield self.places.nothing
 
-    def ensure_repaired(self, visit: Visit, run: Run, found: Inspection, progress: gr.Progress) -> Inspection:
+    def ensure_repaired(self, visit: Visit, run: Run, inspection: Inspection, progress: gr.Progress) -> Inspection:
         """The normal version with the settings as they are, and its steps.
 
         Raises:
             Stopped: if another image was given meanwhile, or the visitor stopped it.
         """
-        repaired = self.repair(found, self.settings_of(visit, found.category), run, progress)
+        repaired = self.repair(inspection, self.settings_of(visit, inspection.category), run, progress)
         with visit.lock:
             run.check()
-            visit.found = repaired
+            visit.inspection = repaired
         return repaired
 
-    def repair_now(self, visit: Visit, run: Run, found: Inspection, progress: gr.Progress) -> Iterator[dict[Any, Any]]:
+    def repair_now(
+        self, visit: Visit, run: Run, inspection: Inspection, progress: gr.Progress
+    ) -> Iterator[dict[Any, Any]]:
         """Shows the normal version."""
-        places, repaired = self.places, self.ensure_repaired(visit, run, found, progress)
-        original = self.open(found.category).judge.image_processor.to_image(found.scores.images[0], "pil")
+        places, repaired = self.places, self.ensure_repaired(visit, run, inspection, progress)
+        original = self.open(inspection.category).judge.image_processor.to_image(inspection.scores.images[0], "pil")
         name = stem(visit.path)
         pair = (save_picture(original, f"{name}_original"), save_picture(repaired.normal, f"{name}_normal_version"))
         yield visit.show(run, {places.slider: pair, places.shown: run.number})
         yield from self.fill_opened(visit, run, progress)
 
-    def ensure_found(self, visit: Visit, run: Run) -> Inspection:
+    def ensure_inspected(self, visit: Visit, run: Run) -> Inspection:
         """The scores of the run's image, evaluated if they are not there yet (of a stored example, they are not).
 
         Raises:
             Stopped: if another image was given meanwhile.
         """
         with visit.lock:
-            found, path, category = visit.found, visit.path, visit.category
+            inspection, path, category = visit.inspection, visit.path, visit.category
         alpha = self.settings_of(visit, category).alpha if path is not None else 0.0
-        if found is None or (alpha > 0 and found.scores.pixel_maps is None):
+        if inspection is None or (alpha > 0 and inspection.scores.pixel_maps is None):
             if path is None:
                 raise refusal("Give an image first: there is nothing to judge yet.", "No image yet")
             looked = self.look(path, category, alpha)
-            found = looked if found is None else replace(found, scores=looked.scores)
+            inspection = looked if inspection is None else replace(inspection, scores=looked.scores)
             with visit.lock:
                 if run is not visit.run:
                     raise Stopped
-                visit.found = found
-        return found
+                visit.inspection = inspection
+        return inspection
 
     # --------------------------------------------------------------------------------------------------- what is shown
 
@@ -318,19 +320,19 @@ class SingleImage:
         return draw_histogram(normal, score, threshold)
 
     def judge_now(
-        self, visit: Visit, run: Run, found: Inspection, opacity: float, truth: str | None, sliders: bool
+        self, visit: Visit, run: Run, inspection: Inspection, opacity: float, truth: str | None, sliders: bool
     ) -> dict[Any, Any]:
         """Verdict, heatmap, histogram, regions and, where opened, maps; with the sliders where they are to move."""
-        places, settings = self.places, self.settings_of(visit, found.category)
-        pipe = self.open(found.category).judge
-        result = pipe(found.scores, **settings.arguments, denoise=False)
-        finding = Finding.of(found, result)
-        heatmap = self.draw_heatmap(found, result, finding, opacity, truth)
+        places, settings = self.places, self.settings_of(visit, inspection.category)
+        pipe = self.open(inspection.category).judge
+        result = pipe(inspection.scores, **settings.arguments, denoise=False)
+        finding = Finding.of(inspection, result)
+        heatmap = self.draw_heatmap(inspection, result, finding, opacity, truth)
         chosen = settings.threshold is not None
         view = {
             places.answer: views.verdict(finding, pipe.normality.config.threshold_quantile, chosen),
             places.heatmap: show_picture(heatmap, f"{stem(visit.path)}_heatmap"),
-            places.histogram: self.histogram_of(found.category, settings, finding.image_score, finding.threshold),
+            places.histogram: self.histogram_of(inspection.category, settings, finding.image_score, finding.threshold),
             places.regions: views.region_rows(finding.regions),
             places.shown: run.number,
         }
@@ -342,10 +344,10 @@ class SingleImage:
 
     @staticmethod
     def draw_heatmap(
-        found: Inspection, result: DDADPipelineOutput, finding: Finding, opacity: float, truth: str | None
+        inspection: Inspection, result: DDADPipelineOutput, finding: Finding, opacity: float, truth: str | None
     ) -> PIL.Image.Image:
         """The heatmap; a ground truth of another image is refused, and holds nothing back."""
-        image = found.scores.images[0]
+        image = inspection.scores.images[0]
         if truth is not None:
             try:
                 return views.draw_heatmap(image, result, finding.regions, opacity, read_mask(truth))
@@ -396,21 +398,21 @@ class SingleImage:
         if MAPS in visit.opened and visit.view.get(places.maps) is None:
             yield visit.show(run, self.draw_maps(visit, run))
         if FILM in visit.opened:
-            found = self.ensure_found(visit, run)
-            if not found.frames:
-                found = self.ensure_repaired(visit, run, found, progress)
-            captions = ["As it came", *(f"Step {number}" for number in range(1, len(found.frames)))]
-            film = list(zip(found.frames, captions, strict=True))
+            inspection = self.ensure_inspected(visit, run)
+            if not inspection.frames:
+                inspection = self.ensure_repaired(visit, run, inspection, progress)
+            captions = ["As it came", *(f"Step {number}" for number in range(1, len(inspection.frames)))]
+            film = list(zip(inspection.frames, captions, strict=True))
             animation = None
-            if len(found.frames) > 1:
-                animation = str(save_animation(found.frames, output_path(f"{stem(visit.path)}_denoising.gif")))
+            if len(inspection.frames) > 1:
+                animation = str(save_animation(inspection.frames, output_path(f"{stem(visit.path)}_denoising.gif")))
             yield visit.show(run, {places.film: film, places.animation: animation})
 
     def draw_maps(self, visit: Visit, run: Run) -> dict[Any, Any]:
         """The maps behind the heatmap."""
-        found = self.ensure_found(visit, run)
-        settings = self.settings_of(visit, found.category)
-        result = self.open(found.category).judge(found.scores, **settings.arguments, denoise=False)
+        inspection = self.ensure_inspected(visit, run)
+        settings = self.settings_of(visit, inspection.category)
+        result = self.open(inspection.category).judge(inspection.scores, **settings.arguments, denoise=False)
         return {self.places.maps: views.draw_maps(result)}
 
     # --------------------------------------------------------------------------------------------------- the controls
@@ -425,8 +427,8 @@ class SingleImage:
             if change is not None:
                 visit.settings[category] = change
         try:
-            found = self.ensure_found(visit, run)
-            return visit.show(run, self.judge_now(visit, run, found, opacity, truth, sliders))
+            inspection = self.ensure_inspected(visit, run)
+            return visit.show(run, self.judge_now(visit, run, inspection, opacity, truth, sliders))
         except Stopped:
             return self.places.nothing
         except gr.Error as error:
@@ -515,7 +517,7 @@ class SingleImage:
         visit = self.visits.of(request)
         visit.opened.add(name)
         run = visit.run
-        if visit.path is not None and (visit.found is None or visit.found.frames or name == MAPS):
+        if visit.path is not None and (visit.inspection is None or visit.inspection.frames or name == MAPS):
             with contextlib.suppress(Stopped):
                 yield from self.fill_opened(visit, run, progress)
         yield self.places.nothing
@@ -565,9 +567,9 @@ class SingleImage:
 
     def examples_of(self, category: str) -> tuple[gr.Row, str, list[tuple[Path, str]]]:
         """The category's examples, and whose images they are."""
-        found = self.examples.of(category)
-        words = introduce(self.categories.folder / category) if found else ""
-        return gr.Row(visible=bool(found)), words, [(one.path, one.caption) for one in found]
+        examples = self.examples.of(category)
+        words = introduce(self.categories.folder / category) if examples else ""
+        return gr.Row(visible=bool(examples)), words, [(example.path, example.caption) for example in examples]
 
     def settle(self, shown: int, request: gr.Request) -> dict[Any, Any]:
         """After every run: if something of an older one was under way and came last, shows the newest again."""

@@ -153,7 +153,7 @@ def gather_looks(
         torch.cat(patches).float(),
         folds.repeat_interleave(each),
         torch.cat(features).half(),
-        torch.cat([one @ model.basis.float().cpu() for one in features]),
+        torch.cat([image_features @ model.basis.float().cpu() for image_features in features]),
         folds[len(numbers) :],
         judge.repeat_interleave(each),
     )
@@ -191,7 +191,7 @@ class Appearance:
         views, seen = self.looks.views, ~self.looks.views.held_out
         factors, moments = fit_factors(views.values[seen], self.fit.num_factors), moments_of(self.fit.left[seen])
         patches = self.looks.choose_patches(~self.looks.judge)
-        return {one: Statistics.of(factors, moments, one, patches) for one in shrinkages}
+        return {shrinkage: Statistics.of(factors, moments, shrinkage, patches) for shrinkage in shrinkages}
 
     def of_all(self, shrinkage: float) -> Statistics:
         """By all images: what is stored."""
@@ -209,14 +209,14 @@ class Appearance:
     def judge_held_out(self, shrinkage: float) -> dict[str, torch.Tensor]:
         """Both kinds of distance of the held-out images, each by the statistics of others, `[M, P]`."""
         looks = self.looks
-        found = {kind: torch.zeros(looks.reduced.shape[:2]) for kind in ("gaussian", "memory")}
+        distances = {kind: torch.zeros(looks.reduced.shape[:2]) for kind in ("gaussian", "memory")}
         for fold in looks.folds.unique().tolist():
             statistics = self.of_others(fold, shrinkage)
             for number in (looks.folds == fold).nonzero()[:, 0].tolist():
                 one = slice(number, number + 1)
                 for kind, value in statistics.distances(looks.reduced[one], looks.judged[one].float()).items():
-                    found[kind][number] = value[0]
-        return found
+                    distances[kind][number] = value[0]
+        return distances
 
 
 def store(model: DDADAppearanceModel, statistics: Statistics) -> None:

@@ -91,11 +91,11 @@ class Calibrated:
 
 
 @torch.no_grad()
-def score_held_out(pipe: DDADPipeline, batch: torch.Tensor, noise: torch.Tensor, found: Calibrated) -> None:
+def score_held_out(pipe: DDADPipeline, batch: torch.Tensor, noise: torch.Tensor, calibrated: Calibrated) -> None:
     """Adds the score maps of some held-out images, `[N, 3, S, S]`."""
     names = [name for name in pipe.normality.scores if name != "appearance"]
     for name, value in pipe.score_maps(batch.to(pipe.device), pipe.timesteps, noise, names).items():
-        found.add(name, value, pipe)
+        calibrated.add(name, value, pipe)
 
 
 def store_appearance(pipe: DDADPipeline, appearance: Appearance, shrinkage: float) -> torch.Tensor:
@@ -150,18 +150,20 @@ def shrink_to(pipe: DDADPipeline, image: torch.Tensor) -> torch.Tensor:
 
 def stronger(likeliest: float) -> list[float]:
     """A shrinkage, and stronger ones."""
-    return [likeliest, *(one for one in SHRINKAGES if one > likeliest)]
+    return [likeliest, *(shrinkage for shrinkage in SHRINKAGES if shrinkage > likeliest)]
 
 
-def store_statistics(pipe: DDADPipeline, found: Calibrated, count: int) -> None:
+def store_statistics(pipe: DDADPipeline, calibrated: Calibrated, count: int) -> None:
     """Stores mean and standard deviation of each score, and the calibrated cells of the held-out images."""
     statistics = {}
-    for name, (total, squares) in found.sums.items():
+    for name, (total, squares) in calibrated.sums.items():
         mean = total / count
         statistics[f"{name}_mean"] = mean.tolist()
         statistics[f"{name}_std"] = (squares / count - mean.square()).clamp(min=1e-12).sqrt().tolist()
     pipe.normality.register_to_config(statistics=statistics)
-    cells = [pipe.normality.calibrate(name, torch.cat(values), pipe.timesteps) for name, values in found.cells.items()]
+    cells = [
+        pipe.normality.calibrate(name, torch.cat(values), pipe.timesteps) for name, values in calibrated.cells.items()
+    ]
     pipe.normality.calibration_maps.copy_(torch.cat(cells, dim=1))
 
 
@@ -270,7 +272,7 @@ def calibrate(
             pipe,
             varied,
             config.seed,
-            {one: model_of(normality, train_factors, train_moments, one) for one in stronger(shrinkage)},
+            {weight: model_of(normality, train_factors, train_moments, weight) for weight in stronger(shrinkage)},
             appearance,
             report,
         )
@@ -296,13 +298,16 @@ def calibrate(
             choice.shrinkage,
             choice.image_auroc,
             choice.pro,
-            ", ".join(f"{name} {one['image_auroc']:.1f}, {one['pro']:.1f}" for name, one in choice.alone.items()),
+            ", ".join(
+                f"{name} {measured['image_auroc']:.1f}, {measured['pro']:.1f}"
+                for name, measured in choice.alone.items()
+            ),
         )
     looked = None if appearance is None else store_appearance(pipe, appearance, looks_shrinkage)
     mean, covariance = features.gaussian()
     normality.set_gaussian(FEATURES, mean, shrink(covariance, shrinkage))
     levels = len(pipe.timesteps)
-    found = Calibrated(
+    calibrated = Calibrated(
         {name: torch.zeros(2, levels, dtype=torch.float64) for name in normality.scores},
         {name: [] for name in normality.scores},
     )
@@ -320,11 +325,11 @@ def calibrate(
         (fold, part[i : i + BATCH_SIZE]) for fold, part in parts.items() for i in range(0, len(part), BATCH_SIZE)
     ]
     for fold, chosen in track(scoring, "Measuring held-out images", report, unit="batch"):
-        score_held_out(judges[fold], torch.stack([judged[index] for index in chosen]), noise, found)
+        score_held_out(judges[fold], torch.stack([judged[index] for index in chosen]), noise, calibrated)
         if looked is not None:
-            found.add("appearance", pipe.smooth(looked[chosen], pipe.unet.config.sample_size), pipe)
+            calibrated.add("appearance", pipe.smooth(looked[chosen], pipe.unet.config.sample_size), pipe)
     store(normality, fit_factors(views.values, fit.num_factors), fit.everything, shrinkage)
-    store_statistics(pipe, found, len(held_out))
+    store_statistics(pipe, calibrated, len(held_out))
     round_to_half(normality)
     return record
 

@@ -110,8 +110,8 @@ def maps_of_unet(
         residuals.append(normality.reduce(features - predicted))  # [N K, P, c]
     distances = {}
     for shrinkage, model in models.items():
-        found = [model.distance(one, RESIDUALS).float().cpu() for one in residuals]
-        distances["mahalanobis", shrinkage] = torch.cat(found)[:, 0].unflatten(0, (len(images), -1))
+        each = [model.distance(image_residuals, RESIDUALS).float().cpu() for image_residuals in residuals]
+        distances["mahalanobis", shrinkage] = torch.cat(each)[:, 0].unflatten(0, (len(images), -1))
     return torch.cat(kl).view(len(images), len(timesteps), *images.shape[2:]), distances
 
 
@@ -125,18 +125,20 @@ def maps_of_appearance(
 ) -> dict[tuple[str, float], torch.Tensor]:
     """Unsmoothed maps of `[N, 3, L, L]`, of which the first are good, by kind and shrinkage, `[N, 1, g, g]` each."""
     model = pipe.appearance
-    found: dict[tuple[str, float], list[torch.Tensor]] = {}
+    collected: dict[tuple[str, float], list[torch.Tensor]] = {}
     for image in track(images, "Looking at synthetic defects", report):
         values = model.to_grid(pipe.extract_appearance(image[None].to(pipe.device))).cpu()
         reduced = values @ model.basis.float().cpu()
-        for number, (shrinkage, one) in enumerate(statistics.items()):
-            kinds = one.distances(reduced, values) if number == 0 else {"gaussian": one.gaussian(reduced)}
+        for number, (shrinkage, fitted) in enumerate(statistics.items()):
+            kinds = fitted.distances(reduced, values) if number == 0 else {"gaussian": fitted.gaussian(reduced)}
             for kind, value in kinds.items():
-                found.setdefault((kind, shrinkage), []).append(value.view(1, 1, *(model.config.grid_size,) * 2))
-    maps = {key: torch.cat(value) for key, value in found.items()}
+                collected.setdefault((kind, shrinkage), []).append(value.view(1, 1, *(model.config.grid_size,) * 2))
+    maps = {key: torch.cat(value) for key, value in collected.items()}
     likeliest = next(iter(statistics))
     parts = [maps[kind, likeliest] for kind in ("gaussian", "memory")]
-    maps["both", likeliest] = torch.stack([(one - one[:good].mean()) / one[:good].std() for one in parts]).mean(dim=0)
+    maps["both", likeliest] = torch.stack([(part - part[:good].mean()) / part[:good].std() for part in parts]).mean(
+        dim=0
+    )
     return maps
 
 
@@ -203,23 +205,30 @@ def choose(pipe: DDADPipeline, trials: Trials, report: Report | None = None) -> 
 
     def best_of(chosen: Callable[[Settings], bool]) -> Settings | None:
         # Of equals the one nearest to blur 2 and the highest cell, by the simplest score.
-        order = [one for one in tried if chosen(one)]
+        order = [settings for settings in tried if chosen(settings)]
         return max(
             order,
-            key=lambda one: (merit(tried[one]), -one.alpha, -abs(one.blur_sigma - 2.0), -one.num_top_cells),
+            key=lambda settings: (
+                merit(tried[settings]),
+                -settings.alpha,
+                -abs(settings.blur_sigma - 2.0),
+                -settings.num_top_cells,
+            ),
             default=None,
         )
 
     best = best_of(lambda _: True)
     assert best is not None
-    looks = best_of(lambda one: one.alpha == 0 and one.feature != "mahalanobis")
+    looks = best_of(lambda settings: settings.alpha == 0 and settings.feature != "mahalanobis")
     if looks is not None and merit(tried[best]) < merit(tried[looks]) + LEAST_GAIN:
         best = looks
     alone = {
-        feature: best_of(lambda one, name=feature: one.alpha == 0 and one.feature == name)
+        feature: best_of(lambda settings, name=feature: settings.alpha == 0 and settings.feature == name)
         for feature, _ in trials.features
     }
-    alone["kl"] = best_of(lambda one: one.alpha == 1)
+    alone["kl"] = best_of(lambda settings: settings.alpha == 1)
     return Choice(
-        **best._asdict(), **tried[best], alone={name: tried[one] for name, one in alone.items() if one is not None}
+        **best._asdict(),
+        **tried[best],
+        alone={name: tried[settings] for name, settings in alone.items() if settings is not None},
     )

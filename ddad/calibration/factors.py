@@ -85,9 +85,9 @@ def cross_fit(views: Views, count: int) -> dict[int, Factors]:
 def unexplained(views: Views, factors: dict[int, Factors], count: int) -> torch.Tensor:
     """What `count` factors that have not seen an image leave of it, `[V, P, C]`."""
     result = torch.empty_like(views.values)
-    for fold, found in factors.items():
+    for fold, of_others in factors.items():
         chosen = views.fold == fold
-        result[chosen] = found.first(count).unexplained(views.values[chosen])
+        result[chosen] = of_others.first(count).unexplained(views.values[chosen])
     return result
 
 

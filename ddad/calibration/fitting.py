@@ -5,13 +5,13 @@ images that had no part in it, in folds.
 """
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from sklearn.model_selection import StratifiedGroupKFold
 from torch.utils.data import Dataset
 
 from ddad.calibration.factors import Factors, Views, candidates, cross_fit, moments_of, unexplained
@@ -100,7 +100,7 @@ def fit_components(pipe: DDADPipeline, images: Images) -> None:
     normality = pipe.normality
     step = max(1, len(images) // COMPONENT_IMAGES)
     chosen = [images[index][None].to(pipe.device) for index in range(0, len(images), step)]
-    residuals = torch.cat([extract(pipe, one, None)[0] for one in chosen])
+    residuals = torch.cat([extract(pipe, image, None)[0] for image in chosen])
     normality.basis.copy_(principal_components(normality.to_grid(residuals), normality.config.num_channels))
 
 
@@ -128,10 +128,10 @@ def gather(
     judges = torch.tensor([judge for *_, judge in images])
     fold = torch.tensor(assign_folds(group_lookalikes(small), judges.tolist()))
     original = torch.arange(len(images) * (1 + copies)) % (1 + copies) == 0
-    found = Views(
+    everything = Views(
         torch.cat(values), fold.repeat_interleave(1 + copies), judges.repeat_interleave(1 + copies), original
     )
-    return found, features_moments
+    return everything, features_moments
 
 
 def assign_folds(groups: Sequence[int], judges: Sequence[bool]) -> list[int]:
@@ -145,14 +145,12 @@ def assign_folds(groups: Sequence[int], judges: Sequence[bool]) -> list[int]:
     """
     if len(set(groups)) < FOLDS:
         groups = range(len(groups))
-    sizes, judging = Counter(groups), Counter(group for group, judge in zip(groups, judges, strict=True) if judge)
-    loads = [(0, 0)] * min(FOLDS, sum(judges))  # judges and images of each fold
-    folds: dict[int, int] = {}
-    for group in sorted(sizes, key=lambda one: (-judging[one], -sizes[one], one)):
-        folds[group] = min(range(len(loads)), key=lambda one: loads[one] if judging[group] else (loads[one][1], one))
-        load = loads[folds[group]]
-        loads[folds[group]] = (load[0] + judging[group], load[1] + sizes[group])
-    return [folds[group] for group in groups]
+    folds = [0] * len(groups)
+    splitter = StratifiedGroupKFold(min(FOLDS, sum(judges)))
+    for fold, (_, members) in enumerate(splitter.split(groups, judges, groups)):
+        for member in members:
+            folds[member] = fold
+    return folds
 
 
 def spread(count: int, most: int) -> list[int]:
@@ -194,12 +192,12 @@ def fit_residuals(views: Views) -> Fit:
         moments = {fold: moments_of(left[views.fold == fold]) for fold in views.folds}
         first, *others = moments.values()
         everything = sum(others, first)
-        rest = {fold: everything - one for fold, one in moments.items()}
+        rest = {fold: everything - own for fold, own in moments.items()}
         originals = [left[(views.fold == fold) & views.original] for fold in views.folds]
-        shrinkage, found = choose_shrinkage(rest.values(), originals)
+        shrinkage, by_shrinkage = choose_shrinkage(rest.values(), originals)
         # Any k directions taken off D dimensions make what is left smaller by k / D; that alone explains nothing.
         freedom = math.log1p(-count / views.values[0].numel()) / 2
-        likelihoods[count] = found[shrinkage] / int(views.original.sum()) + freedom
+        likelihoods[count] = by_shrinkage[shrinkage] / int(views.original.sum()) + freedom
         if best is None or likelihoods[count] > likelihoods[best.num_factors] + LEAST_GAIN:
             best = Fit(count, shrinkage, likelihoods, factors, left, everything, rest)
     assert best is not None

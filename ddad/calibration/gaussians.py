@@ -89,12 +89,12 @@ def choose_shrinkage(rest: Iterable[Moments], held_out: Iterable[torch.Tensor]) 
     Returns:
         The weight, and the mean log likelihood of each that was tried.
     """
-    found = dict.fromkeys(SHRINKAGES, 0.0)
+    likelihoods = dict.fromkeys(SHRINKAGES, 0.0)
     for moments, values in zip(rest, held_out, strict=True):
         mean, covariance = moments.gaussian()
         for weight in SHRINKAGES:
-            found[weight] += len(values) * log_likelihood(values, mean, shrink(covariance, weight))
-    return max(found, key=lambda weight: found[weight]), found
+            likelihoods[weight] += len(values) * log_likelihood(values, mean, shrink(covariance, weight))
+    return max(likelihoods, key=lambda weight: likelihoods[weight]), likelihoods
 
 
 def principal_components(values: torch.Tensor, count: int) -> torch.Tensor:

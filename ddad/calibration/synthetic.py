@@ -115,7 +115,7 @@ def paste_defect(
     """
     if defect_type not in DEFECT_TYPES:
         raise ValueError(f"`defect_type` must be one of {DEFECT_TYPES}, found {defect_type!r}.")
-    good, source = (((one + 1) / 2).permute(1, 2, 0).numpy() for one in (image, other))
+    good, source = (((picture + 1) / 2).permute(1, 2, 0).numpy() for picture in (image, other))
     for _ in range(20):
         defective, mask = _draw(good, source, defect_type, random)
         defective = np.clip(defective, 0, 1)

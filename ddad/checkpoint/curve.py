@@ -27,8 +27,10 @@ def draw_losses(losses: list[dict[str, Any]]) -> PIL.Image.Image:
     Args:
         losses: of a training record: `step`, and each term by name.
     """
-    steps = np.array([one["step"] for one in losses], dtype=float)
-    terms = {name: smooth(np.array([max(1e-6, one[name]) for one in losses])) for name in COLOURS if name in losses[0]}
+    steps = np.array([loss["step"] for loss in losses], dtype=float)
+    terms = {
+        name: smooth(np.array([max(1e-6, loss[name]) for loss in losses])) for name in COLOURS if name in losses[0]
+    }
     low = math.floor(math.log10(min(values.min() for values in terms.values())))
     high = math.ceil(math.log10(max(values.max() for values in terms.values())) + 1e-9)
     last = float(steps[-1])

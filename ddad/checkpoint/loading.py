@@ -56,13 +56,13 @@ def load_pipeline(cls: Any, pretrained_model_name_or_path: Any, accept_settings:
     compare_versions(folder)
     components = {name: kwargs.pop(name) for name in cls.component_classes if name in kwargs}
     for name, expected in cls.component_classes.items():
-        found = settings.pop(name, None)
+        entry = settings.pop(name, None)
         if name in components:
             continue
-        if name in cls._optional_components and (found is None or found == [None, None]):
+        if name in cls._optional_components and (entry is None or entry == [None, None]):
             continue
-        if found is None or tuple(found) != expected:
-            raise ValueError(f"{folder / cls.config_name}: `{name}` must be {list(expected)}, found {found}.")
+        if entry is None or tuple(entry) != expected:
+            raise ValueError(f"{folder / cls.config_name}: `{name}` must be {list(expected)}, found {entry}.")
         component_dtype = dtype.get(name, dtype.get("default")) if isinstance(dtype, dict) else dtype
         components[name] = load_component(cls, folder, name, component_dtype, variant)
     unknown = sorted(settings.keys() - set(known))
@@ -92,7 +92,10 @@ def one_device(device_map: Any) -> torch.device | None:
 def weight_patterns(variant: str | None) -> dict[str, Any]:
     """What is fetched of a repository: no code, and weights of one kind."""
     if variant is None:
-        return {"allow_patterns": ["*.json", "*.safetensors"], "ignore_patterns": [f"*.{one}*" for one in VARIANTS]}
+        return {
+            "allow_patterns": ["*.json", "*.safetensors"],
+            "ignore_patterns": [f"*.{variant}*" for variant in VARIANTS],
+        }
     return {"allow_patterns": ["*.json", f"*.{variant}*.safetensors"]}
 
 
@@ -225,12 +228,12 @@ def check_files(folder: Path, variant: str | None = None, accept_settings: bool 
     path = folder / CHECKSUMS_NAME
     if not path.is_file():
         return
-    recorded, found = read_json(path), weights
+    recorded, present = read_json(path), weights
     if INDEX_NAME in recorded and not accept_settings:
-        found = weights | {one.relative_to(folder).as_posix(): one for one in settings}
-    for name in sorted(recorded.keys() | found.keys()):
-        if name in found:
-            check_sum(found[name], recorded.get(name), folder)
+        present = weights | {path.relative_to(folder).as_posix(): path for path in settings}
+    for name in sorted(recorded.keys() | present.keys()):
+        if name in present:
+            check_sum(present[name], recorded.get(name), folder)
         elif variant_of(name) == variant and not (accept_settings and name.endswith(".json")):
             raise OSError(f"The checkpoint {folder} is incomplete: {name} is missing. Get that file again.")
 
@@ -267,7 +270,7 @@ def check_types(path: Path) -> None:
 def variant_of(name: str) -> str | None:
     """The variant that a file of weights is of, by its name: `unet/diffusion_pytorch_model.fp16.safetensors`."""
     parts = name.split(".")[1:-1]
-    return next((one for one in VARIANTS if any(part.partition("-")[0] == one for part in parts)), None)
+    return next((variant for variant in VARIANTS if any(part.partition("-")[0] == variant for part in parts)), None)
 
 
 def component_class(cls: Any, name: str) -> Any:
@@ -290,7 +293,7 @@ def load_component(cls: Any, folder: Path, name: str, dtype: torch.dtype | None,
     cls.check_settings(built, str(folder / name), read_json(path))
     if not issubclass(built, torch.nn.Module):
         return built.from_pretrained(folder / name)
-    if variant is not None and not any(variant_of(one.name) == variant for one in (folder / name).iterdir()):
+    if variant is not None and not any(variant_of(path.name) == variant for path in (folder / name).iterdir()):
         raise OSError(f"The checkpoint {folder} has no variant {variant!r} of {name}.")
     try:
         component, info = built.from_pretrained(
@@ -326,8 +329,8 @@ def refresh(cls: Any, folder: Path) -> None:
         path = folder / name / component.config_name
         settings = read_json(path)
         # diffusers keeps settings that an earlier version had and this one has not.
-        classes = [one for one in type(component).__mro__ if "__init__" in vars(one)]
-        known = {key for one in classes for key in inspect.signature(vars(one)["__init__"]).parameters}
+        classes = [base for base in type(component).__mro__ if "__init__" in vars(base)]
+        known = {key for base in classes for key in inspect.signature(vars(base)["__init__"]).parameters}
         kept = {key: value for key, value in settings.items() if key in known or key.startswith("_")}
         path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     pipe.save_config(folder)

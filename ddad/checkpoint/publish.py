@@ -99,7 +99,7 @@ def prepare(pipe: Any, folder: Path, repository: str, example: str | None = None
             draw_figure(pipe, example).save(staged / FIGURE_NAME, quality=90)
         write_card(staged, repository)
         private = {str(folder.resolve().parent), str(Path.home())} - {"/"}
-        for path in (one for one in staged.rglob("*") if one.suffix in (".json", ".md", ".py")):
+        for path in (path for path in staged.rglob("*") if path.suffix in (".json", ".md", ".py")):
             text = path.read_text(encoding="utf-8")
             for name in private:
                 if name in text:
@@ -133,4 +133,6 @@ def publish(staged: Path, repository: str, options: PublishOptions) -> str:
 
 def find_published(limit: int = 100) -> list[tuple[str, int]]:
     """The categories on the Hub and how often each was downloaded, the most downloaded first."""
-    return [(one.id, one.downloads or 0) for one in HfApi().list_models(filter=TAG, sort="downloads", limit=limit)]
+    return [
+        (model.id, model.downloads or 0) for model in HfApi().list_models(filter=TAG, sort="downloads", limit=limit)
+    ]

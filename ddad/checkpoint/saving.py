@@ -60,9 +60,11 @@ def describe_state(folder: Path) -> str:
     for path in sorted(folder.rglob("*.json")):
         if path.name in (CHECKSUMS_NAME, INDEX_NAME, "config.json", "scheduler_config.json"):
             # A setting that nobody has made is none, and which library wrote it changes nothing.
-            values = {key: one for key, one in read_json(path).items() if one is not None and not key.startswith("_")}
+            values = {
+                key: value for key, value in read_json(path).items() if value is not None and not key.startswith("_")
+            }
             if path.name == CHECKSUMS_NAME:
-                values = {key: one for key, one in values.items() if key.endswith(".safetensors")}
+                values = {key: value for key, value in values.items() if key.endswith(".safetensors")}
             state.update(f"{path.relative_to(folder).as_posix()} {json.dumps(values, sort_keys=True)}".encode())
     return state.hexdigest()
 

@@ -50,7 +50,7 @@ def card_data(title: str, hardware: str, repositories: Sequence[str]) -> SpaceCa
     Raises:
         ValueError: if there is no such hardware.
     """
-    known = [one.value for one in SpaceHardware]
+    known = [hardware.value for hardware in SpaceHardware]
     if hardware not in known:
         raise ValueError(f"`--hardware` must be one of {', '.join(known)}, found {hardware}.")
     return SpaceCardData(
@@ -73,8 +73,8 @@ def card_data(title: str, hardware: str, repositories: Sequence[str]) -> SpaceCa
 
 def requirements() -> str:
     """What the installed package needs, without its extras; the Space itself brings Gradio and its version."""
-    needed = [one for one in requires("ddad") or [] if "extra ==" not in one]
-    return "".join(f"{one}\n" for one in sorted(needed))
+    needed = [requirement for requirement in requires("ddad") or [] if "extra ==" not in requirement]
+    return "".join(f"{requirement}\n" for requirement in sorted(needed))
 
 
 @contextmanager

@@ -44,7 +44,9 @@ def run_split(arguments: argparse.Namespace) -> int:
 
     dataset = read_data(arguments)
     write_split(dataset, arguments.output)
-    for one in (dataset, read_dataset(arguments.output, "mvtec")):
-        total = len(one.select("test", defective=False))
-        print(f"{one.name}: {count_seen(one)} of {total} good test images show a part that trains.", file=sys.stderr)
+    for shown in (dataset, read_dataset(arguments.output, "mvtec")):
+        total = len(shown.select("test", defective=False))
+        print(
+            f"{shown.name}: {count_seen(shown)} of {total} good test images show a part that trains.", file=sys.stderr
+        )
     return 0

@@ -36,9 +36,9 @@ def explain_status(status: int, response: Any) -> str | None:
 
 def explain(error: BaseException) -> str | None:
     """What to tell somebody whose command failed at the Hub; None for what has another cause."""
-    for one in chain(error):
-        name, module = type(one).__name__, type(one).__module__
-        response = getattr(one, "response", None)
+    for cause in chain(error):
+        name, module = type(cause).__name__, type(cause).__module__
+        response = getattr(cause, "response", None)
         status = getattr(response, "status_code", None)
         if isinstance(status, int) and module.startswith(("huggingface_hub", "httpx", "ddad")):
             return explain_status(status, response)
@@ -47,9 +47,9 @@ def explain(error: BaseException) -> str | None:
         if module.startswith("httpx") and "Timeout" in name:
             return f"The Hub does not answer in time: check the network, or try again later. {GOES_ON}"
         if module.startswith("httpx"):
-            return f"The Hub cannot be reached ({one}): check the network. {GOES_ON}"
-        if isinstance(one, json.JSONDecodeError):
-            frames = one.__traceback__
+            return f"The Hub cannot be reached ({cause}): check the network. {GOES_ON}"
+        if isinstance(cause, json.JSONDecodeError):
+            frames = cause.__traceback__
             while frames is not None:
                 if "huggingface_hub" in frames.tb_frame.f_code.co_filename:
                     return (

@@ -47,10 +47,10 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     report, scored, masks = evaluate(pipe, dataset)
     if errors:
         report["left_out"] = sorted(errors)
-    report["nuisances"] = evaluate_nuisances(pipe, [one.path for one in dataset.select("test", defective=False)])
+    report["nuisances"] = evaluate_nuisances(pipe, [sample.path for sample in dataset.select("test", defective=False)])
     if arguments.denoise:
         kinds = [dataset.select("test", defective) for defective in (False, True)]
-        samples = [one[:: max(1, len(one) // arguments.denoise)][: arguments.denoise] for one in kinds]
+        samples = [of_kind[:: max(1, len(of_kind) // arguments.denoise)][: arguments.denoise] for of_kind in kinds]
         report["denoising"] = evaluate_denoising(pipe, *samples)
     results = json.dumps(report, indent=2)
     print(results if arguments.json else format_tables(report))

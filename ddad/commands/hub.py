@@ -47,7 +47,7 @@ def run_publish(arguments: argparse.Namespace) -> int:
 def show_files(staged: Path, target: Path) -> None:
     """What `--dry-run` does: keeps what would be sent, and lists it."""
     shutil.copytree(staged, target)
-    for path in sorted(one for one in target.rglob("*") if one.is_file()):
+    for path in sorted(path for path in target.rglob("*") if path.is_file()):
         print(f"{path.stat().st_size:>12,}  {path.relative_to(target).as_posix()}")
 
 

@@ -20,8 +20,8 @@ def find_inputs(inputs: list[str], output: Path) -> list[Path]:
     def of_folder(folder: str) -> list[Path]:
         return [path for path in find_images(folder) if not path.resolve().is_relative_to(output.resolve())]
 
-    found = [path for name in inputs for path in (of_folder(name) if Path(name).is_dir() else [Path(name)])]
-    return list(dict.fromkeys(found))
+    paths = [path for name in inputs for path in (of_folder(name) if Path(name).is_dir() else [Path(name)])]
+    return list(dict.fromkeys(paths))
 
 
 def state_of(path: Path) -> dict[str, typing.Any]:
@@ -52,7 +52,7 @@ def read_done(output: Path, settings: str) -> dict[str, dict[str, typing.Any]]:
             files = [entry["line"][kind] for kind in ("map", "overlay", "denoised") if kind in entry["line"]]
         except (ValueError, KeyError, TypeError):
             continue  # cut off when that run was
-        if entry["settings"] == settings and all(Path(one).is_file() for one in files):
+        if entry["settings"] == settings and all(Path(path).is_file() for path in files):
             done[json.dumps(entry["state"])] = entry["line"]
     return done
 

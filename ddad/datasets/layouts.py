@@ -75,19 +75,19 @@ class Dataset:
 
     def select(self, split: str, defective: bool | None = None) -> list[Sample]:
         """The images of a split, all of them or the good or defective ones."""
-        return [one for one in self.samples if one.split == split and defective in (None, one.defective)]
+        return [sample for sample in self.samples if sample.split == split and defective in (None, sample.defective)]
 
     @property
     def train_paths(self) -> list[Path]:
         """Good images to train on."""
-        return [one.path for one in self.select("train")]
+        return [sample.path for sample in self.select("train")]
 
     def describe(self) -> str:
         """What was recognised, in a sentence."""
         test = self.select("test", defective=True)
-        kinds = Counter(one.defect for one in test)
+        kinds = Counter(sample.defect for sample in test)
         listed = ", ".join(f"{count} {name}" for name, count in sorted(kinds.items()))
-        without = sum(one.mask is None for one in test)
+        without = sum(sample.mask is None for sample in test)
         masks = "" if not test else "; all have masks" if not without else f"; {without} of these have no mask"
         return (
             f"{self.name}, layout {self.data_format}: {len(self.train_paths)} good images to train,"
@@ -152,12 +152,12 @@ def find_images(folder: str | Path) -> list[Path]:
 @functools.cache
 def files_by_stem(folder: Path) -> dict[str, list[Path]]:
     """The image files right in a folder, by their names without suffix, in lower case."""
-    found: dict[str, list[Path]] = {}
+    files: dict[str, list[Path]] = {}
     if folder.is_dir():
         for path in sorted(folder.iterdir()):
             if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
-                found.setdefault(path.stem.lower(), []).append(path)
-    return found
+                files.setdefault(path.stem.lower(), []).append(path)
+    return files
 
 
 def find_mask(image: Path, folder: Path) -> Path | tuple[Path, ...] | None:
@@ -166,9 +166,9 @@ def find_mask(image: Path, folder: Path) -> Path | tuple[Path, ...] | None:
     Or a folder of its name, whose files are one ground truth together (MVTec LOCO).
     """
     for ending in MASK_ENDINGS:
-        found = files_by_stem(folder).get(f"{image.stem}{ending}".lower())
-        if found:
-            return found[0]
+        matches = files_by_stem(folder).get(f"{image.stem}{ending}".lower())
+        if matches:
+            return matches[0]
     several = images_in(folder / image.stem)
     return tuple(several) if several else None
 
@@ -179,11 +179,11 @@ def read_train(root: Path, names: Sequence[str], good: Sequence[str]) -> list[Pa
     Raises:
         ValueError: if one of the folders holds defective images, masks or what is not clear.
     """
-    found = []
+    chosen = []
     for name in names:
         folder = root / name
         paths = images_in(folder)
-        named = [one.removeprefix(f"{name}/") for one in good]  # below the data set, or below the folder itself
+        named = [path.removeprefix(f"{name}/") for path in good]  # below the data set, or below the folder itself
         choice = choose_good([path.relative_to(folder) for path in paths], folder.name, named)
         if not good and (choice.defective or choice.masks):
             listed = describe_found([path.relative_to(folder) for path in paths])
@@ -191,8 +191,8 @@ def read_train(root: Path, names: Sequence[str], good: Sequence[str]) -> list[Pa
                 f"{folder} must hold good images only, since what lies there trains. Found: {listed}. Move the others"
                 " to the test folder, or name the good ones with --good FOLDER."
             )
-        found += [paths[position] for position in choice.good]
-    return found
+        chosen += [paths[position] for position in choice.good]
+    return chosen
 
 
 def read_splits(root: Path, train: Sequence[str], test: str, masks: Path, good: Sequence[str] = ()) -> list[Sample]:
@@ -257,7 +257,7 @@ def read_visa(root: Path, masks: Path | None, good: Sequence[str]) -> list[Sampl
             trains = row["label"] == "normal" and normal.index(row) % 10 != 9
             defect = "good" if row["label"] == "normal" else row["label"]
             samples.append(Sample(root.parent / row["image"], "train" if trains else "test", defect, mask))
-    named = [one.path for one in samples] + [one.mask for one in samples if isinstance(one.mask, Path)]
+    named = [sample.path for sample in samples] + [sample.mask for sample in samples if isinstance(sample.mask, Path)]
     missing = [path for path in named if not path.is_file()]
     if missing:
         raise ValueError(f"{len(missing)} files that the CSV of {root} names are not there, {missing[0]} for one.")
@@ -293,9 +293,9 @@ def read_folder(root: Path, masks: Path | None, good: Sequence[str]) -> list[Sam
         path = inside[position]
         # `bad/dent/3.png` has its mask in `masks/bad/dent`, `masks/dent` or `masks`.
         below = [path.parent, PurePath(*path.parts[1:-1]), PurePath()]
-        found = [mask for place in places for folder in below if (mask := find_mask(root / path, place / folder))]
+        files = [mask for place in places for folder in below if (mask := find_mask(root / path, place / folder))]
         kinds = [part for part in path.parts[:-1] if kind_of(part) == "unclear"]
-        samples.append(Sample(root / path, "test", kinds[-1] if kinds else "defective", found[0] if found else None))
+        samples.append(Sample(root / path, "test", kinds[-1] if kinds else "defective", files[0] if files else None))
     return samples
 
 
@@ -345,7 +345,7 @@ def read_dataset(
     if not samples:
         raise ValueError(f"{root} holds no images ({', '.join(IMAGE_SUFFIXES)}) where the layout {layout} has them.")
     dataset = Dataset(root.resolve().name, layout, tuple(samples))
-    without = [one for one in dataset.select("test", defective=True) if one.mask is None]
+    without = [sample for sample in dataset.select("test", defective=True) if sample.mask is None]
     if 0 < len(without) < len(dataset.select("test", defective=True)):
         logger.warning(
             "%d defective images have no mask, %s for one: they count for images, not for pixels.",
@@ -385,8 +385,8 @@ def read_mask(sample: Sample, size: tuple[int, int]) -> np.ndarray:
             values = mask_values(PIL.ImageOps.exif_transpose(mask))
         if values.shape != defect.shape:
             hint = " It fits the photograph before its EXIF turns it." if values.shape == raw_size[::-1] else ""
-            found = values.shape[::-1]
-            raise ValueError(f"{path} has {found} pixels, its image {sample.path} {image_size}.{hint}")
+            shape = values.shape[::-1]
+            raise ValueError(f"{path} has {shape} pixels, its image {sample.path} {image_size}.{hint}")
         defect |= values >= max(1, values.max() / 2) if lossy else values > 0
         if lossy:
             warn_once(f"Masks stored as JPEG ({path.parent}) are read as defect from half of their largest value.")

@@ -12,9 +12,8 @@ from typing import TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.sparse.csgraph import connected_components
-from scipy.spatial.distance import squareform
+from sklearn.cluster import AgglomerativeClustering
 
 from ddad.images_ddad import DDADImageProcessor
 
@@ -61,7 +60,7 @@ def group_lookalikes(images: Iterable[torch.Tensor]) -> list[int]:
     Args:
         images: `[3, H, W]` each, in any range, or what `shrink_image` makes of them.
     """
-    rows = np.stack([fine_structure(one) for one in images])
+    rows = np.stack([fine_structure(image) for image in images])
     if len(rows) < 2:
         return [0] * len(rows)
     alike = rows @ rows.T
@@ -77,8 +76,10 @@ def group_lookalikes(images: Iterable[torch.Tensor]) -> list[int]:
 
 def join(correlations: np.ndarray) -> np.ndarray:
     """Groups by average linkage: members correlate by more than `LEAST_CORRELATION` on average."""
-    distances = squareform(1 - np.clip(correlations, -1, 1), checks=False)
-    labels: np.ndarray = fcluster(linkage(distances, "average"), 1 - LEAST_CORRELATION, "distance")
+    clusters = AgglomerativeClustering(
+        n_clusters=None, metric="precomputed", linkage="average", distance_threshold=1 - LEAST_CORRELATION
+    )
+    labels: np.ndarray = clusters.fit_predict(1 - np.clip(correlations, -1, 1))
     return labels
 
 
@@ -137,4 +138,4 @@ def split_images(images: list[Item], groups: Sequence[int], held_out: int, seed:
         if len(held) + len(group) <= count:
             held += group
     chosen = set(held if len(held) >= 2 else order[:count])
-    return [one for i, one in enumerate(images) if i not in chosen], [images[i] for i in sorted(chosen)]
+    return [image for i, image in enumerate(images) if i not in chosen], [images[i] for i in sorted(chosen)]

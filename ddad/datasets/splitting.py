@@ -10,7 +10,7 @@ from ddad.images_ddad import DDADImageProcessor
 
 def count_seen(dataset: Dataset) -> int:
     """How many good test images seem to show a part that also trains."""
-    train, test = dataset.train_paths, [one.path for one in dataset.select("test", defective=False)]
+    train, test = dataset.train_paths, [sample.path for sample in dataset.select("test", defective=False)]
     groups = group_lookalikes(map(DDADImageProcessor().read_image, train + test))
     trained = set(groups[: len(train)])
     return sum(group in trained for group in groups[len(train) :])
@@ -31,7 +31,7 @@ def write_split(dataset: Dataset, folder: str | Path, seed: int = 0) -> None:
     """
     folder = Path(folder)
     check_empty(folder)
-    test = [one.path for one in dataset.select("test", defective=False)]
+    test = [sample.path for sample in dataset.select("test", defective=False)]
     good = dataset.train_paths + test
     train, test = split_images(good, group_lookalikes(map(DDADImageProcessor().read_image, good)), len(test), seed)
     copies = [
@@ -39,13 +39,13 @@ def write_split(dataset: Dataset, folder: str | Path, seed: int = 0) -> None:
         for split, paths in (("train", train), ("test", test))
         for number, path in enumerate(paths)
     ]
-    for number, one in enumerate(dataset.select("test", defective=True)):
-        copies.append((one.path, f"test/{one.defect}/{number:04d}"))
-        if isinstance(one.mask, tuple):
-            several = enumerate(one.mask)
-            copies += [(path, f"ground_truth/{one.defect}/{number:04d}/{index:03d}") for index, path in several]
-        elif one.mask is not None:
-            copies.append((one.mask, f"ground_truth/{one.defect}/{number:04d}_mask"))
+    for number, sample in enumerate(dataset.select("test", defective=True)):
+        copies.append((sample.path, f"test/{sample.defect}/{number:04d}"))
+        if isinstance(sample.mask, tuple):
+            several = enumerate(sample.mask)
+            copies += [(path, f"ground_truth/{sample.defect}/{number:04d}/{index:03d}") for index, path in several]
+        elif sample.mask is not None:
+            copies.append((sample.mask, f"ground_truth/{sample.defect}/{number:04d}_mask"))
     for source, name in copies:
         target = folder / f"{name}{source.suffix.lower()}"
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -55,7 +55,7 @@ def measure(
         masks: ground truth `[N, S, S]` bool; None without pixel metrics. Defective images without a mask count for
             images alone: their masks are empty.
     """
-    defective = np.array([one.defective for one in samples])
+    defective = np.array([sample.defective for sample in samples])
     measured = measure_images(scores[~defective], scores[defective])
     if maps is not None and masks is not None:
         known = ~defective | masks.any(axis=(1, 2))
@@ -65,23 +65,25 @@ def measure(
 
 def read_masks(samples: list[Sample], size: int) -> np.ndarray | None:
     """Ground truth at the model's size, `[N, size, size]` bool; None if no image has any."""
-    if not any(one.mask for one in samples):
+    if not any(sample.mask for sample in samples):
         return None
     empty = np.zeros((size, size), dtype=bool)
-    return np.stack([empty if one.defective and not one.mask else read_mask(one, (size, size)) for one in samples])
+    return np.stack(
+        [empty if sample.defective and not sample.mask else read_mask(sample, (size, size)) for sample in samples]
+    )
 
 
 def leave_out_broken(pipe: DDADPipeline, dataset: Dataset) -> tuple[Dataset, dict[str, str]]:
     """The data set without the images and masks that cannot be read, and what is wrong with each, by file name."""
     errors: dict[Path, str] = {}
-    for one in dataset.samples:
+    for sample in dataset.samples:
         try:
-            pipe.image_processor.read_image(one.path)
-            if one.mask:
-                read_mask(one, (8, 8))
+            pipe.image_processor.read_image(sample.path)
+            if sample.mask:
+                read_mask(sample, (8, 8))
         except ValueError as error:
-            errors[one.path] = str(error)
-    kept = tuple(one for one in dataset.samples if one.path not in errors)
+            errors[sample.path] = str(error)
+    kept = tuple(sample for sample in dataset.samples if sample.path not in errors)
     return replace(dataset, samples=kept), {path.name: text for path, text in errors.items()}
 
 
@@ -95,13 +97,13 @@ def evaluate(pipe: DDADPipeline, dataset: Dataset) -> tuple[dict[str, Any], Scor
         ValueError: if there are no good or no defective images.
     """
     samples = dataset.select("test")
-    defective = np.array([one.defective for one in samples], dtype=bool)
+    defective = np.array([sample.defective for sample in samples], dtype=bool)
     if not defective.any() or defective.all():
         raise ValueError(
             f"Good and defective test images are needed, found {int((~defective).sum())} and {int(defective.sum())}."
         )
     masks = read_masks(samples, pipe.unet.config.sample_size)
-    scored = score_images(pipe, [one.path for one in samples])
+    scored = score_images(pipe, [sample.path for sample in samples])
     combined, threshold = scored.scores["combined"], pipe.threshold
     best, best_threshold = metrics.best_f1(combined[~defective], combined[defective])
     verdicts = asdict(metrics.judge(combined[~defective], combined[defective], threshold))
@@ -120,11 +122,11 @@ def evaluate(pipe: DDADPipeline, dataset: Dataset) -> tuple[dict[str, Any], Scor
         "best_f1_threshold": round(best_threshold, 4),
         "defects": {},
     }
-    for kind in sorted({one.defect for one in samples if one.defective}):
-        chosen = np.array([one.defect in ("good", kind) for one in samples])
-        of_kind = [one for one in samples if one.defect in ("good", kind)]
-        found = combined[np.array([one.defect == kind for one in samples])] > threshold
-        row = {"images": int(found.size), "detected": int(found.sum())}
+    for kind in sorted({sample.defect for sample in samples if sample.defective}):
+        chosen = np.array([sample.defect in ("good", kind) for sample in samples])
+        of_kind = [sample for sample in samples if sample.defect in ("good", kind)]
+        detected = combined[np.array([sample.defect == kind for sample in samples])] > threshold
+        row = {"images": int(detected.size), "detected": int(detected.sum())}
         kind_masks = masks[chosen] if masks is not None and masks[chosen].any() else None
         measured = measure(scored.maps["combined"][chosen], combined[chosen], of_kind, kind_masks)
         report["defects"][kind] = row | measured

@@ -34,7 +34,7 @@ def choose_cases(scores: np.ndarray, defective: np.ndarray) -> dict[str, np.ndar
 
 def draw_sheet(pipe: DDADPipeline, samples: list[Sample], scores: np.ndarray) -> PIL.Image.Image:
     """Rows of image, ground truth, heatmap and normal version, with their scores."""
-    defective = np.array([one.defective for one in samples])
+    defective = np.array([sample.defective for sample in samples])
     cases = choose_cases(scores, defective)
     rows = sum(len(chosen) for chosen in cases.values())
     width = len(HEADS) * (SIDE + GAP) + GAP
@@ -78,7 +78,7 @@ def draw_curves(
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("Figures need matplotlib: pip install 'ddad[evaluate]'") from error
-    defective = np.array([one.defective for one in samples])
+    defective = np.array([sample.defective for sample in samples])
     combined = scored.scores["combined"]
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.subplots()

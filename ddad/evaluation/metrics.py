@@ -77,13 +77,13 @@ def best_f1(good: np.ndarray, defective: np.ndarray) -> tuple[float, float]:
 def judge(good: np.ndarray, defective: np.ndarray, threshold: float) -> Verdicts:
     """What a threshold that was chosen before makes of the scores: above it is defective."""
     good, defective = _check(good, defective, "A verdict")
-    alarms, found = int((good > threshold).sum()), int((defective > threshold).sum())
+    alarms, detected = int((good > threshold).sum()), int((defective > threshold).sum())
     return Verdicts(
         false_alarms=alarms,
-        detected=found,
+        detected=detected,
         false_alarm_rate=alarms / good.size,
-        recall=found / defective.size,
-        f1=2 * found / (found + alarms + defective.size),
+        recall=detected / defective.size,
+        f1=2 * detected / (detected + alarms + defective.size),
     )
 
 
@@ -160,12 +160,12 @@ def pixel_curves(maps: np.ndarray, masks: np.ndarray) -> PixelCurves:
     values = maps.ravel()[order]
     last = np.append(values[1:] != values[:-1], True)  # equal values pass a threshold together
     defective = masks.ravel()[order]
-    found, above = np.cumsum(defective)[last], np.flatnonzero(last) + 1
+    true_positives, above = np.cumsum(defective)[last], np.flatnonzero(last) + 1
     overlap = np.cumsum(gains.ravel()[order])[last] / regions
     return PixelCurves(
-        false_positive_rate=np.append(0.0, (above - found) / (~masks).sum()),
-        recall=np.append(0.0, found / masks.sum()),
-        precision=np.append(1.0, found / above),
+        false_positive_rate=np.append(0.0, (above - true_positives) / (~masks).sum()),
+        recall=np.append(0.0, true_positives / masks.sum()),
+        precision=np.append(1.0, true_positives / above),
         overlap=np.append(0.0, overlap),
     )
 

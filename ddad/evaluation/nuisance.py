@@ -24,7 +24,7 @@ def evaluate_nuisances(pipe: DDADPipeline, good: Sequence[Path]) -> dict[str, fl
     for path in tqdm(chosen, desc="Nuisances", mininterval=1, unit="image"):
         image = pipe.image_processor.read_image(path)[None] * 2 - 1
         changed = [image, *(change(image) for change in NUISANCES.values())]
-        verdicts = pipe([(one[0].clamp(-1, 1) + 1) / 2 for one in changed], denoise=False).is_anomalous
+        verdicts = pipe([(image[0].clamp(-1, 1) + 1) / 2 for image in changed], denoise=False).is_anomalous
         for name, verdict in zip(alarms, verdicts, strict=True):
             alarms[name] += verdict
     return {"images": len(chosen)} | {name: round(100 * count / len(chosen), 1) for name, count in alarms.items()}

@@ -72,9 +72,9 @@ def evaluate_denoising(pipe: DDADPipeline, good: list[Sample], defective: list[S
             if truth.any():  # a defect of a few pixels can fall between those of a smaller image
                 covered.append(100 * changed[truth].mean())
             outside.append(100 * changed[~truth].mean())
-        same_size = [one for one in references if one.shape == changed.shape]
+        same_size = [reference for reference in references if reference.shape == changed.shape]
         if same_size and changed.any():
-            usual = np.median([gradient_energy(one, changed) for one in same_size])
+            usual = np.median([gradient_energy(reference, changed) for reference in same_size])
             sharpness.append(gradient_energy(denoised.mean(dim=0).numpy(), changed) / usual)
     if not before:
         return report | {"defective_images": len(defective), "found": 0}
@@ -84,8 +84,8 @@ def evaluate_denoising(pipe: DDADPipeline, good: list[Sample], defective: list[S
         "normal_after": int((np.array(after) <= pipe.threshold).sum()),
         "score_before": round(float(np.median(before)), 2),
         "score_after": round(float(np.median(after)), 2),
-        "distance_before": round(float(np.median([one[0] for one in distances])), 2),
-        "distance_after": round(float(np.median([one[1] for one in distances])), 2),
+        "distance_before": round(float(np.median([distance[0] for distance in distances])), 2),
+        "distance_after": round(float(np.median([distance[1] for distance in distances])), 2),
         "distance_normal": round(float(torch.tensor(pipe.normality.config.statistics["mahalanobis_mean"]).mean()), 2),
         "covered": round(float(np.median(covered)), 1) if covered else None,
         "changed_outside": round(float(np.median(outside)), 1) if outside else None,

@@ -99,8 +99,10 @@ def read_settings(shapes: dict[str, torch.Size]) -> dict[str, Any]:
         "patch_size": 1,
         "block_out_channels": channels,
         "layers_per_block": each - 1,
-        "down_block_types": tuple("AttnDownBlock2D" if one else "ResnetDownsampleBlock2D" for one in attends),
-        "up_block_types": tuple("AttnUpBlock2D" if one else "ResnetUpsampleBlock2D" for one in reversed(attends)),
+        "down_block_types": tuple("AttnDownBlock2D" if attend else "ResnetDownsampleBlock2D" for attend in attends),
+        "up_block_types": tuple(
+            "AttnUpBlock2D" if attend else "ResnetUpsampleBlock2D" for attend in reversed(attends)
+        ),
         "downsample_type": "resnet",
         "upsample_type": "resnet",
         "attention_head_dim": RELEASED_HEAD_DIM,

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import math
 import signal
 import threading
 import time
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
@@ -40,14 +40,6 @@ def create_scheduler(config: TrainConfig) -> DDADScheduler:
     """The diffusion process of a run."""
     detail_std = config.detail_std if config.prediction_type == "sample" else 0.0
     return DDADScheduler(prediction_type=config.prediction_type, detail_std=detail_std)
-
-
-def learning_rate_factor(step: int, warmup_steps: int, steps: int) -> float:
-    """Linear warm-up, then a cosine to zero at the last step."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
 def image_indices(first: int, count: int, size: int, seed: int) -> torch.Tensor:
@@ -146,6 +138,9 @@ def train_unet(
         record = saved
         logger.info("Resuming after step %d of %d.", step, config.steps)
 
+    for group in optimizer.param_groups:
+        group["initial_lr"] = config.learning_rate  # what a schedule that begins in the middle asks for
+    schedule = get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, config.steps, last_epoch=step - 1)
     model, optimizer = accelerator.prepare(unet, optimizer)
     store = images.load().to(device)
     corruption = Corruption(config.image_size, device, config.seed)
@@ -165,8 +160,6 @@ def train_unet(
         # One t from each of N equal parts of the range: as uniform as independent draws, with less variance.
         offsets = torch.arange(len(clean)) + torch.rand(len(clean), generator=generator)
         timesteps = (offsets / len(clean) * config.max_timestep).long().to(device)
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * learning_rate_factor(step, config.warmup_steps, config.steps)
         with accelerator.autocast():
             losses = compute_losses(model, features, scheduler, clean, damaged, noise, timesteps, config.max_snr)
             loss = config.pixel_weight * losses.pixel + losses.variance + losses.feature
@@ -175,6 +168,7 @@ def train_unet(
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
+        schedule.step()
         optimizer.zero_grad(set_to_none=True)
         ema.step(unet.parameters())
         step += 1

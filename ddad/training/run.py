@@ -172,7 +172,7 @@ def build_pipeline(
     extractor.fit(batches(large[0]))
     for network in (unet, features, extractor):
         round_to_half(network)
-    count = sum(len(one) for one in images)
+    count = sum(len(image) for image in images)
     normality = create_normality(
         features, config.timesteps, count, len(images[1]), config.threshold_quantile, appearance=True
     )
