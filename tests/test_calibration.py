@@ -12,6 +12,7 @@ from ddad import DDADPipeline
 from ddad.calibration import calibration, fitting
 from ddad.calibration.calibration import count_judges, recalibrate
 from ddad.calibration.choice import ALPHAS, BLURS, TOP_CELLS, Trials, choose, make_defects
+from ddad.calibration.synthetic import DEFECT_TYPES
 from ddad.calibration.fitting import CalibrationConfig, count_copies, count_factors, spread, vary
 from ddad.cli import main
 from ddad.datasets.folder import ImageFolder
@@ -168,7 +169,7 @@ def test_copies_are_rotated_and_shifted_a_little():
 def test_synthetic_defects_are_where_their_masks_say():
     images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     defective, masks = make_defects(images, 2, seed=0)
-    assert len(defective) == len(masks) == 10
+    assert len(defective) == len(masks) == 2 * len(DEFECT_TYPES)
     again, _ = make_defects(images, 2, seed=0)
     assert torch.equal(defective, again)
     for image, mask in zip(defective, masks, strict=True):

@@ -22,7 +22,8 @@ from ddad.training.corruption import Corruption, fill
 from ddad.training.losses import snr_weight
 from ddad.training.run import nearest_timesteps
 from ddad.training.state import remove_state, state_folder
-from tests.conftest import random_weights
+from tests.conftest import random_weights, sign
+from tests.test_saving import run_without_package
 
 
 @pytest.fixture(scope="module")
@@ -230,6 +231,34 @@ def test_the_command_trains_and_saves(good_images, tmp_path, capsys):
 
     assert main(tiny_flags(good_images, output)) == 2
     assert "already holds a finished checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("backbone", "strides", "size"),
+    [
+        ("test_vit", ("16", "16"), "96"),
+        pytest.param("swin_tiny_patch4_window7_224", ("4", "8"), "224", marks=pytest.mark.slow),
+    ],
+)
+def test_transformers_judge_appearance_where_ddad_is_not_installed(backbone, strides, size, good_images, tmp_path):
+    output = tmp_path / "stripes"
+    flags = tiny_flags(good_images, output)
+    own = {
+        "--appearance-size": size,
+        "--appearance-backbone": backbone,
+        "--backbone-weights": random_weights(backbone),
+    }
+    for flag, value in own.items():
+        flags[flags.index(flag) + 1] = str(value)
+    assert main([*flags, "--strides", *strides]) == 0
+    settings = json.loads((output / "model_index.json").read_text())
+    (output / "model_index.json").write_text(json.dumps(settings | {"feature_score": "appearance", "alpha": 0.0}))
+    sign(output)
+    pipe = DDADPipeline.from_pretrained(output)
+    assert pipe.appearance_extractor.config.backbone == backbone
+    image = find_images(good_images)[0]
+    [[score, *_]] = run_without_package(np.asarray(PIL.Image.open(image)), output, home=tmp_path)
+    assert score == pytest.approx(pipe(image, denoise=False).image_score[0], abs=1e-3)
 
 
 def test_settings_that_cannot_be_trained_with_are_refused(capsys):

@@ -41,7 +41,7 @@ from ddad.images_ddad import DDADImageProcessor
 from ddad.scheduling_ddad import DDADScheduler
 from ddad.training.config import PRESETS, TrainConfig
 from ddad.training.corruption import Corruption
-from ddad.training.loop import create_scheduler, learning_rate_factor
+from ddad.training.loop import create_scheduler
 from ddad.training.losses import compute_losses
 from ddad.training.run import build_pipeline
 from ddad.unet_ddad import DDADUNet2DModel
@@ -51,7 +51,8 @@ QUALITY = 93
 MAX_TIMESTEP, MAX_SNR, PIXEL_WEIGHT, DETAIL_STD = 500, 10.0, 10.0, 0.03
 LEVELS = (20, 201, 401)
 BATCH = 128
-WARM_STEPS = 30
+# Steps after which the speed is measured, and until the peak learning rate.
+WARM_STEPS, WARM_UP = 30, 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,6 +230,13 @@ def judge(
     return {name: round(value, 5) for name, value in values.items()}
 
 
+def rate_factor(step: int, steps: int) -> float:
+    """Linear warm-up, then a cosine to zero at the last step, which is known only once the speed was measured."""
+    if step < WARM_UP:
+        return (step + 1) / WARM_UP
+    return 0.5 * (1 + math.cos(math.pi * min((step - WARM_UP) / max(1, steps - WARM_UP), 1.0)))
+
+
 def fit_network(
     unet: DDADUNet2DModel,
     features: DDADFeatureExtractor,
@@ -258,9 +266,7 @@ def fit_network(
     while step < steps:
         clean, damaged, noise, timesteps = next(source)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * (
-                learning_rate_factor(step, 200, steps) if steps < 10**9 else (step + 1) / 200
-            )
+            group["lr"] = learning_rate * rate_factor(step, steps)
         with torch.autocast(device.type, torch.bfloat16):
             losses = compute_losses(
                 unet, features, scheduler,

@@ -50,24 +50,24 @@ def load_packaged_weights(name: str) -> nn.Module:
     return model
 
 
-def read_weights(path: str | Path, model: nn.Module) -> None:
-    """Puts the weights of a file into a timm model: safetensors, or a state dict, of which no code is run.
+def load_weights_of(path: str | Path, backbone: str, **options: Any) -> nn.Module:
+    """A whole timm model with the weights of a file: safetensors, or a state dict, of which no code is run.
+
+    timm brings what depends on the size of images, such as a transformer's positions, to the size asked for.
 
     Raises:
-        ValueError: if they are not those of the model; it names what differs.
+        ValueError: if they are not those of the model; it says what differs.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
         tensors = load_file(path)
     else:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    own = model.state_dict()
-    wrong = [name for name, value in own.items() if name not in tensors or tensors[name].shape != value.shape]
-    if wrong:
-        raise ValueError(
-            f"{path} does not hold the weights of this backbone: {wrong[0]} is missing or of another shape."
-        )
-    model.load_state_dict({name: tensors[name] for name in own})
+    try:
+        overlay = {"state_dict": tensors}
+        return timm.create_model(backbone, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+    except (RuntimeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} does not hold the weights of this backbone, {backbone}: {error}") from error
 
 
 def create_feature_extractor(
@@ -87,8 +87,7 @@ def create_feature_extractor(
     extractor = DDADFeatureExtractor(backbone=backbone, **settings)
     options = extractor.size_options(backbone, extractor.config.image_size)
     if weights is not None:
-        model = timm.create_model(backbone, **options)
-        read_weights(weights, model)
+        model = load_weights_of(weights, backbone, **options)
     else:
         try:
             model = load_packaged_weights(backbone)
@@ -122,7 +121,11 @@ def choose_image_size(paths: Sequence[Path]) -> int:
 
 
 def create_appearance_extractor(
-    image_size: int, fallback: DDADFeatureExtractor, backbone: str | None = None, weights: str | Path | None = None
+    image_size: int,
+    fallback: DDADFeatureExtractor,
+    backbone: str | None = None,
+    weights: str | Path | None = None,
+    strides: Sequence[int] | None = None,
 ) -> DDADFeatureExtractor:
     """What appearance is judged by: the backbone asked for, else the default one, else that which is at hand.
 
@@ -131,20 +134,21 @@ def create_appearance_extractor(
         fallback: an extractor whose weights are taken where those of the default cannot be had.
         backbone: its name; None takes the default.
         weights: a file of its weights.
+        strides: of the features that are taken; None takes the extractor's own.
 
     Raises:
         RuntimeError, ValueError: as `create_feature_extractor`, for a backbone that was asked for.
     """
-    grid_size = image_size // 16
+    asked: dict[str, Any] = {"image_size": image_size, "grid_size": image_size // 16}
+    if strides is not None:
+        asked["strides"] = tuple(strides)
     try:
-        return create_feature_extractor(
-            backbone or APPEARANCE_BACKBONE, weights, image_size=image_size, grid_size=grid_size
-        )
+        return create_feature_extractor(backbone or APPEARANCE_BACKBONE, weights, **asked)
     except RuntimeError as error:
         if backbone is not None:
             raise
         logger.warning("%s Appearance is judged by %s instead.", error, fallback.config.backbone)
     settings = {key: value for key, value in fallback.config.items() if not key.startswith("_")}
-    extractor = DDADFeatureExtractor(**{**settings, "image_size": image_size, "grid_size": grid_size})
+    extractor = DDADFeatureExtractor(**settings | asked)
     extractor.load_state_dict(fallback.state_dict())
     return extractor

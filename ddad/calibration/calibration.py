@@ -403,11 +403,13 @@ class AppearanceConfig:
         image_size: at which images are looked at; None chooses by their own size.
         backbone: a timm model's name; None takes the default where its weights are at hand.
         weights: a file of its weights.
+        strides: of the features that are taken; None takes the extractor's own.
     """
 
     image_size: int | None = None
     backbone: str | None = None
     weights: str | None = None
+    strides: tuple[int, ...] | None = None
 
 
 def calibrate_checkpoint(
@@ -438,7 +440,9 @@ def calibrate_checkpoint(
     extractor = pipe.appearance_extractor
     if extractor is None or looks != AppearanceConfig():
         size = looks.image_size or choose_image_size(dataset.train_paths)
-        extractor = create_appearance_extractor(size, pipe.feature_extractor, looks.backbone, looks.weights)
+        extractor = create_appearance_extractor(
+            size, pipe.feature_extractor, looks.backbone, looks.weights, looks.strides
+        )
     large = ImageFolder(dataset.train_paths, extractor.config.image_size, processor)
     adapted, calibration = recalibrate(pipe, images, config, large=large, extractor=extractor)
     if record is not None:

@@ -1,8 +1,9 @@
 """Synthetic defects pasted into good images: what choices are made on where no real defect may be looked at.
 
 They are made by other means than the damage that the U-Net trains on (`corruption`): a choice that only suited that
-damage would be found out here. Scratches are drawn; spots, cuts, changed textures and stains fill irregular blobs, as
-cut-paste defects do ("CutPaste", Li et al., 2021; "Natural Synthetic Anomalies", Schlüter et al., 2022).
+damage would be found out here. Scratches and cracks are drawn; spots, cuts, changed textures, stains and missing
+pieces fill irregular blobs, as cut-paste defects do ("CutPaste", Li et al., 2021; "Natural Synthetic Anomalies",
+Schlüter et al., 2022). Lengths are parts of the image: a defect is the same at whatever size an image is looked at.
 """
 
 import math
@@ -13,7 +14,7 @@ import PIL.ImageDraw
 import torch
 from scipy import ndimage
 
-DEFECT_TYPES = ("scratch", "spot", "cut", "texture", "stain")
+DEFECT_TYPES = ("scratch", "crack", "spot", "cut", "texture", "stain", "missing")
 
 # A defect that changes less than this much of the grey scale, or fewer pixels, cannot be asked of anybody to see.
 MIN_CHANGE = 0.015
@@ -33,22 +34,45 @@ def random_blob(random: np.random.Generator, size: int, area: float) -> np.ndarr
 
 
 def random_scratch(random: np.random.Generator, size: int) -> np.ndarray:
-    """A curved line of 1 to 4 pixels, drawn at twice the size for smooth edges; `[size, size]` in [0, 1]."""
-    picture = PIL.Image.new("L", (2 * size, 2 * size))
-    point, angle = random.uniform(0.05, 0.95, 2), random.uniform(0, 2 * math.pi)
+    """A curved line of 1/256 to 4/256 of the image, drawn at twice the size; `[size, size]` in [0, 1]."""
     length, bend, pieces = random.uniform(0.08, 0.5), random.normal(0, 1.5), 24
-    points = [point]
-    for _ in range(pieces):
-        angle += bend / pieces + random.normal(0, 0.08)
-        point = point + length / pieces * np.array([math.cos(angle), math.sin(angle)])
-        points.append(point)
-    PIL.ImageDraw.Draw(picture).line(
-        [(float(x * 2 * size), float(y * 2 * size)) for x, y in points],
-        fill=255,
-        width=int(random.integers(2, 8)),
-        joint="curve",
-    )
+    angles = random.uniform(0, 2 * math.pi) + np.cumsum(bend / pieces + random.normal(0, 0.08, pieces))
+    return draw_lines([walk(random.uniform(0.05, 0.95, 2), angles, length)], random.uniform(1, 4) / 256, size)
+
+
+def random_crack(random: np.random.Generator, size: int) -> np.ndarray:
+    """A jagged line that may branch, of 0.7/256 to 2.5/256 of the image; `[size, size]` in [0, 1]."""
+    heading, pieces, length = random.uniform(0, 2 * math.pi), 20, random.uniform(0.15, 0.8)
+    trunk = walk(random.uniform(0.15, 0.85, 2), heading + random.normal(0, 0.5, pieces), length)
+    lines = [trunk]
+    for _ in range(random.integers(0, 3)):
+        turned = heading + random.choice([-1, 1]) * random.uniform(0.4, 1.2)
+        fork = trunk[random.integers(3, pieces - 3)]
+        lines.append(walk(fork, turned + random.normal(0, 0.5, pieces // 2), length * random.uniform(0.2, 0.5)))
+    return draw_lines(lines, random.uniform(0.7, 2.5) / 256, size)
+
+
+def walk(start: np.ndarray, angles: np.ndarray, length: float) -> np.ndarray:
+    """The corners of a line of so many equal pieces, `[pieces + 1, 2]` in parts of the image."""
+    steps = np.stack([np.cos(angles), np.sin(angles)], axis=1) * length / len(angles)
+    return np.concatenate([start[None], start + np.cumsum(steps, axis=0)])
+
+
+def draw_lines(lines: list[np.ndarray], width: float, size: int) -> np.ndarray:
+    """Lines of a width in parts of the image, drawn at twice the size for smooth edges; `[size, size]` in [0, 1]."""
+    picture = PIL.Image.new("L", (2 * size, 2 * size))
+    draw = PIL.ImageDraw.Draw(picture)
+    for line in lines:
+        corners = [(float(x * 2 * size), float(y * 2 * size)) for x, y in line]
+        draw.line(corners, fill=255, width=max(1, round(width * 2 * size)), joint="curve")
     return np.asarray(picture.resize((size, size), PIL.Image.Resampling.BOX), dtype=np.float32) / 255
+
+
+def surroundings(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """What lies around a blob, spread over it: a weighted mean of pixels outside, `[H, W, 3]`."""
+    sigma = max(2.0, 0.5 * math.sqrt(mask.sum()))
+    outside = soften(~mask, sigma)[..., None]
+    return soften(image * ~mask[..., None], sigma) / np.maximum(outside, 1e-3)
 
 
 def soften(values: np.ndarray, sigma: float) -> np.ndarray:
@@ -60,22 +84,35 @@ def _draw(
     image: np.ndarray, other: np.ndarray, defect_type: str, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     size = image.shape[0]
+    pixel = size / 256
     contrast = max(0.04, float(image.std()))  # a defect is as strong as the part's own structure, and visible on none
     sign = random.choice([-1, 1], p=[0.65, 0.35])  # more real defects are dark than bright
     if defect_type == "scratch":
         line = random_scratch(random, size)
         return image + line[..., None] * sign * random.uniform(0.6, 2) * contrast, line > 0.25
+    if defect_type == "crack":
+        line = random_crack(random, size)
+        dark = np.quantile(image.reshape(-1, 3), 0.02, axis=0)
+        opacity = line[..., None] * random.uniform(0.4, 1)
+        return image * (1 - opacity) + dark * opacity, line > 0.25
     if defect_type == "spot":
-        mask = random_blob(random, size, random.uniform(0.0004, 0.006))
-        opacity = soften(mask, random.uniform(0.5, 1.5))[..., None]
-        return image + opacity * sign * random.uniform(0.6, 2) * contrast, mask
+        mask = random_blob(random, size, math.exp(random.uniform(math.log(0.0004), math.log(0.01))))
+        opacity = soften(mask, random.uniform(0.5, 1.5) * pixel)[..., None]
+        return image + opacity * sign * random.uniform(0.6, 3) * contrast, mask
     if defect_type == "stain":
         mask = random_blob(random, size, random.uniform(0.01, 0.12))
-        opacity = soften(mask, random.uniform(2, 5))[..., None]
+        opacity = soften(mask, random.uniform(2, 5) * pixel)[..., None]
         return image + opacity * random.choice([-1, 1]) * random.uniform(0.35, 1) * contrast, mask
+    if defect_type == "missing":
+        mask = random_blob(random, size, random.uniform(0.008, 0.1))
+        opacity = soften(mask, 0.7 * pixel)[..., None]
+        edge = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+        around = random.random() < 0.5
+        content = surroundings(image, mask) if around else np.broadcast_to(np.median(edge, axis=0), image.shape)
+        return image * (1 - opacity) + content * opacity, mask
     if defect_type == "cut":
-        mask = random_blob(random, size, random.uniform(0.003, 0.04))
-        opacity = soften(mask, 0.7)[..., None]
+        mask = random_blob(random, size, random.uniform(0.003, 0.06))
+        opacity = soften(mask, 0.7 * pixel)[..., None]
         if random.random() < 0.5:
             content = np.roll(other, tuple(random.integers(size // 4, 3 * size // 4, 2)), (0, 1))
         else:
@@ -83,16 +120,16 @@ def _draw(
             content = np.broadcast_to(np.quantile(image.reshape(-1, 3), extreme, axis=0), image.shape)
         return image * (1 - opacity) + content * opacity, mask
     mask = random_blob(random, size, random.uniform(0.005, 0.06))
-    opacity = soften(mask, 1)[..., None]
+    opacity = soften(mask, pixel)[..., None]
     kind = random.random()
     if kind < 0.4:
-        content = soften(image, random.uniform(2, 4))
+        content = soften(image, random.uniform(2, 4) * pixel)
     elif kind < 0.7:
-        grain = soften(random.standard_normal(image.shape[:2]), random.uniform(0.6, 2.5))
+        grain = soften(random.standard_normal(image.shape[:2]), random.uniform(0.6, 2.5) * pixel)
         content = image + (grain / grain.std() * random.uniform(0.25, 0.8) * contrast)[..., None]
     else:
         content = np.rot90(other, int(random.integers(1, 4)))
-        content = content - soften(content, 8) + soften(image, 8)
+        content = content - soften(content, 8 * pixel) + soften(image, 8 * pixel)
     return image * (1 - opacity) + content * opacity, mask
 
 

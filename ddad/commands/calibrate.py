@@ -26,6 +26,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--appearance-backbone", metavar="NAME", help="any timm backbone (default: Lite2, else Lite0)")
     parser.add_argument("--backbone-weights", metavar="FILE", help="its weights: safetensors, or a state dict")
     parser.add_argument(
+        "--strides", type=int, nargs="+", metavar="STRIDE", help="layers of it that are looked at (default: 4 8 16)"
+    )
+    parser.add_argument(
         "--nuisance",
         choices=("none", "mild", "strong"),
         default="mild",
@@ -51,6 +54,9 @@ def run_calibrate(arguments: argparse.Namespace) -> int:
     record = load_record(find_folder(arguments.checkpoint, {}))
     pipe = load_pipeline(arguments.checkpoint, arguments.device)
     config = dataclasses.replace(CalibrationConfig.of(record), nuisance=arguments.nuisance)
-    looks = AppearanceConfig(arguments.appearance_size, arguments.appearance_backbone, arguments.backbone_weights)
+    strides = tuple(arguments.strides) if arguments.strides else None
+    looks = AppearanceConfig(
+        arguments.appearance_size, arguments.appearance_backbone, arguments.backbone_weights, strides
+    )
     calibrate_checkpoint(pipe, record, dataset, arguments.output, config, looks)
     return 0

@@ -50,7 +50,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     from ddad.training.state import remove_state
 
     values = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(TrainConfig)}
-    values["timesteps"], values["good"] = tuple(values["timesteps"]), tuple(values["good"])
+    values |= {name: tuple(values[name]) for name in ("timesteps", "strides", "good")}
     config = TrainConfig(**values)
     dataset = read_dataset(config.data, config.data_format, config.good)
     print(dataset.describe(), file=sys.stderr)

@@ -74,6 +74,9 @@ class TrainConfig:
     backbone_weights: str | None = dataclasses.field(
         default=None, metadata={"help": "file of its weights: safetensors, or a state dict"}
     )
+    strides: tuple[int, ...] = dataclasses.field(
+        default=(4, 8, 16), metadata={"help": "strides of its layers that are looked at; a ViT's are all alike"}
+    )
     nuisance: Literal["none", "mild", "strong"] = dataclasses.field(
         default="mild", metadata={"help": "how much noise, light, blur and shift is no defect"}
     )

@@ -104,7 +104,9 @@ def train(config: TrainConfig) -> None:
         return
     held_out = ImageFolder(calibration_paths, config.image_size, processor)
     size = config.appearance_size or choose_image_size(train_paths)
-    extractor = create_appearance_extractor(size, features, config.appearance_backbone, config.backbone_weights)
+    extractor = create_appearance_extractor(
+        size, features, config.appearance_backbone, config.backbone_weights, config.strides
+    )
     large = [ImageFolder(paths, size, processor) for paths in (train_paths, calibration_paths)]
     pipe, calibration = build_pipeline(
         config,
