@@ -12,8 +12,8 @@ from ddad import DDADPipeline
 from ddad.calibration import calibration, fitting
 from ddad.calibration.calibration import count_judges, recalibrate
 from ddad.calibration.choice import ALPHAS, BLURS, TOP_CELLS, Trials, choose, make_defects
-from ddad.calibration.synthetic import DEFECT_TYPES
 from ddad.calibration.fitting import CalibrationConfig, count_copies, count_factors, spread, vary
+from ddad.calibration.synthetic import DEFECT_TYPES
 from ddad.cli import main
 from ddad.datasets.folder import ImageFolder
 from ddad.datasets.layouts import find_images
