@@ -1,9 +1,11 @@
 """Training: what it sees, that it resumes to the same weights, and that its result loads and predicts."""
 
+import dataclasses
 import json
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -11,12 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ddad import DDADPipeline
+from ddad import DDADPipeline, DDADUNet2DModel
 from ddad.cli import main
 from ddad.datasets.folder import ImageFolder, rotate
 from ddad.datasets.layouts import find_images
 from ddad.datasets.lookalikes import group_lookalikes, split_images
 from ddad.training import loop, state
+from ddad.training.base_network import choose_base
 from ddad.training.config import TrainConfig
 from ddad.training.corruption import Corruption, fill
 from ddad.training.losses import snr_weight
@@ -41,12 +44,13 @@ def good_images(tmp_path_factory):
 
 
 def tiny_config(data, output, **settings):
-    defaults = {"image_size": 64, "steps": 4, "batch_size": 2, "save_every": 2, "warmup_steps": 2}
+    defaults = {"image_size": 64, "steps": 4, "batch_size": 2, "save_every": 2, "warmup_steps": 2, "base": ""}
     return TrainConfig(data=str(data), output=str(output), **(defaults | settings))
 
 
 def tiny_flags(data, output):
-    flags = "--image-size 64 --steps 4 --batch-size 2 --save-every 2 --warmup-steps 2 --calibration-fraction 0.4"
+    flags = "--image-size 64 --steps 4 --batch-size 2 --save-every 2 --warmup-steps 2 --base none"
+    flags += " --calibration-fraction 0.4"
     appearance = ["--appearance-size", "64", "--appearance-backbone", "test_efficientnet"]
     weights = ["--backbone-weights", str(random_weights("test_efficientnet"))]
     return ["train", "--data", str(data), "--output", str(output), *flags.split(), *appearance, *weights]
@@ -405,6 +409,26 @@ def test_a_signal_saves_and_says_so(striped, tmp_path, monkeypatch, number):
     assert loop.train_unet(config, striped, features)[1]["images_seen"] == 8
 
 
+def test_a_run_starts_from_the_base_where_its_shape_fits(tmp_path):
+    chosen = choose_base(TrainConfig("data", str(tmp_path)))
+    assert Path(chosen.base).name == "base" and chosen.steps == 1000
+    network = loop.create_unet(dataclasses.replace(chosen, image_size=64), 176)
+    stored = DDADUNet2DModel.from_pretrained(Path(chosen.base) / "unet").state_dict()
+    assert all(torch.equal(value, stored[name].float()) for name, value in network.state_dict().items())
+    for settings in ({"base": "none"}, {"preset": "paper"}, {"prediction_type": "epsilon"}):
+        without = choose_base(TrainConfig("data", str(tmp_path), **settings))
+        assert without.base == "" and without.steps == 2000
+    assert choose_base(TrainConfig("data", str(tmp_path), steps=7)).steps == 7
+
+
+def test_the_machine_decides_on_its_precision(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for capabilities, expected in (({}, "no"), ({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found, raising=False)
+        assert loop.choose_precision("auto") == expected
+        assert loop.choose_precision("no") == "no"
+
+
 def test_mixed_precision_takes_a_real_step(striped, tmp_path, request):
     from accelerate.state import AcceleratorState
 
@@ -419,6 +443,8 @@ def test_mixed_precision_takes_a_real_step(striped, tmp_path, request):
     unet, record = loop.train_unet(config, striped, features)
     assert {parameter.dtype for parameter in unet.parameters()} == {torch.float32}
     assert all(np.isfinite(value) for value in record["losses"][-1].values())
+    output = unet(torch.zeros(1, 3, 64, 64), 20)  # as calibration calls it
+    assert output.sample.dtype == torch.float32
 
 
 def test_the_papers_noise_levels_work_and_equal_ones_are_refused_at_once(tmp_path):

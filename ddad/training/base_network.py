@@ -1,14 +1,43 @@
 """A training that starts from a base network instead of from nothing, as the paper's does."""
 
+import dataclasses
+import json
+import logging
 from pathlib import Path
 
 from ddad.checkpoint.loading import find_folder
 from ddad.scheduling_ddad import DDADScheduler
-from ddad.training.config import TrainConfig
+from ddad.training.config import PRESETS, TrainConfig
 from ddad.unet_ddad import DDADUNet2DModel
+
+logger = logging.getLogger(__name__)
 
 FEATURE_HEAD = "feature_head."
 CLASSES = "unet.class_embedding."
+# What a clone of the project holds.
+BUNDLED_BASE = Path(__file__).parents[2] / "checkpoints" / "base"
+STEPS_FROM_BASE, STEPS_FROM_RANDOM = 1000, 2000
+
+
+def choose_base(config: TrainConfig) -> TrainConfig:
+    """The settings with `base` and `steps` decided: a folder or repository, or empty for random weights."""
+    base = "" if config.base == "none" else config.base
+    if base == "auto":
+        base = str(BUNDLED_BASE) if (BUNDLED_BASE / "unet").is_dir() and fits(BUNDLED_BASE, config) else ""
+        if base:
+            logger.info("Starting from checkpoints/base, which is not for commercial use; --base none does without.")
+    return dataclasses.replace(
+        config, base=base, steps=config.steps or (STEPS_FROM_BASE if base else STEPS_FROM_RANDOM)
+    )
+
+
+def fits(folder: Path, config: TrainConfig) -> bool:
+    """Whether a base network is of the preset's shape and predicts what is trained."""
+    settings = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
+    process = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+    preset = json.loads(json.dumps(PRESETS[config.preset]))
+    same = all(settings.get(name) == value for name, value in preset.items())
+    return same and process["prediction_type"] == config.prediction_type
 
 
 def create_from_base(config: TrainConfig, feature_channels: int) -> DDADUNet2DModel:

@@ -57,8 +57,11 @@ class TrainConfig:
     data_source: str = dataclasses.field(default="", metadata={"help": "a sentence on the images, for the card"})
     preset: Literal["cpu", "paper"] = dataclasses.field(default="cpu", metadata={"help": "size of the U-Net"})
     base: str = dataclasses.field(
-        default="",
-        metadata={"help": "folder or USER/NAME of a network to start from, instead of a preset's random weights"},
+        default="auto",
+        metadata={
+            "help": "folder or USER/NAME of a network to start from; none: random weights; auto: a clone's"
+            " checkpoints/base, which is not for commercial use, where it is of the preset's shape"
+        },
     )
     backbone: str = dataclasses.field(
         default="tf_efficientnet_lite0", metadata={"help": "timm model whose features are predicted"}
@@ -80,7 +83,9 @@ class TrainConfig:
     nuisance: Literal["none", "mild", "strong"] = dataclasses.field(
         default="mild", metadata={"help": "how much noise, light, blur and shift is no defect"}
     )
-    steps: int = dataclasses.field(default=2000, metadata={"help": "optimisation steps"})
+    steps: int | None = dataclasses.field(
+        default=None, metadata={"help": "optimisation steps (default: 1000 from a base, 2000 from random weights)"}
+    )
     batch_size: int = dataclasses.field(default=8, metadata={"help": "images a step and process"})
     learning_rate: float = dataclasses.field(
         default=1e-3, metadata={"help": "peak learning rate of AdamW; 1e-4 suits the paper's size"}
@@ -109,8 +114,8 @@ class TrainConfig:
     threshold_quantile: float = dataclasses.field(
         default=0.95, metadata={"help": "part of the held-out good images that the threshold lets pass"}
     )
-    mixed_precision: Literal["no", "fp16", "bf16"] = dataclasses.field(
-        default="no", metadata={"help": "bf16 pays on GPUs and on processors with AMX"}
+    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = dataclasses.field(
+        default="auto", metadata={"help": "auto: bf16 where GPU or processor computes in it, else float32"}
     )
     memory: Literal["full", "low"] = dataclasses.field(
         default="full",
@@ -121,7 +126,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "image_size", "learning_rate", "max_snr", "save_every"):
-            if getattr(self, name) <= 0:
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` must be positive, found {getattr(self, name)}.")
         if self.preset not in PRESETS:
             raise ValueError(f"`preset` must be one of {sorted(PRESETS)}, found {self.preset!r}.")
@@ -133,13 +138,12 @@ class TrainConfig:
             )
         if len(set(self.timesteps)) != len(self.timesteps):
             raise ValueError(f"`timesteps` must be different noise levels, found {self.timesteps}.")
-        if not 0 < self.calibration_fraction < 1:
-            raise ValueError(f"`calibration_fraction` must lie between 0 and 1, found {self.calibration_fraction}.")
+        for name in ("calibration_fraction", "ema_decay"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must lie between 0 and 1, found {getattr(self, name)}.")
         if not 0 < self.threshold_quantile <= 1:
             raise ValueError(f"`threshold_quantile` must lie in (0, 1], found {self.threshold_quantile}.")
         if not 0 <= self.corruption_probability <= 1:
             raise ValueError(f"`corruption_probability` must lie in [0, 1], found {self.corruption_probability}.")
-        if not 0 < self.ema_decay < 1:
-            raise ValueError(f"`ema_decay` must lie between 0 and 1, found {self.ema_decay}.")
         if not self.category:
             object.__setattr__(self, "category", Path(self.output).name)

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from ddad.datasets.folder import ImageFolder, rotate
 from ddad.features_ddad import DDADFeatureExtractor
 from ddad.scheduling_ddad import DDADScheduler
-from ddad.training.base_network import create_from_base
+from ddad.training.base_network import create_from_base, describe_base
 from ddad.training.config import PRESETS, TrainConfig
 from ddad.training.corruption import Corruption
 from ddad.training.losses import compute_losses
@@ -40,6 +40,16 @@ def create_scheduler(config: TrainConfig) -> DDADScheduler:
     """The diffusion process of a run."""
     detail_std = config.detail_std if config.prediction_type == "sample" else 0.0
     return DDADScheduler(prediction_type=config.prediction_type, detail_std=detail_std)
+
+
+def choose_precision(asked: str) -> str:
+    """`auto` as bf16 where convolutions are computed in it (1.5 times as fast on AVX512-BF16), else float32."""
+    if asked != "auto":
+        return asked
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    features = getattr(torch.cpu, "get_capabilities", dict)()
+    return "bf16" if features.get("avx512_bf16") or features.get("amx_bf16") else "no"
 
 
 def image_indices(first: int, count: int, size: int, seed: int) -> torch.Tensor:
@@ -107,7 +117,7 @@ def train_unet(
     Raises:
         ValueError: if the output folder holds an unfinished run with other settings.
     """
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    accelerator = Accelerator(mixed_precision=choose_precision(config.mixed_precision))
     device = accelerator.device
     features = features.to(device, memory_format=torch.channels_last)
     scheduler = create_scheduler(config).training_process()
@@ -119,11 +129,12 @@ def train_unet(
     optimizer = torch.optim.AdamW(unet.parameters(), lr=config.learning_rate, weight_decay=0.01, fused=True)
 
     described = describe_images(images.paths)
-    record = {"config": dataclasses.asdict(config), "images": described, "seconds": 0.0, "losses": []}
+    settings = dataclasses.asdict(config) | {"base": describe_base(config.base)}
+    record = {"config": settings, "images": described, "seconds": 0.0, "losses": []}
     step = 0
     saved = read_record(config.output)
     if saved is not None:
-        settings = json.loads(json.dumps(record["config"]))
+        settings = json.loads(json.dumps(settings))
         changed = sorted(key for key in settings if saved["config"].get(key) != settings[key])
         if changed:
             raise ValueError(
@@ -188,6 +199,7 @@ def train_unet(
     progress.close()
     accelerator.wait_for_everyone()
     ema.copy_to(unet.parameters())
-    unet = unet.eval().requires_grad_(False)
+    # In mixed precision accelerate has put a wrapper around `forward` that knows no outputs but tuples.
+    unet = accelerator.unwrap_model(model, keep_fp32_wrapper=False).eval().requires_grad_(False)
     record["images_seen"] = config.steps * config.batch_size * accelerator.num_processes
     return unet, record

@@ -25,7 +25,7 @@ from ddad.features_ddad import DDADFeatureExtractor
 from ddad.images_ddad import DDADImageProcessor
 from ddad.pipeline import DDADPipeline
 from ddad.scheduling_ddad import DDADScheduler
-from ddad.training.base_network import describe_base
+from ddad.training.base_network import choose_base, describe_base
 from ddad.training.config import TrainConfig
 from ddad.training.loop import create_scheduler, train_unet
 from ddad.training.state import read_record, state_folder
@@ -81,7 +81,7 @@ def train(config: TrainConfig) -> None:
         ValueError: if the data cannot be trained with, or `output` holds a finished checkpoint.
     """
     output = Path(config.output)
-    config = dataclasses.replace(config, timesteps=nearest_timesteps(config))
+    config = choose_base(dataclasses.replace(config, timesteps=nearest_timesteps(config)))
     if (output / DDADPipeline.config_name).exists() and read_record(output) is None:
         raise ValueError(f"{output} already holds a finished checkpoint: choose another folder, or delete it.")
     dataset = read_dataset(config.data, config.data_format, config.good)
@@ -122,7 +122,7 @@ def train(config: TrainConfig) -> None:
     settings["backbone_weights"] = Path(config.backbone_weights).name if config.backbone_weights else None
     # Where the data lay on the machine that trained is nobody's business.
     settings["data"], settings["output"] = Path(config.data).name, output.name
-    settings["base"] = describe_base(config.base) if config.base else ""
+    settings["base"] = describe_base(config.base)
     record |= {
         "config": settings,
         "training_images": len(train_paths),
