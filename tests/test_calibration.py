@@ -168,13 +168,14 @@ def test_copies_are_rotated_and_shifted_a_little():
 
 def test_synthetic_defects_are_where_their_masks_say():
     images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    defective, masks = make_defects(images, 2, seed=0)
+    defective, masks, sources = make_defects(images, 2, seed=0)
     assert len(defective) == len(masks) == 2 * len(DEFECT_TYPES)
-    again, _ = make_defects(images, 2, seed=0)
+    again, _, _ = make_defects(images, 2, seed=0)
     assert torch.equal(defective, again)
-    for image, mask in zip(defective, masks, strict=True):
+    for image, mask, source in zip(defective, masks, sources, strict=True):
         changed = (image - images).abs().amax(dim=1).flatten(1) > 0.02  # against each good image
-        nearest = changed[changed.sum(dim=1).argmin()].view(64, 64).numpy()
+        assert int(changed.sum(dim=1).argmin()) == source
+        nearest = changed[source].view(64, 64).numpy()
         assert (nearest & mask).sum() > 0.3 * mask.sum()
 
 
@@ -182,7 +183,7 @@ def test_synthetic_defects_are_where_their_masks_say():
 def trials():
     """Maps of good images and of defects that a feature score shows and the pixel score does not."""
     images = torch.rand(12, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 0.2
-    _, truth = make_defects(images, 16, seed=0)
+    _, truth, _ = make_defects(images, 16, seed=0)
     masks = torch.cat([torch.zeros(12, 64, 64), torch.from_numpy(truth).float()])
     generator = torch.Generator().manual_seed(1)
 
@@ -211,8 +212,8 @@ def test_the_unet_is_asked_only_where_it_adds_something(tiny_pipe, trials, stren
     assert feature == "mahalanobis" or choice.alpha == 0
 
 
-def test_half_of_few_images_judge_and_a_fifth_of_many():
-    assert [count_judges(number) for number in (4, 24, 100, 300, 1000)] == [2, 12, 50, 100, 200]
+def test_all_of_a_handful_judge_half_of_few_and_a_fifth_of_many():
+    assert [count_judges(number) for number in (4, 24, 100, 300, 1000)] == [4, 12, 50, 100, 200]
 
 
 def test_progress_is_told_and_can_end_the_work(good):

@@ -1,6 +1,6 @@
 """Statistics of good parts' features themselves, fitted in folds: each image is judged by what all others say.
 
-What is fitted is immutable: one set of statistics for each fold, one for the choice of settings, one that is stored.
+What is fitted is immutable: one set of statistics for each fold, and one that is stored.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ddad.appearance_ddad import DDADAppearanceModel
-from ddad.calibration.factors import Factors, Views, fit_factors, moments_of
+from ddad.calibration.factors import Factors, Views, fit_factors
 from ddad.calibration.fitting import Fit, Images, fit_residuals, spread
 from ddad.calibration.gaussians import Moments, principal_components, shrink
 from ddad.calibration.progress import Report, track
@@ -53,10 +53,9 @@ class Statistics:
         """The distance to the Gaussian at each position, `[N, P, c]` -> `[N, P]`."""
         return DDADAppearanceModel.gaussian_distance(reduced, self.mean, self.whitening, self.factors)
 
-    def distances(self, reduced: torch.Tensor, values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Both kinds of distance, `[N, P]` each, of `[N, P, c]` and `[N, P, C]`."""
-        memory = DDADAppearanceModel.memory_distance(values, self.patches)
-        return {"gaussian": self.gaussian(reduced), "memory": memory}
+    def memory(self, values: torch.Tensor) -> torch.Tensor:
+        """The distance to the nearest patch, `[N, P, C]` -> `[N, P]`."""
+        return DDADAppearanceModel.memory_distance(values, self.patches)
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,6 @@ class Looks:
         judged: features of the held-out images, as they are judged, on the grid, `[M, P, C]` in half precision.
         reduced: their principal components, `[M, P, c]`.
         folds: the fold of each, `[M]`.
-        judge: whether each patch is of a held-out image, `[n]` bool.
     """
 
     views: Views
@@ -79,7 +77,6 @@ class Looks:
     judged: torch.Tensor
     reduced: torch.Tensor
     folds: torch.Tensor
-    judge: torch.Tensor
 
     def choose_patches(self, mask: torch.Tensor) -> torch.Tensor:
         """At most `NUM_PATCHES` of some, as they are stored."""
@@ -155,7 +152,6 @@ def gather_looks(
         torch.cat(features).half(),
         torch.cat([image_features @ model.basis.float().cpu() for image_features in features]),
         folds[len(numbers) :],
-        judge.repeat_interleave(each),
     )
 
 
@@ -186,36 +182,28 @@ class Appearance:
         """Chooses the number of factors, and the likeliest shrinkage."""
         return cls(looks, fit_residuals(looks.views))
 
-    def of_training(self, shrinkages: Sequence[float]) -> dict[float, Statistics]:
-        """By the images that are not held out, with each shrinkage; factors and moments are the same for all."""
-        views, seen = self.looks.views, ~self.looks.views.held_out
-        factors, moments = fit_factors(views.values[seen], self.fit.num_factors), moments_of(self.fit.left[seen])
-        patches = self.looks.choose_patches(~self.looks.judge)
-        return {shrinkage: Statistics.of(factors, moments, shrinkage, patches) for shrinkage in shrinkages}
-
     def of_all(self, shrinkage: float) -> Statistics:
         """By all images: what is stored."""
         factors = fit_factors(self.looks.views.values, self.fit.num_factors)
         everything = torch.ones(len(self.looks.patches), dtype=torch.bool)
         return Statistics.of(factors, self.fit.everything, shrinkage, self.looks.choose_patches(everything))
 
-    def of_others(self, fold: int, shrinkage: float) -> Statistics:
-        """By all images that are not in a fold."""
-        factors = self.fit.factors[fold].first(self.fit.num_factors)
-        return Statistics.of(
-            factors, self.fit.rest[fold], shrinkage, self.looks.choose_patches(self.looks.owner != fold)
-        )
+    def of_others(self, fold: int, shrinkages: Sequence[float]) -> dict[float, Statistics]:
+        """By all images that are not in a fold, with each shrinkage; factors and moments are the same for all."""
+        factors, moments = self.fit.factors[fold].first(self.fit.num_factors), self.fit.rest[fold]
+        patches = self.looks.choose_patches(self.looks.owner != fold)
+        return {shrinkage: Statistics.of(factors, moments, shrinkage, patches) for shrinkage in shrinkages}
 
     def judge_held_out(self, shrinkage: float) -> dict[str, torch.Tensor]:
         """Both kinds of distance of the held-out images, each by the statistics of others, `[M, P]`."""
         looks = self.looks
         distances = {kind: torch.zeros(looks.reduced.shape[:2]) for kind in ("gaussian", "memory")}
         for fold in looks.folds.unique().tolist():
-            statistics = self.of_others(fold, shrinkage)
+            statistics = self.of_others(fold, [shrinkage])[shrinkage]
             for number in (looks.folds == fold).nonzero()[:, 0].tolist():
                 one = slice(number, number + 1)
-                for kind, value in statistics.distances(looks.reduced[one], looks.judged[one].float()).items():
-                    distances[kind][number] = value[0]
+                distances["gaussian"][one] = statistics.gaussian(looks.reduced[one])
+                distances["memory"][one] = statistics.memory(looks.judged[one].float())
         return distances
 
 

@@ -8,7 +8,7 @@ images are scored in folds, each under Gaussians of all images but its own.
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,7 +22,6 @@ from ddad.calibration.appearance import NUM_PATCHES, Appearance, gather_looks, v
 from ddad.calibration.appearance import store as store_looks
 from ddad.calibration.backbone import choose_image_size, create_appearance_extractor
 from ddad.calibration.choice import (
-    DEFECTS_PER_TYPE,
     MOST_IMAGES,
     SHRINKAGES,
     Trials,
@@ -31,8 +30,9 @@ from ddad.calibration.choice import (
     maps_of_appearance,
     maps_of_unet,
 )
-from ddad.calibration.factors import NUM_FACTORS, Factors, fit_factors, moments_of
+from ddad.calibration.factors import NUM_FACTORS, Factors, fit_factors
 from ddad.calibration.fitting import (
+    HANDFUL,
     CalibrationConfig,
     Images,
     count_copies,
@@ -40,13 +40,14 @@ from ddad.calibration.fitting import (
     fit_components,
     fit_residuals,
     gather,
+    spread,
 )
 from ddad.calibration.gaussians import Moments, shrink
 from ddad.calibration.progress import Report, track
 from ddad.checkpoint.saving import check_output, save_checkpoint, update_record
 from ddad.datasets.folder import ImageFolder, measure_max_value
 from ddad.datasets.layouts import Dataset
-from ddad.datasets.lookalikes import group_lookalikes, split_images
+from ddad.datasets.lookalikes import check_enough, group_lookalikes, split_images
 from ddad.features_ddad import DDADFeatureExtractor
 from ddad.images_ddad import DDADImageProcessor
 from ddad.normality_ddad import FEATURES, RESIDUALS, DDADNormalityModel
@@ -114,8 +115,10 @@ def store_appearance(pipe: DDADPipeline, appearance: Appearance, shrinkage: floa
 def make_trials(
     pipe: DDADPipeline,
     held_out: Images,
-    seed: int,
-    models: dict[float, DDADNormalityModel],
+    folds: torch.Tensor,
+    config: CalibrationConfig,
+    shrinkage: float,
+    model_of_others: Callable[[int, float], DDADNormalityModel],
     appearance: Appearance | None,
     report: Report | None,
 ) -> Trials:
@@ -124,21 +127,27 @@ def make_trials(
     Args:
         pipe: the pipeline.
         held_out: good images, at the size at which appearance is judged where it is.
-        seed: of the defects.
-        models: by shrinkage the model of residuals that has not seen the held-out images.
+        folds: the fold of each: what is not in it judges it.
+        config: how.
+        shrinkage: the likeliest of the residuals' covariances.
+        model_of_others: the model of residuals of all that is not in a fold, with a shrinkage.
         appearance: what was seen of good images.
         report: told of the progress.
     """
-    good = torch.stack([held_out[index] for index in range(min(MOST_IMAGES, len(held_out)))])
-    defective, truth = make_defects(good, DEFECTS_PER_TYPE, seed)
+    good = torch.stack([held_out[index] for index in spread(len(held_out), MOST_IMAGES)])
+    defective, truth, sources = make_defects(good, config.defects_per_type, config.seed)
     images, size = torch.cat([good, defective]), pipe.unet.config.sample_size
+    own = folds[spread(len(held_out), MOST_IMAGES)]
+    folds = torch.cat([own, own[sources]])
     masks = F.adaptive_max_pool2d(torch.from_numpy(truth).float()[:, None], size)[:, 0]
     masks = torch.cat([torch.zeros(len(good), size, size), masks])
-    small = torch.stack([shrink_to(pipe, image) for image in images])
-    kl, features = maps_of_unet(pipe, small, models, report)
+    kl, features = None, {}
+    if config.ask_network:
+        small = torch.stack([shrink_to(pipe, image) for image in images])
+        kl, features = maps_of_unet(pipe, small, folds, stronger(shrinkage), model_of_others, report)
     if appearance is not None:
-        statistics = appearance.of_training(stronger(appearance.fit.shrinkage))
-        features |= maps_of_appearance(pipe, images, len(good), statistics, report)
+        weights = stronger(appearance.fit.shrinkage)
+        features |= maps_of_appearance(pipe, images, folds, len(good), appearance, weights, report)
     return Trials(len(good), masks, kl, features)
 
 
@@ -235,7 +244,7 @@ def calibrate(
             len(train) + len(held_out),
             len(held_out),
         )
-    fit_components(pipe, train)
+    fit_components(pipe, train if len(train) else held_out)
     round_to_half(normality)
     copies = count_copies(len(train) + len(held_out), large is not None)
     views, features = gather(pipe, train, held_out, copies, config, report)
@@ -265,17 +274,13 @@ def calibrate(
             "nuisance": config.nuisance,
         }
     looks_shrinkage = 0.0 if appearance is None else appearance.fit.shrinkage
+    judging = views.fold[views.held_out & views.original]  # the fold of each held-out image
+
+    def model_of_others(fold: int, weight: float) -> DDADNormalityModel:
+        return model_of(normality, fit.factors[fold].first(fit.num_factors), fit.rest[fold], weight)
+
     if config.choose_settings:
-        seen = ~views.held_out
-        train_factors, train_moments = fit_factors(views.values[seen], fit.num_factors), moments_of(fit.left[seen])
-        trials = make_trials(
-            pipe,
-            varied,
-            config.seed,
-            {weight: model_of(normality, train_factors, train_moments, weight) for weight in stronger(shrinkage)},
-            appearance,
-            report,
-        )
+        trials = make_trials(pipe, varied, judging, config, shrinkage, model_of_others, appearance, report)
         choice = choose(pipe, trials, report)
         settings = {"alpha": choice.alpha, "blur_sigma": choice.blur_sigma}
         if choice.feature == "mahalanobis":
@@ -312,14 +317,7 @@ def calibrate(
         {name: [] for name in normality.scores},
     )
     noise = pipe.get_noise(pipe.timesteps)
-    judging = views.fold[views.held_out & views.original]  # the fold of each held-out image
-    judges = {
-        fold: DDADPipeline.from_pipe(
-            pipe,
-            normality=model_of(normality, fit.factors[fold].first(fit.num_factors), fit.rest[fold], shrinkage),
-        )
-        for fold in views.folds
-    }
+    judges = {fold: DDADPipeline.from_pipe(pipe, normality=model_of_others(fold, shrinkage)) for fold in views.folds}
     parts = {fold: (judging == fold).nonzero()[:, 0].tolist() for fold in views.folds}
     scoring = [
         (fold, part[i : i + BATCH_SIZE]) for fold, part in parts.items() for i in range(0, len(part), BATCH_SIZE)
@@ -335,8 +333,8 @@ def calibrate(
 
 
 def count_judges(images: int) -> int:
-    """How many good images judge where no network was trained on the others: half of few, a fifth of many."""
-    return max(2, min(images // 2, MOST_JUDGES), round(images / 5))
+    """How many good images judge where no network was trained on them: all of a handful, half of few, a fifth."""
+    return images if images < HANDFUL else max(2, min(images // 2, MOST_JUDGES), round(images / 5))
 
 
 def create_appearance(extractor: DDADFeatureExtractor) -> DDADAppearanceModel:
@@ -373,8 +371,11 @@ def recalibrate(
         ValueError: if there are fewer than four images.
     """
     numbers = list(range(len(images)))
-    groups = group_lookalikes(images[number] for number in numbers)
-    train, held_out = split_images(numbers, groups, count_judges(len(images)), config.seed)
+    check_enough(len(numbers))
+    train, held_out = [], numbers
+    if len(numbers) >= HANDFUL:
+        groups = group_lookalikes(images[number] for number in numbers)
+        train, held_out = split_images(numbers, groups, count_judges(len(images)), config.seed)
     logger.info("%d good images are seen by the Gaussians, %d judge.", len(train), len(held_out))
     for network in (pipe.unet, pipe.feature_extractor):
         round_to_half(network)
@@ -385,7 +386,7 @@ def recalibrate(
     parts = None
     if large is not None:
         extractor = copy.deepcopy(pipe.appearance_extractor if extractor is None else extractor).to(pipe.device)
-        extractor.fit(batches(Subset(large, train)))
+        extractor.fit(batches(Subset(large, train or held_out)))
         round_to_half(extractor)
         changed |= {"appearance": create_appearance(extractor).to(pipe.device), "appearance_extractor": extractor}
         changed["feature_score"] = "appearance"

@@ -2,10 +2,10 @@
 
 The weight of the pixel score, the blur of the maps, how many cells make the image score and how far the covariances
 are shrunk are chosen by how well defects are found that nobody trained on (`synthetic`), pasted into good images that
-neither the U-Net nor the statistics have seen.
+neither the U-Net nor the statistics that judge them have seen.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ddad.calibration.appearance import Statistics
+from ddad.calibration.appearance import Appearance, Statistics
 from ddad.calibration.progress import Report, track
 from ddad.calibration.synthetic import DEFECT_TYPES, paste_defect
 from ddad.evaluation.metrics import auroc, pixel_curves
@@ -25,7 +25,6 @@ BLURS = (1.0, 2.0, 4.0)
 TOP_CELLS = (1, 4, 16, 64)
 SHRINKAGES = (0.4, 0.7, 0.9)
 MOST_IMAGES = 48
-DEFECTS_PER_TYPE = 16
 # What the U-Net must add to image AUROC and PRO together, in points, to be evaluated for a verdict.
 LEAST_GAIN = 1.0
 BATCH_SIZE = 4
@@ -67,7 +66,7 @@ class Choice:
     alone: dict[str, dict[str, float]]
 
 
-def make_defects(images: torch.Tensor, per_type: int, seed: int) -> tuple[torch.Tensor, np.ndarray]:
+def make_defects(images: torch.Tensor, per_type: int, seed: int) -> tuple[torch.Tensor, np.ndarray, list[int]]:
     """Good images with synthetic defects, every kind alike often.
 
     Args:
@@ -76,10 +75,11 @@ def make_defects(images: torch.Tensor, per_type: int, seed: int) -> tuple[torch.
         seed: of everything random.
 
     Returns:
-        `[N, 3, S, S]` in [-1, 1] and masks `[N, S, S]` bool; fewer than asked for where a kind shows on no image.
+        `[N, 3, S, S]` in [-1, 1], masks `[N, S, S]` bool, and the number of the good image that each defect is in;
+        fewer than asked for where a kind shows on no image.
     """
     random = np.random.default_rng(seed)
-    defective, masks = [], []
+    defective, masks, sources = [], [], []
     for number in range(per_type * len(DEFECT_TYPES)):
         first, second = random.integers(len(images)), random.integers(len(images))
         try:
@@ -88,17 +88,32 @@ def make_defects(images: torch.Tensor, per_type: int, seed: int) -> tuple[torch.
             continue
         defective.append(image)
         masks.append(mask.numpy())
-    return torch.stack(defective), np.stack(masks)
+        sources.append(int(first))
+    return torch.stack(defective), np.stack(masks), sources
 
 
 @torch.no_grad()
 def maps_of_unet(
     pipe: DDADPipeline,
     images: torch.Tensor,
-    models: dict[float, DDADNormalityModel],
+    folds: torch.Tensor,
+    shrinkages: Sequence[float],
+    model_of_others: Callable[[int, float], DDADNormalityModel],
     report: Report | None = None,
 ) -> tuple[torch.Tensor, dict[tuple[str, float], torch.Tensor]]:
-    """Unsmoothed maps of `[N, 3, S, S]`: KL as `[N, K, S, S]`, and by each shrinkage's model `[N, K, g, g]`."""
+    """Unsmoothed maps of the U-Net's scores, KL and by each shrinkage the residuals' distance.
+
+    Args:
+        pipe: the pipeline.
+        images: `[N, 3, S, S]`.
+        folds: the fold of each, `[N]`.
+        shrinkages: that are tried.
+        model_of_others: the model of all images that are not in a fold, with a shrinkage.
+        report: told of the progress.
+
+    Returns:
+        `[N, K, S, S]`, and `[N, K, g, g]` by `("mahalanobis", shrinkage)`.
+    """
     timesteps, normality = pipe.timesteps, pipe.normality
     noise = pipe.get_noise(timesteps)
     kl, residuals = [], []
@@ -108,37 +123,57 @@ def maps_of_unet(
         kl.append(pipe.scheduler.pixel_maps(originals, noisy, output, levels, ["kl"])["kl"].float().cpu())
         features = pipe.extract_features(batch).repeat_interleave(len(timesteps), dim=0)
         residuals.append(normality.reduce(features - predicted))  # [N K, P, c]
-    distances = {}
-    for shrinkage, model in models.items():
-        each = [model.distance(image_residuals, RESIDUALS).float().cpu() for image_residuals in residuals]
-        distances["mahalanobis", shrinkage] = torch.cat(each)[:, 0].unflatten(0, (len(images), -1))
-    return torch.cat(kl).view(len(images), len(timesteps), *images.shape[2:]), distances
+    count, size = len(timesteps), normality.config.grid_size
+    by_image = torch.cat(residuals).unflatten(0, (len(images), count))
+    distances = {("mahalanobis", one): torch.empty(len(images), count, size, size) for one in shrinkages}
+    for fold in folds.unique().tolist():
+        chosen = folds == fold
+        for (_, shrinkage), maps in distances.items():
+            model = model_of_others(fold, shrinkage)
+            maps[chosen] = (
+                model.distance(by_image[chosen].flatten(0, 1), RESIDUALS).float().cpu().view_as(maps[chosen])
+            )
+    return torch.cat(kl).view(len(images), count, *images.shape[2:]), distances
 
 
 @torch.no_grad()
 def maps_of_appearance(
     pipe: DDADPipeline,
     images: torch.Tensor,
+    folds: torch.Tensor,
     good: int,
-    statistics: dict[float, Statistics],
+    appearance: Appearance,
+    shrinkages: Sequence[float],
     report: Report | None = None,
 ) -> dict[tuple[str, float], torch.Tensor]:
-    """Unsmoothed maps of `[N, 3, L, L]`, of which the first are good, by kind and shrinkage, `[N, 1, g, g]` each."""
-    model = pipe.appearance
-    collected: dict[tuple[str, float], list[torch.Tensor]] = {}
-    for image in track(images, "Looking at synthetic defects", report):
-        values = model.to_grid(pipe.extract_appearance(image[None].to(pipe.device))).cpu()
+    """Unsmoothed maps of images by the statistics of others, by kind and shrinkage, `[N, 1, g, g]` each.
+
+    Args:
+        pipe: the pipeline.
+        images: `[N, 3, L, L]`, of which the first are good.
+        folds: the fold of each, `[N]`.
+        good: how many are good.
+        appearance: what was seen of good images.
+        shrinkages: that are tried, the likeliest first.
+        report: told of the progress.
+    """
+    model, likeliest = pipe.appearance, shrinkages[0]
+    shape = (len(images), 1, *(model.config.grid_size,) * 2)
+    keys = [("gaussian", shrinkage) for shrinkage in shrinkages] + [("memory", likeliest)]
+    maps = {key: torch.empty(shape) for key in keys}
+    statistics: dict[float, Statistics] = {}
+    current = None
+    for index in track(folds.argsort(stable=True).tolist(), "Looking at synthetic defects", report):
+        if current != (current := int(folds[index])):
+            statistics = appearance.of_others(current, shrinkages)
+        values = model.to_grid(pipe.extract_appearance(images[index][None].to(pipe.device))).cpu()
         reduced = values @ model.basis.float().cpu()
-        for number, (shrinkage, fitted) in enumerate(statistics.items()):
-            kinds = fitted.distances(reduced, values) if number == 0 else {"gaussian": fitted.gaussian(reduced)}
-            for kind, value in kinds.items():
-                collected.setdefault((kind, shrinkage), []).append(value.view(1, 1, *(model.config.grid_size,) * 2))
-    maps = {key: torch.cat(value) for key, value in collected.items()}
-    likeliest = next(iter(statistics))
+        for shrinkage, fitted in statistics.items():
+            maps["gaussian", shrinkage][index] = fitted.gaussian(reduced).view(shape[1:])
+        maps["memory", likeliest][index] = statistics[likeliest].memory(values).view(shape[1:])
     parts = [maps[kind, likeliest] for kind in ("gaussian", "memory")]
-    maps["both", likeliest] = torch.stack([(part - part[:good].mean()) / part[:good].std() for part in parts]).mean(
-        dim=0
-    )
+    scaled = [(part - part[:good].mean()) / part[:good].std() for part in parts]
+    maps["both", likeliest] = torch.stack(scaled).mean(dim=0)
     return maps
 
 
@@ -161,13 +196,13 @@ class Trials:
     Attributes:
         good: how many of the images are good: the first ones.
         truth: the defects, `[N, S, S]` of 0 and 1.
-        kl: `[N, K, S, S]`, not smoothed.
+        kl: `[N, K, S, S]`, not smoothed; None where the U-Net is not asked.
         features: by feature score and shrinkage, `[N, K, g, g]`.
     """
 
     good: int
     truth: torch.Tensor
-    kl: torch.Tensor
+    kl: torch.Tensor | None
     features: dict[tuple[str, float], torch.Tensor]
 
 
@@ -189,11 +224,12 @@ def choose(pipe: DDADPipeline, trials: Trials, report: Report | None = None) -> 
         return calibrated(pipe.image_processor.blur(resized, blur), good)
 
     tried: dict[Settings, dict[str, float]] = {}
-    pixel = {blur: smooth(trials.kl, blur) for blur in BLURS}
+    alphas = (0.0,) if trials.kl is None else ALPHAS
+    pixel = {blur: torch.zeros(()) if trials.kl is None else smooth(trials.kl, blur) for blur in BLURS}
     candidates = [(blur, *key) for blur in BLURS for key in trials.features]
     for blur, feature, shrinkage in track(candidates, "Choosing settings", report, unit="trial"):
         own = smooth(trials.features[feature, shrinkage], blur)
-        for alpha in ALPHAS:
+        for alpha in alphas:
             fused = alpha * pixel[blur] + (1 - alpha) * own
             overlap = pixel_curves(F.adaptive_avg_pool2d(fused, MAP_SIZE).numpy(), small).pro()
             cells = normality.pool(fused).flatten(1)

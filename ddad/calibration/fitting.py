@@ -23,6 +23,8 @@ from ddad.datasets.nuisance import Nuisance
 from ddad.pipeline import DDADPipeline
 
 FOLDS = 5
+# Of fewer images than this all judge, and each, or a tenth of them, is a fold.
+HANDFUL, MOST_FOLDS = 20, 10
 # Images that the principal components are found on.
 COMPONENT_IMAGES = 64
 # Copies are made until there are about so many views, at least one and at most eight of an image.
@@ -48,12 +50,16 @@ class CalibrationConfig:
         seed: of everything random.
         choose_settings: whether alpha, blur and cells are chosen on synthetic defects; else they stay as they are.
         nuisance: how much of what is no defect copies of good images show.
+        ask_network: whether the U-Net's scores are candidates; not where it never saw the part.
+        defects_per_type: synthetic defects of each kind that settings are chosen on.
     """
 
     rotation_degrees: float = 5.0
     seed: int = 0
     choose_settings: bool = True
     nuisance: Nuisance = "mild"
+    ask_network: bool = True
+    defects_per_type: int = 16
 
     @classmethod
     def of(cls, record: dict[str, Any] | None) -> "CalibrationConfig":
@@ -145,8 +151,9 @@ def assign_folds(groups: Sequence[int], judges: Sequence[bool]) -> list[int]:
     """
     if len(set(groups)) < FOLDS:
         groups = range(len(groups))
+    most = min(MOST_FOLDS, len(set(groups))) if len(groups) < HANDFUL else FOLDS
     folds = [0] * len(groups)
-    splitter = StratifiedGroupKFold(min(FOLDS, sum(judges)))
+    splitter = StratifiedGroupKFold(min(most, sum(judges)))
     for fold, (_, members) in enumerate(splitter.split(groups, judges, groups)):
         for member in members:
             folds[member] = fold

@@ -20,6 +20,8 @@ from ddad.images_ddad import DDADImageProcessor
 Item = TypeVar("Item")
 
 SIDE = 64
+# Two that train and two that judge.
+LEAST_IMAGES = 4
 # Structure coarser than this many of the 64 pixels is lighting.
 LIGHTING_SIGMA = 6.0
 # Design and pose vary in so many ways; of few images one for each twenty, or nothing would be left of them.
@@ -111,6 +113,12 @@ def merge_groups(labellings: Sequence[np.ndarray]) -> list[int]:
     return [numbers.setdefault(int(label), len(numbers)) for label in labels]
 
 
+def check_enough(images: int) -> None:
+    """Raises a ValueError for fewer than four good images."""
+    if images < LEAST_IMAGES:
+        raise ValueError(f"{images} good images are too few: at least {LEAST_IMAGES} are needed, and 50 to be of use.")
+
+
 def split_images(images: list[Item], groups: Sequence[int], held_out: int, seed: int) -> tuple[list[Item], list[Item]]:
     """Splits at random into images that train and images that are held out for calibration.
 
@@ -120,15 +128,15 @@ def split_images(images: list[Item], groups: Sequence[int], held_out: int, seed:
     Args:
         images: their paths or numbers.
         groups: the group of each; see `group_lookalikes`.
-        held_out: how many are held out, or a few less; two at least.
+        held_out: how many are held out, or a few less; two at least, and two at least are not.
         seed: of the choice.
 
     Raises:
-        ValueError: if fewer than two images would be on one side.
+        ValueError: for fewer than four images.
     """
     count = max(2, held_out)
-    if len(images) - count < 2:
-        raise ValueError(f"{len(images)} good images are too few: at least 4 are needed, and 50 to be of use.")
+    check_enough(len(images))
+    count = min(count, len(images) - 2)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
     members: dict[int, list[int]] = {}
     for i in order:
