@@ -32,7 +32,6 @@ from ddad.calibration.choice import (
 )
 from ddad.calibration.factors import NUM_FACTORS, Factors, fit_factors
 from ddad.calibration.fitting import (
-    HANDFUL,
     CalibrationConfig,
     Images,
     count_copies,
@@ -332,11 +331,6 @@ def calibrate(
     return record
 
 
-def count_judges(images: int) -> int:
-    """How many good images judge where no network was trained on them: all of a handful, half of few, a fifth."""
-    return images if images < HANDFUL else max(2, min(images // 2, MOST_JUDGES), round(images / 5))
-
-
 def create_appearance(extractor: DDADFeatureExtractor) -> DDADAppearanceModel:
     """Empty statistics of an extractor's features."""
     channels = extractor.feature_channels
@@ -373,10 +367,12 @@ def recalibrate(
     numbers = list(range(len(images)))
     check_enough(len(numbers))
     train, held_out = [], numbers
-    if len(numbers) >= HANDFUL:
+    if len(numbers) > MOST_JUDGES:
         groups = group_lookalikes(images[number] for number in numbers)
-        train, held_out = split_images(numbers, groups, count_judges(len(images)), config.seed)
-    logger.info("%d good images are seen by the Gaussians, %d judge.", len(train), len(held_out))
+        train, held_out = split_images(numbers, groups, MOST_JUDGES, config.seed)
+    logger.info(
+        "%d good images are seen; %d of them judge, each by the statistics of others.", len(numbers), len(held_out)
+    )
     for network in (pipe.unet, pipe.feature_extractor):
         round_to_half(network)
     quantile = pipe.normality.config.threshold_quantile

@@ -23,7 +23,7 @@ from ddad.datasets.nuisance import Nuisance
 from ddad.pipeline import DDADPipeline
 
 FOLDS = 5
-# Of fewer images than this all judge, and each, or a tenth of them, is a fold.
+# Of fewer images than this each, or a tenth of them, is a fold.
 HANDFUL, MOST_FOLDS = 20, 10
 # Images that the principal components are found on.
 COMPONENT_IMAGES = 64
