@@ -179,13 +179,18 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
 
     @property
     def feature_scores(self) -> tuple[str, ...]:
-        """The names of the feature scores."""
-        return ("mahalanobis", "mse", *(("appearance",) if self.config.appearance else ()))
+        """The names of the feature scores; `sum` is the mean of two, calibrated."""
+        return ("mahalanobis", "mse", *(("appearance", "sum") if self.config.appearance else ()))
 
     @property
     def scores(self) -> tuple[str, ...]:
-        """The names of all scores, in the order of the stored maps."""
-        return self.pixel_scores + self.feature_scores
+        """The names of all scores that are measured, in the order of the stored maps."""
+        return (*self.pixel_scores, "mahalanobis", "mse", *(("appearance",) if self.config.appearance else ()))
+
+    @staticmethod
+    def parts(score: str) -> tuple[str, ...]:
+        """The measured scores whose mean a score is."""
+        return ("appearance", "mahalanobis") if score == "sum" else (score,)
 
     @staticmethod
     def _check_statistics(statistics: dict[str, list[float]], scores: Sequence[str], levels: int) -> None:
@@ -280,7 +285,10 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
             return None
         maps = self.calibration_maps.float().unflatten(1, (len(self.scores), -1))  # [M, 4, K, 32, 32]
         index = self.index(timesteps)
-        pixel, feature = (maps[:, self.scores.index(name)][:, index] for name in (pixel_score, feature_score))
+        pixel, feature = (
+            maps[:, [self.scores.index(part) for part in self.parts(name)]][:, :, index].mean(dim=1)
+            for name in (pixel_score, feature_score)
+        )
         return self.fuse(pixel, feature, alpha).flatten(1)
 
     def limits(

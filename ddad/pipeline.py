@@ -30,7 +30,7 @@ from huggingface_hub import ModelCard
 
 ImageInput = str | os.PathLike | PIL.Image.Image | np.ndarray | torch.Tensor
 PixelScore = Literal["kl", "rgb"]
-FeatureScore = Literal["appearance", "mahalanobis", "mse"]
+FeatureScore = Literal["appearance", "mahalanobis", "mse", "sum"]
 
 
 def plainly(method: Callable) -> Callable:
@@ -219,8 +219,8 @@ class DDADPipeline(DiffusionPipeline):
         threshold: the image score above which an image is anomalous; None measures it on the held-out normal images
             that are stored in `normality`, for any `alpha` and `timesteps`.
         blur_sigma: standard deviation in pixels of the Gaussian that smoothes the score maps.
-        feature_score: the feature score that is weighed against the pixel score: `"appearance"`, `"mahalanobis"` or
-            `"mse"`; see a call.
+        feature_score: the feature score that is weighed against the pixel score: `"appearance"`, `"mahalanobis"`,
+            `"mse"` or `"sum"`; see a call.
         num_inference_steps: gives the pipeline a scheduler of its own with so many steps; None takes the scheduler as
             it is. See `DDADScheduler`.
     """
@@ -242,7 +242,7 @@ class DDADPipeline(DiffusionPipeline):
         "alpha": (float, 0, 1),
         "threshold": (float, -1e9, 1e9),
         "blur_sigma": (float, 0, 64),
-        "feature_score": {"appearance", "mahalanobis", "mse"},
+        "feature_score": {"appearance", "mahalanobis", "mse", "sum"},
     }
     model_cpu_offload_seq = "appearance_extractor->feature_extractor->unet"
     # Small, and not always called through its `forward`, which is where offloading would bring it to the device.
@@ -532,11 +532,14 @@ class DDADPipeline(DiffusionPipeline):
         self, images: Sequence[torch.Tensor], timesteps: list[int], noise: torch.Tensor, *scores: str
     ) -> list[torch.Tensor]:
         """The calibrated maps of images `[3, H, W]` in [0, 1], one for each of `scores`, `[N, K, S, S]` each."""
-        of_unet = [name for name in scores if name != "appearance"]
+        parts = [self.normality.parts(name) for name in scores]
+        measured = set().union(*parts)
+        of_unet = sorted(measured - {"appearance"})
         maps = self.score_maps(self.prepare(images), timesteps, noise, of_unet) if of_unet else {}
-        if "appearance" in scores:
+        if "appearance" in measured:
             maps["appearance"] = self.appearance_maps(images).expand(-1, len(timesteps), -1, -1)
-        return [self.normality.calibrate(name, maps[name], timesteps).cpu() for name in scores]
+        calibrated = {name: self.normality.calibrate(name, maps[name], timesteps).cpu() for name in measured}
+        return [torch.stack([calibrated[part] for part in names]).mean(dim=0) for names in parts]
 
     # ------------------------------------------------------------------------------------------------------ denoising
 
@@ -771,7 +774,8 @@ class DDADPipeline(DiffusionPipeline):
             num_denoising_steps: the most gradient steps.
             pixel_score: `"kl"`, or `"rgb"` for the baseline that the paper compares with; None takes KL.
             feature_score: `"appearance"`, how unusual the features themselves are; `"mahalanobis"`, how unusual the
-                error of the U-Net's prediction of them; `"mse"`, the paper's squared error; None takes the pipeline's.
+                error of the U-Net's prediction of them; `"sum"`, the mean of both; `"mse"`, the paper's squared error;
+                None takes the pipeline's.
             batch_size: images in one evaluation of the networks; it changes memory and speed alone.
             generator: source of the noise; None takes the same noise at every call. What `score` gave has its noise
                 already: then it is the source for denoising alone.

@@ -202,12 +202,12 @@ def test_the_choice_follows_the_score_that_finds_defects(tiny_pipe, trials):
     assert choice.alone["mahalanobis"]["pro"] > choice.alone["kl"]["pro"] + 20
 
 
-@pytest.mark.parametrize(("strength", "feature"), [(1.0, "memory"), (3.0, "mahalanobis")])
+@pytest.mark.parametrize(("strength", "feature"), [(0.1, "memory"), (3.0, "mahalanobis")])
 def test_the_unet_is_asked_only_where_it_adds_something(tiny_pipe, trials, strength, feature):
     masks, maps = trials
     features = {("mahalanobis", 0.4): maps(strength, 1.5), ("memory", 0.0): maps(1.4, 1.5)}
     choice = choose(tiny_pipe, Trials(12, masks, maps(0, 1), features))
-    assert choice.feature == feature
+    assert choice.feature.endswith(feature)
     assert feature == "mahalanobis" or choice.alpha == 0
 
 

@@ -23,6 +23,7 @@ from ddad.calibration.appearance import store as store_looks
 from ddad.calibration.backbone import choose_image_size, create_appearance_extractor
 from ddad.calibration.choice import (
     MOST_IMAGES,
+    PLUS,
     SHRINKAGES,
     Trials,
     choose,
@@ -281,14 +282,15 @@ def calibrate(
     if config.choose_settings:
         trials = make_trials(pipe, varied, judging, config, shrinkage, model_of_others, appearance, report)
         choice = choose(pipe, trials, report)
-        settings = {"alpha": choice.alpha, "blur_sigma": choice.blur_sigma}
-        if choice.feature == "mahalanobis":
+        settings: dict[str, Any] = {"alpha": choice.alpha, "blur_sigma": choice.blur_sigma}
+        kind, _, residual = choice.feature.partition(PLUS)
+        if kind == "mahalanobis":
             shrinkage = choice.shrinkage
         else:
             looks_shrinkage = choice.shrinkage
-            pipe.appearance.register_to_config(kind=choice.feature)
+            pipe.appearance.register_to_config(kind=kind)
         if appearance is not None:
-            settings["feature_score"] = "mahalanobis" if choice.feature == "mahalanobis" else "appearance"
+            settings["feature_score"] = "sum" if residual else kind if kind == "mahalanobis" else "appearance"
         pipe.register_to_config(**settings)
         normality.register_to_config(num_top_cells=choice.num_top_cells)
         record["choice"] = asdict(choice)

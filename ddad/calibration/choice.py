@@ -20,15 +20,28 @@ from ddad.evaluation.metrics import auroc, pixel_curves
 from ddad.normality_ddad import RESIDUALS, DDADNormalityModel
 from ddad.pipeline import DDADPipeline
 
-ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
+ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 BLURS = (1.0, 2.0, 4.0)
 TOP_CELLS = (1, 4, 16, 64)
 SHRINKAGES = (0.4, 0.7, 0.9)
 MOST_IMAGES = 48
 # What the U-Net must add to image AUROC and PRO together, in points, to be evaluated for a verdict.
-LEAST_GAIN = 1.0
+LEAST_GAIN = 0.5
+# Between the names of two feature scores whose mean is one.
+PLUS = "+"
 BATCH_SIZE = 4
 MAP_SIZE = 64  # as fine as the smallest defect; more pixels rank settings alike and take longer
+
+
+class Seen(NamedTuple):
+    """Calibrated maps of images, as far as they are judged: `[N, 64, 64]`, and the cells of scores, `[N, cells]`."""
+
+    maps: torch.Tensor
+    cells: torch.Tensor
+
+    def mix(self, other: "Seen", weight: float) -> "Seen":
+        """The weighted mean of two scores."""
+        return Seen(*(weight * theirs + (1 - weight) * own for own, theirs in zip(self, other, strict=True)))
 
 
 class Settings(NamedTuple):
@@ -46,7 +59,8 @@ class Choice:
     """Settings, and what they and the default measured on the synthetic defects, in percent.
 
     Attributes:
-        feature: the feature score: `mahalanobis`, or the kind of appearance, `gaussian`, `memory` or `both`.
+        feature: the feature score: `mahalanobis`, or the kind of appearance, `gaussian`, `memory` or `both`, or that
+            and `+mahalanobis`.
         alpha: weight of the pixel score.
         blur_sigma: the Gaussian that smoothes the maps, in pixels.
         num_top_cells: cells that make the image score.
@@ -219,25 +233,36 @@ def choose(pipe: DDADPipeline, trials: Trials, report: Report | None = None) -> 
     normality, good, size = pipe.normality, trials.good, trials.truth.shape[-1]
     small = F.adaptive_max_pool2d(trials.truth, MAP_SIZE).numpy() > 0
 
-    def smooth(maps: torch.Tensor, blur: float) -> torch.Tensor:
-        resized = pipe.image_processor.resize(maps, (size, size))
-        return calibrated(pipe.image_processor.blur(resized, blur), good)
+    def see(maps: torch.Tensor, blur: float) -> Seen:
+        """Smoothed and calibrated; what follows is linear in the maps, and so is computed on their means alone."""
+        smoothed = pipe.image_processor.blur(pipe.image_processor.resize(maps, (size, size)), blur)
+        fine = calibrated(smoothed, good)
+        return Seen(F.adaptive_avg_pool2d(fine, MAP_SIZE), normality.pool(fine).flatten(1))
 
     tried: dict[Settings, dict[str, float]] = {}
     alphas = (0.0,) if trials.kl is None else ALPHAS
-    pixel = {blur: torch.zeros(()) if trials.kl is None else smooth(trials.kl, blur) for blur in BLURS}
-    candidates = [(blur, *key) for blur in BLURS for key in trials.features]
-    for blur, feature, shrinkage in track(candidates, "Choosing settings", report, unit="trial"):
-        own = smooth(trials.features[feature, shrinkage], blur)
-        for alpha in alphas:
-            fused = alpha * pixel[blur] + (1 - alpha) * own
-            overlap = pixel_curves(F.adaptive_avg_pool2d(fused, MAP_SIZE).numpy(), small).pro()
-            cells = normality.pool(fused).flatten(1)
-            for count in TOP_CELLS:
-                scores = normality.top_cells(cells, count).numpy()
-                area = auroc(scores[:good], scores[good:])
-                measured = {"image_auroc": round(100 * area, 2), "pro": round(100 * overlap, 2)}
-                tried[Settings(feature, alpha, blur, count, shrinkage)] = measured
+    residual = next((key for key in trials.features if key[0] == "mahalanobis"), None)
+    likeliest: dict[str, float] = {}
+    for name, shrinkage in trials.features:
+        likeliest.setdefault(name, shrinkage)
+    for blur in track(BLURS, "Choosing settings", report, unit="blur"):
+        pixel = None if trials.kl is None else see(trials.kl, blur)
+        own = {key: see(maps, blur) for key, maps in trials.features.items()}
+        if residual is not None:
+            parts = [(name, weight) for name, weight in likeliest.items() if name != "mahalanobis"]
+            own |= {
+                (f"{name}{PLUS}mahalanobis", weight): own[name, weight].mix(own[residual], 0.5)
+                for name, weight in parts
+            }
+        for (feature, shrinkage), seen in own.items():
+            for alpha in alphas:
+                fused = seen if pixel is None else seen.mix(pixel, alpha)
+                overlap = pixel_curves(fused.maps.numpy(), small).pro()
+                for count in TOP_CELLS:
+                    scores = normality.top_cells(fused.cells, count).numpy()
+                    area = auroc(scores[:good], scores[good:])
+                    measured = {"image_auroc": round(100 * area, 2), "pro": round(100 * overlap, 2)}
+                    tried[Settings(feature, alpha, blur, count, shrinkage)] = measured
 
     def best_of(chosen: Callable[[Settings], bool]) -> Settings | None:
         # Of equals the one nearest to blur 2 and the highest cell, by the simplest score.
@@ -255,12 +280,12 @@ def choose(pipe: DDADPipeline, trials: Trials, report: Report | None = None) -> 
 
     best = best_of(lambda _: True)
     assert best is not None
-    looks = best_of(lambda settings: settings.alpha == 0 and settings.feature != "mahalanobis")
+    looks = best_of(lambda settings: settings.alpha == 0 and "mahalanobis" not in settings.feature)
     if looks is not None and merit(tried[best]) < merit(tried[looks]) + LEAST_GAIN:
         best = looks
     alone = {
         feature: best_of(lambda settings, name=feature: settings.alpha == 0 and settings.feature == name)
-        for feature, _ in trials.features
+        for feature in dict.fromkeys(settings.feature for settings in tried)
     }
     alone["kl"] = best_of(lambda settings: settings.alpha == 1)
     return Choice(

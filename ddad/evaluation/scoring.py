@@ -14,7 +14,7 @@ from ddad.pipeline import DDADPipeline
 # `combined` is the pipeline's own score; the others are parts of it alone, then the baselines: `rgb` (squared error of
 # x0_hat), `mse` (the paper's squared error of the features) and `padim` (Mahalanobis distance of the features
 # themselves, on the same backbone).
-FORMS = ("combined", "appearance", "kl", "mahalanobis", "mse", "rgb", "padim")
+FORMS = ("combined", "appearance", "sum", "kl", "mahalanobis", "mse", "rgb", "padim")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ def score_batch(
     """
     timesteps, normality = pipe.timesteps, pipe.normality
     parts = ("kl", pipe.config.feature_score)
-    names = [name for name in normality.scores if name in forms or (name in parts and "combined" in forms)]
+    known = (*normality.pixel_scores, *normality.feature_scores)
+    names = [name for name in known if name in forms or (name in parts and "combined" in forms)]
     fused: dict[str, torch.Tensor] = {}
     if names:
         maps = dict(zip(names, pipe.calibrated_maps(originals, timesteps, noise, *names), strict=True))
