@@ -11,6 +11,7 @@ Two kinds, alone or as the mean of both in standard deviations of held-out good 
 The first knows where things belong, the second forgives where they lie.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -177,11 +178,18 @@ class DDADAppearanceModel(ModelMixin, ConfigMixin):
 
     # --------------------------------------------------------------------------------------------------------- both
 
-    def combine(self, distances: dict[str, torch.Tensor]) -> torch.Tensor:
-        """One of the two kinds, or the mean of both in standard deviations of held-out good images."""
+    def combine(
+        self, distances: dict[str, torch.Tensor], scales: dict[str, Sequence[float]] | None = None
+    ) -> torch.Tensor:
+        """One of the two kinds, or the mean of both in standard deviations of held-out good images.
+
+        Args:
+            distances: by kind.
+            scales: mean and standard deviation of each; None takes those that are stored.
+        """
         if self.config.kind != "both":
             return distances[self.config.kind]
-        scaled = [(distances[kind] - mean) / std for kind, (mean, std) in self.config.scales.items()]
+        scaled = [(distances[kind] - mean) / std for kind, (mean, std) in (scales or self.config.scales).items()]
         return torch.stack(scaled).mean(dim=0)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:

@@ -5,11 +5,12 @@ import logging
 import sys
 
 from ddad import __version__
-from ddad.commands import calibrate, convert, dataset, evaluate, hub, predict, train
+from ddad.commands import calibrate, convert, dataset, evaluate, fit, hub, predict, train
 from ddad.commands.errors import explain
 
 PROGRAM = "ddad"
 EPILOG = """examples:
+  ddad fit good_photographs --output checkpoints/my_part
   ddad train --data good_parts --output checkpoints/my_part
   ddad predict part.png --checkpoint checkpoints/my_part --output results
   ddad evaluate --checkpoint checkpoints/my_part --data my_data_set
@@ -28,7 +29,7 @@ def create_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (train, calibrate, predict, evaluate, hub, convert, dataset):
+    for module in (fit, train, calibrate, predict, evaluate, hub, convert, dataset):
         module.add_commands(commands)
     return parser
 

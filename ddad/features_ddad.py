@@ -115,6 +115,9 @@ class DDADFeatureExtractor(ModelMixin, ConfigMixin):
 
     def extract(self, images: torch.Tensor) -> torch.Tensor:
         """Features before standardisation: images `[N, 3, H, W]` in [-1, 1] -> `[N, C, grid_size, grid_size]`."""
+        if len(images) > 1 and images.device.type == "cpu":  # of one image activations stay in the processor's caches
+            return torch.cat([self.extract(image) for image in images.split(1)])
+        images = images.contiguous(memory_format=torch.channels_last)
         wanted = self.config.image_size
         if wanted is not None and images.shape[-1] != wanted:
             images = F.interpolate(images, size=(wanted, wanted), mode="bilinear", antialias=True, align_corners=False)

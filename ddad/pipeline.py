@@ -990,6 +990,32 @@ class DDADPipeline(DiffusionPipeline):
         return loading.load_pipeline(cls, pretrained_model_name_or_path, **kwargs)
 
     @classmethod
+    def fit(cls, images: Sequence[ImageInput], category: str = "my_part", **kwargs: Any) -> tuple["DDADPipeline", Any]:
+        """Makes a pipeline for a part from a handful of good photographs, in a minute and without training.
+
+        Normal versions come from a base network that never saw the part.
+
+        Args:
+            images: photographs of good parts, four at least; twenty or more are better.
+            category: what the part is called.
+            kwargs: `base`, `image_size`, `device` and more of `ddad.calibration.part.fit_part`.
+
+        Returns:
+            The pipeline, and what was understood of the images (`PartReport`): whether they are enough, what to
+            expect, and which look unlike the rest.
+
+        Raises:
+            ValueError: if there are too few images, or one cannot be read.
+            OSError: if there is no base network.
+            ImportError: where the package `ddad` is not installed.
+        """
+        if cls.__module__.startswith("diffusers_modules."):
+            raise ImportError("Fitting needs the package: `pip install ddad`, and `from ddad import DDADPipeline`.")
+        part = importlib.import_module(f"{cls.__module__.rpartition('.')[0]}.calibration.part")
+        pipe, _, report = part.fit_part(images, category, **kwargs)
+        return pipe, report
+
+    @classmethod
     def from_pipe(cls, pipeline: "DDADPipeline", **kwargs: Any) -> "DDADPipeline":
         """A second pipeline on the same networks, which take no more memory.
 

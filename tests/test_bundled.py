@@ -70,7 +70,7 @@ def test_its_examples_are_judged_right_and_a_good_part_comes_out_as_it_went_in(f
 def test_the_base_network_is_what_a_training_starts_from(tmp_path):
     base = ROOT / "checkpoints" / "base"
     unet = create_unet(TrainConfig(data="", output=str(tmp_path), base=str(base)), 176)
-    preset = create_unet(TrainConfig(data="", output=str(tmp_path)), 176)
+    preset = create_unet(TrainConfig(data="", output=str(tmp_path), base=""), 176)
     assert {name: value.shape for name, value in unet.state_dict().items()} == {
         name: value.shape for name, value in preset.state_dict().items()
     }

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ddad.appearance_ddad import DDADAppearanceModel
-from ddad.calibration.factors import Factors, Views, fit_factors
+from ddad.calibration.factors import Factors, Views, candidates, fit_factors, moments_of
 from ddad.calibration.fitting import Fit, Images, fit_residuals, spread
 from ddad.calibration.gaussians import Moments, principal_components, shrink
 from ddad.calibration.progress import Report, track
@@ -193,6 +193,17 @@ class Appearance:
         factors, moments = self.fit.factors[fold].first(self.fit.num_factors), self.fit.rest[fold]
         patches = self.looks.choose_patches(self.looks.owner != fold)
         return {shrinkage: Statistics.of(factors, moments, shrinkage, patches) for shrinkage in shrinkages}
+
+    def of_some(self, images: torch.Tensor, shrinkage: float) -> Statistics:
+        """By some images alone, given by number."""
+        views, patches = self.looks.views, self.looks.patches
+        count = int(views.original.sum())
+        rows = torch.isin(torch.arange(len(views.values)) // (len(views.values) // count), images)
+        allowed = max(number for number in candidates(int(rows.sum())) if number <= self.fit.num_factors)
+        factors = fit_factors(views.values[rows], allowed)
+        moments = moments_of(factors.unexplained(views.values[rows]))
+        own = torch.isin(torch.arange(len(patches)) // (len(patches) // count), images)
+        return Statistics.of(factors, moments, shrinkage, self.looks.choose_patches(own))
 
     def judge_held_out(self, shrinkage: float) -> dict[str, torch.Tensor]:
         """Both kinds of distance of the held-out images, each by the statistics of others, `[M, P]`."""

@@ -8,10 +8,13 @@ images are scored in folds, each under Gaussians of all images but its own.
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+import scipy.stats
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -43,6 +46,7 @@ from ddad.calibration.fitting import (
     spread,
 )
 from ddad.calibration.gaussians import Moments, shrink
+from ddad.calibration.growth import measure_growth
 from ddad.calibration.progress import Report, track
 from ddad.checkpoint.saving import check_output, save_checkpoint, update_record
 from ddad.datasets.folder import ImageFolder, measure_max_value
@@ -309,6 +313,8 @@ def calibrate(
                 for name, measured in choice.alone.items()
             ),
         )
+    if appearance is not None and config.measure_growth:
+        record["growth"] = measure_growth(pipe, varied, appearance, looks_shrinkage, config, report)
     looked = None if appearance is None else store_appearance(pipe, appearance, looks_shrinkage)
     mean, covariance = features.gaussian()
     normality.set_gaussian(FEATURES, mean, shrink(covariance, shrinkage))
@@ -330,7 +336,30 @@ def calibrate(
     store(normality, fit_factors(views.values, fit.num_factors), fit.everything, shrinkage)
     store_statistics(pipe, calibrated, len(held_out))
     round_to_half(normality)
+    if len(held_out) < FEW_IMAGES:
+        store_threshold(pipe)
     return record
+
+
+def store_threshold(pipe: DDADPipeline) -> None:
+    """Stores a threshold that few images bear out: no lower than what lets the next one pass as often as it should."""
+    cells = pipe.normality.normal_maps(pipe.config.alpha, pipe.timesteps, "kl", pipe.config.feature_score)
+    assert cells is not None
+    scores = pipe.normality.top_cells(cells, pipe.normality.config.num_top_cells).numpy()
+    quantile = pipe.normality.config.threshold_quantile
+    pipe.register_to_config(threshold=float(few_limit(scores, quantile)))
+
+
+def few_limit(scores: np.ndarray, quantile: float) -> np.ndarray:
+    """A quantile of further scores, by few: `[..., M]` -> `[...]`.
+
+    The larger of the quantile of those that are there, and that of Student's predictive distribution of the next,
+    m + s sqrt(1 + 1/M) t_{M-1}(q) ("Statistical Intervals", Meeker, Hahn and Escobar, 2017, section 4.7).
+    """
+    count = scores.shape[-1]
+    factor = math.sqrt(1 + 1 / count) * scipy.stats.t.ppf(quantile, count - 1)
+    predicted = scores.mean(axis=-1) + factor * scores.std(axis=-1, ddof=1)
+    return np.maximum(np.quantile(scores, quantile, axis=-1), predicted)
 
 
 def create_appearance(extractor: DDADFeatureExtractor) -> DDADAppearanceModel:

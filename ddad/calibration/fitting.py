@@ -52,6 +52,7 @@ class CalibrationConfig:
         nuisance: how much of what is no defect copies of good images show.
         ask_network: whether the U-Net's scores are candidates; not where it never saw the part.
         defects_per_type: synthetic defects of each kind that settings are chosen on.
+        measure_growth: whether it is measured what fewer images would find.
     """
 
     rotation_degrees: float = 5.0
@@ -60,6 +61,7 @@ class CalibrationConfig:
     nuisance: Nuisance = "mild"
     ask_network: bool = True
     defects_per_type: int = 16
+    measure_growth: bool = False
 
     @classmethod
     def of(cls, record: dict[str, Any] | None) -> "CalibrationConfig":

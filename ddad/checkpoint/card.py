@@ -117,6 +117,23 @@ def describe_sight(folder: Path) -> str:
     return f"{judged}. A defect that is smaller than two of {size} pixels is not seen."
 
 
+def describe_making(record: dict[str, Any]) -> str:
+    """How a checkpoint was trained, or that it was not."""
+    if "fitted" in record:
+        fitted = record["fitted"]
+        return (
+            f"**No network was trained on this part.** Statistics and threshold were fitted to {fitted['images']} good"
+            f" images in {fitted['seconds']:.0f} seconds on {record['device']}; normal versions come from the network"
+            f" `{record['config']['base']}`, which saw other products. `training.json` has the settings."
+        )
+    return (
+        f"{record['training_images']} images trained the model and {record['calibration_images']} calibrated it:"
+        f" {record['config']['steps']} steps, {record['images_seen']} images seen, {round(record['seconds'] / 60)}"
+        f" minutes on {record['device']}, {record['parameters'] / 1e6:.1f} million parameters in the U-Net. The"
+        " settings and the loss at every tenth step are in `training.json`."
+    )
+
+
 def write_card(folder: str | Path, repository: str = "PATH_OR_REPOSITORY") -> None:
     """Writes `README.md` and the picture of the training log into a checkpoint's folder, from what lies there.
 
@@ -162,13 +179,7 @@ def write_card(folder: str | Path, repository: str = "PATH_OR_REPOSITORY") -> No
         curve=f"\n{CURVE}\n" if record["losses"] else "",
         category=config["category"],
         data_source=config["data_source"] or "Images of good parts only.",
-        training_images=record["training_images"],
-        calibration_images=record["calibration_images"],
-        steps=config["steps"],
-        images_seen=record["images_seen"],
-        minutes=round(record["seconds"] / 60),
-        device=record["device"],
-        parameters=round(record["parameters"] / 1e6, 1),
+        made=describe_making(record),
         threshold=f"{record['threshold']:.2f}",
         quantile=f"{100 * config['threshold_quantile']:.0f}",
         results=results,

@@ -8,9 +8,14 @@ from pathlib import Path
 
 def add_data(parser: argparse.ArgumentParser, what: str) -> None:
     """`--data` and what is said of it; `read_data` reads it."""
+    parser.add_argument("--data", required=True, help=what)
+    add_layout(parser)
+
+
+def add_layout(parser: argparse.ArgumentParser) -> None:
+    """How the data that a command was given is read."""
     from ddad.datasets.layouts import READERS
 
-    parser.add_argument("--data", required=True, help=what)
     parser.add_argument("--data-format", choices=("auto", *READERS), default="auto", help="layout of --data")
     add_good(parser)
     parser.add_argument("--masks", metavar="FOLDER", help="folder of ground truth, where names do not say so")

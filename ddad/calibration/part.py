@@ -1,0 +1,285 @@
+"""A new part from a handful of good photographs: statistics, settings and threshold in a minute, without training.
+
+The verdict rests on how the part looks (`appearance_ddad`). The normal version comes from a base network, which has
+seen other products and never this one, until `ddad train` gives the part a network of its own.
+"""
+
+import dataclasses
+import logging
+import os
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import PIL.Image
+import scipy.stats
+import timm
+import torch
+
+from ddad.calibration.backbone import IMAGE_SIZES, create_appearance_extractor
+from ddad.calibration.calibration import FEW_IMAGES, create_normality, few_limit, recalibrate
+from ddad.calibration.fitting import CalibrationConfig
+from ddad.calibration.progress import Report, track
+from ddad.checkpoint.loading import find_folder
+from ddad.datasets.folder import ImagesInMemory, measure_max_value
+from ddad.datasets.lookalikes import check_enough, group_lookalikes
+from ddad.denoising_ddad import DDADDenoiser
+from ddad.features_ddad import DDADFeatureExtractor
+from ddad.images_ddad import DDADImageProcessor, decoding, open_picture
+from ddad.pipeline import DDADPipeline, ImageInput
+from ddad.scheduling_ddad import DDADScheduler
+from ddad.unet_ddad import DDADUNet2DModel
+
+logger = logging.getLogger(__name__)
+
+# What a clone of the project holds; other bases are named.
+BUNDLED_BASE = Path(__file__).parents[2] / "checkpoints" / "base"
+TIMESTEPS = (20, 201, 401)
+QUANTILE = 0.95
+# Appearance is looked at no larger than this: larger pictures take longer than a minute and gain little.
+LARGEST = 384
+DEFECTS_PER_TYPE = 8
+# Fewer synthetic defects found than this, in percent, or ranked worse than this: it will not work.
+LEAST_FOUND, LEAST_AUROC = 60.0, 85.0
+# So many more, in percent, with all images than with half of them: further ones will help.
+STILL_GROWS = 3.0
+# A photograph is unlike the rest if its score is so many deviations above the median.
+UNLIKE = 6.0
+
+
+@dataclass(frozen=True)
+class PartReport:
+    """What was understood of the photographs of a part, and what to expect.
+
+    Attributes:
+        images: how many.
+        image_auroc: how well synthetic defects in them are told from them, in percent.
+        found: the part of synthetic defects that is found, in percent, by the number of images.
+        false_alarms: the expected part of good parts that is called defective, in percent, and its 90 % interval.
+        same_part: photographs that seem to show the same part, by name.
+        unlike: photographs that look unlike the rest, by name: they may show a defect.
+        threshold: the image score above which a part is defective.
+        seconds: that it took.
+    """
+
+    images: int
+    image_auroc: float
+    found: dict[int, float]
+    false_alarms: tuple[float, float, float]
+    same_part: list[list[str]]
+    unlike: list[str]
+    threshold: float
+    seconds: float
+
+    @property
+    def works(self) -> bool:
+        """Whether synthetic defects are found well enough to go on."""
+        return self.found[max(self.found)] >= LEAST_FOUND and self.image_auroc >= LEAST_AUROC
+
+    def sentences(self) -> list[str]:
+        """All of it in words."""
+        counts = sorted(self.found)
+        curve = ", ".join(f"with {count} images {self.found[count]:.0f} %" for count in counts)
+        lines = [f"Of defects pasted into your images as a test, {curve} are found."]
+        grown = self.found[counts[-1]] - self.found[counts[max(0, len(counts) - 2)]]
+        if not self.works:
+            lines.append(
+                "That is too few to rely on: these images do not show well enough what a good part looks like. Give"
+                " more of them, with the part always in the same place, or train a network with `ddad train`."
+            )
+        elif grown > STILL_GROWS:
+            lines.append("More photographs will help.")
+        else:
+            lines.append("More photographs will hardly help.")
+        expected, low, high = self.false_alarms
+        lines.append(
+            f"Expect {expected:.0f} % of good parts to be called defective (90 % interval: {low:.0f} to {high:.0f} %)."
+        )
+        if self.same_part:
+            shown = "; ".join(", ".join(group[:3]) for group in self.same_part[:3])
+            lines.append(
+                f"{sum(map(len, self.same_part))} photographs seem to show the same part as another ({shown}):"
+                " different parts teach more."
+            )
+        if self.unlike:
+            lines.append(f"Unlike the rest, and perhaps defective: {', '.join(self.unlike[:6])}. Leave them out?")
+        return lines
+
+
+def load_base(base: str | Path | None) -> dict[str, Any]:
+    """Network, diffusion process and feature extractor of a base network.
+
+    Raises:
+        OSError: if there is none.
+    """
+    if base is None and not (BUNDLED_BASE / "unet").is_dir():
+        raise OSError("A base network is needed: name its folder or repository, such as checkpoints/base of a clone.")
+    folder = find_folder(base or BUNDLED_BASE, {})
+    classes = {"unet": DDADUNet2DModel, "scheduler": DDADScheduler, "feature_extractor": DDADFeatureExtractor}
+    for name in classes:
+        if not (folder / name).is_dir():
+            raise OSError(f"{base or folder} is no base network: its folder {name} is missing.")
+    loaded = {name: kind.from_pretrained(folder / name) for name, kind in classes.items()}
+    for name in ("unet", "feature_extractor"):
+        loaded[name] = loaded[name].float().requires_grad_(False).eval()
+    return loaded
+
+
+def shorter_side(image: ImageInput) -> int:
+    """Of an image that is not read yet."""
+    if isinstance(image, (str, os.PathLike)):
+        with decoding(os.fspath(image)), open_picture(image) as picture:
+            return min(picture.size)
+    if isinstance(image, PIL.Image.Image):
+        return min(image.size)
+    return min(image.shape[-2:] if isinstance(image, torch.Tensor) else image.shape[:2])
+
+
+def read_once(
+    images: Sequence[ImageInput], processor: DDADImageProcessor, sizes: tuple[int, int], report: Report | None
+) -> list[ImagesInMemory]:
+    """The images at two sizes; large photographs are decoded once, and one at a time."""
+    kept = [ImagesInMemory() for _ in sizes]
+    for image in track(images, "Reading photographs", report):
+        original = processor.read_image(image)
+        for images_of_size, size in zip(kept, sizes, strict=True):
+            images_of_size.append(processor.preprocess(original, size)[0])
+    return kept
+
+
+def expect_false_alarms(judges: int, quantile: float) -> tuple[float, float, float]:
+    """Mean and 90 % interval of the part of further good images above a threshold, in percent.
+
+    Simulated for normal scores: so many of them, the threshold that they give, and what lies above it.
+    """
+    scores = np.random.default_rng(0).standard_normal((4000, judges))
+    limits = few_limit(scores, quantile) if judges < FEW_IMAGES else np.quantile(scores, quantile, axis=-1)
+    above = 100 * scipy.stats.norm.sf(limits)
+    low, high = np.quantile(above, (0.05, 0.95))
+    return round(float(above.mean()), 1), round(float(low), 1), round(float(high), 1)
+
+
+def find_unlike(pipe: DDADPipeline, names: Sequence[str]) -> list[str]:
+    """The names of held-out images whose score, by the others, lies far above the median."""
+    cells = pipe.normality.normal_maps(pipe.config.alpha, pipe.timesteps, "kl", pipe.config.feature_score)
+    if cells is None or len(cells) != len(names):
+        return []
+    scores = pipe.normality.top_cells(cells, pipe.normality.config.num_top_cells).numpy()
+    spread = 1.4826 * float(np.median(np.abs(scores - np.median(scores))))
+    above = (scores - np.median(scores)) / max(spread, 1e-6)
+    return [names[index] for index in np.argsort(-above) if above[index] > UNLIKE]
+
+
+def fit_part(
+    images: Sequence[ImageInput],
+    category: str = "my_part",
+    names: Sequence[str] | None = None,
+    base: str | Path | None = None,
+    image_size: int | None = None,
+    config: CalibrationConfig | None = None,
+    device: str | torch.device = "cpu",
+    report: Report | None = None,
+) -> tuple[DDADPipeline, dict[str, Any], PartReport]:
+    """A pipeline for a part of which there are good photographs, and nothing else.
+
+    Args:
+        images: photographs of good parts, four at least; twenty or more are better. Each is read once.
+        category: what the part is called.
+        names: of the images, for what is said of them; None takes files' names, or numbers.
+        base: folder or repository of a base network; None takes that of a clone of the project.
+        image_size: at which appearance is looked at; None chooses by the images' own size, 384 at most.
+        config: how it is calibrated; None takes the default.
+        device: where networks are evaluated.
+        report: told of the progress.
+
+    Returns:
+        The pipeline, its record as `save_checkpoint` takes it, and what was understood.
+
+    Raises:
+        OSError: if there is no base network.
+        ValueError: if there are too few images, or one cannot be read.
+    """
+    started = time.monotonic()
+    check_enough(len(images))
+    if names is None:
+        paths = [Path(one).name if isinstance(one, (str, os.PathLike)) else "" for one in images]
+        names = [name or f"image {number}" for number, name in enumerate(paths, start=1)]
+    parts = load_base(base)
+    files = [Path(image) for image in images if isinstance(image, (str, os.PathLike))]
+    processor = DDADImageProcessor(max_value=measure_max_value(files) if len(files) == len(images) else None)
+    middle = sorted(map(shorter_side, images))[len(images) // 2]
+    size = image_size or min(LARGEST, next(size for size, least in IMAGE_SIZES if middle >= least))
+    small, large = read_once(images, processor, (parts["unet"].config.sample_size, size), report)
+    pipe = DDADPipeline(
+        **parts,
+        normality=create_normality(parts["feature_extractor"], TIMESTEPS, len(small), 0, QUANTILE, False),
+        denoiser=DDADDenoiser(),
+        image_processor=processor,
+        category=category,
+    ).to(device)
+    extractor = create_appearance_extractor(size, parts["feature_extractor"])
+    config = dataclasses.replace(
+        config or CalibrationConfig(), ask_network=False, defects_per_type=DEFECTS_PER_TYPE, measure_growth=True
+    )
+    fitted, calibration = recalibrate(pipe, small, config, report, large, extractor)
+    groups = group_lookalikes(small[index] for index in range(len(small)))
+    members: dict[int, list[str]] = {}
+    for name, group in zip(names, groups, strict=True):
+        members.setdefault(group, []).append(name)
+    told = PartReport(
+        images=len(small),
+        image_auroc=calibration["choice"]["image_auroc"],
+        found=calibration["growth"],
+        false_alarms=expect_false_alarms(fitted.normality.config.num_calibration_images, QUANTILE),
+        same_part=[group for group in members.values() if len(group) > 1],
+        unlike=find_unlike(fitted, names),
+        threshold=fitted.threshold,
+        seconds=round(time.monotonic() - started, 1),
+    )
+    return fitted, describe(fitted, category, base, calibration, config, told), told
+
+
+def describe(
+    pipe: DDADPipeline,
+    category: str,
+    base: str | Path | None,
+    calibration: dict[str, Any],
+    config: CalibrationConfig,
+    told: PartReport,
+) -> dict[str, Any]:
+    """The record of a fitted part: that of a training of no step."""
+    settings = {
+        "category": category,
+        "license": "",
+        "data_source": "",
+        "base": Path(base or BUNDLED_BASE).name,
+        "steps": 0,
+        "threshold_quantile": QUANTILE,
+        "rotation_degrees": config.rotation_degrees,
+        "nuisance": config.nuisance,
+        "seed": config.seed,
+    }
+    return {
+        "config": settings,
+        "training_images": 0,
+        "calibration_images": pipe.normality.config.num_calibration_images,
+        "calibration": calibration | {"images": told.images},
+        "fitted": dataclasses.asdict(told),
+        "losses": [],
+        "images_seen": 0,
+        "seconds": told.seconds,
+        "threshold": pipe.threshold,
+        "parameters": sum(parameter.numel() for parameter in pipe.unet.parameters()),
+        "device": str(pipe.device),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+            "timm": timm.__version__,
+        },
+    }

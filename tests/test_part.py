@@ -1,0 +1,122 @@
+"""A new part from a handful of good photographs: what it finds, what it says, and what it refuses."""
+
+import dataclasses
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from ddad import DDADPipeline
+from ddad.app.categories import Categories
+from ddad.calibration.calibration import few_limit
+from ddad.calibration.part import PartReport, expect_false_alarms
+from ddad.cli import main
+from tests.conftest import create_tiny_pipeline
+from tests.test_calibration import striped_images
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A base network of a few thousand weights."""
+    folder = tmp_path_factory.mktemp("base")
+    pipe = create_tiny_pipeline()
+    for name in ("unet", "scheduler", "feature_extractor"):
+        getattr(pipe, name).save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    return sorted(striped_images(tmp_path_factory.mktemp("photographs"), 8, seed=3).rglob("*.png"))
+
+
+@pytest.fixture(scope="module")
+def fitted(base, photographs):
+    return DDADPipeline.fit(photographs, "stripes", base=base, image_size=64)
+
+
+def stained(path):
+    values = np.array(PIL.Image.open(path).convert("RGB"))
+    side = values.shape[0]
+    values[side // 3 : side // 2, side // 3 : side // 2] = (200, 30, 30)
+    return values
+
+
+def test_a_few_photographs_are_enough_to_find_a_stain(fitted, photographs):
+    pipe, report = fitted
+    assert pipe.config.category == "stripes" and pipe.config.alpha == 0
+    assert pipe.config.feature_score == "appearance"
+    result = pipe([PIL.Image.open(photographs[0]), stained(photographs[0])])
+    assert result.is_anomalous == [False, True]
+    y, x = np.unravel_index(result.anomaly_map[1].argmax(), result.anomaly_map[1].shape)
+    side = result.anomaly_map[1].shape[0]
+    assert side / 4 < y < side / 1.8 and side / 4 < x < side / 1.8
+    assert result.denoised_image[1].size == PIL.Image.open(photographs[0]).size
+    assert report.images == 8 and sorted(report.found) == [3, 4, 8]
+    assert all(0 <= share <= 100 for share in report.found.values())
+    assert report.threshold == pipe.threshold > 0
+
+
+def test_it_is_a_checkpoint_like_any_other(base, photographs, tmp_path, capsys):
+    output = tmp_path / "stripes"
+    flags = ["fit", str(photographs[0].parent), "--output", str(output), "--base", str(base)]
+    assert main(flags) == 0
+    said = capsys.readouterr().out
+    assert "Of defects pasted into your images as a test, with 3 images" in said and "good parts to be called" in said
+    card = (output / "README.md").read_text()
+    assert "No network was trained on this part" in card and "stripes" in card
+    record = json.loads((output / "training.json").read_text())
+    assert record["config"]["steps"] == 0 and record["fitted"]["images"] == 8
+    assert str(tmp_path) not in json.dumps(record)
+    pipe = DDADPipeline.from_pretrained(output)
+    assert pipe(stained(photographs[0]), denoise=False).is_anomalous == [True]
+    assert Categories(tmp_path, "cpu").get("stripes").pipe.config.category == "stripes"
+    assert main(flags) == 2 and "is not empty" in capsys.readouterr().err
+
+
+def test_what_cannot_be_fitted_is_refused(base, photographs, tmp_path):
+    with pytest.raises(ValueError, match="3 good images are too few"):
+        DDADPipeline.fit(photographs[:3], base=base)
+    with pytest.raises(OSError, match="is no base network: its folder unet is missing"):
+        DDADPipeline.fit(photographs, base=tmp_path)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(photographs[0].read_bytes()[:300])
+    with pytest.raises(ValueError, match="broken.png is damaged or cut off"):
+        DDADPipeline.fit([*photographs, broken], base=base, image_size=64)
+
+
+def test_few_scores_make_a_cautious_threshold():
+    """What lies above it is, on average, as much as was asked for; above a plain quantile of few it is far more."""
+    random = np.random.default_rng(0)
+    scores = random.standard_normal((3000, 8))
+    further = random.standard_normal(3000)
+    assert (further > few_limit(scores, 0.95)).mean() == pytest.approx(0.05, abs=0.015)
+    assert (further > np.quantile(scores, 0.95, axis=1)).mean() > 0.1
+    few, many = expect_false_alarms(8, 0.95), expect_false_alarms(100, 0.95)
+    assert few[0] == pytest.approx(5, abs=1) and many[0] == pytest.approx(5.5, abs=1)
+    assert few[2] - few[1] > 2 * (many[2] - many[1])
+
+
+def test_the_report_says_what_to_do():
+    report = PartReport(20, 99.0, {5: 60.0, 10: 80.0, 20: 93.0}, (5.0, 1.0, 12.0), [["a", "b"]], ["c.jpg"], 2.0, 30.0)
+    said = " ".join(report.sentences())
+    assert (
+        "with 5 images 60 %, with 10 images 80 %, with 20 images 93 % are found. More photographs will help." in said
+    )
+    assert "Expect 5 % of good parts to be called defective (90 % interval: 1 to 12 %)." in said
+    assert "2 photographs seem to show the same part as another (a, b)" in said and "perhaps defective: c.jpg" in said
+    level = dataclasses.replace(report, found={10: 92.0, 20: 93.0}, same_part=[], unlike=[])
+    assert level.works and "More photographs will hardly help." in level.sentences()
+    poor = dataclasses.replace(report, found={10: 30.0, 20: 40.0})
+    assert not poor.works and any("too few to rely on" in sentence for sentence in poor.sentences())
+
+
+def test_parts_in_any_position_are_said_to_be_too_few(base):
+    """Noise has no normal place: synthetic defects drown in it, and the report says so."""
+    images = [torch.rand(3, 96, 96, generator=torch.Generator().manual_seed(seed)) for seed in range(6)]
+    smooth = [torch.nn.functional.avg_pool2d(image[None], 9, 1, 4)[0] for image in images]
+    spread = [(image - image.min()) / (image.max() - image.min()) for image in smooth]
+    _, report = DDADPipeline.fit(spread, base=base, image_size=64)
+    assert not report.works
