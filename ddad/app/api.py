@@ -6,9 +6,9 @@ from typing import Any
 import gradio as gr
 import PIL.Image
 
-from ddad.app.adapt import add_calibrate
 from ddad.app.categories import Categories
 from ddad.app.compute import evaluates_networks, give_way, needs_gpu
+from ddad.app.part import add_fit
 from ddad.app.uploads import create_image_input, open_category, output_path, refusal
 from ddad.app.visits import Visits
 from ddad.report.export import Record
@@ -44,7 +44,7 @@ def create_report() -> gr.JSON:
 
 
 def add_api(known: Categories, visits: Visits) -> None:
-    """Adds `/categories`, `/inspect` and `/calibrate`; their components are on the page and not seen."""
+    """Adds `/categories`, `/inspect` and `/fit`; their components are on the page and not seen."""
 
     def categories() -> list[str]:
         """Lists the categories (kinds of product) that `inspect` knows here. A repository on the Hub is one too.
@@ -123,4 +123,4 @@ def add_api(known: Categories, visits: Visits) -> None:
             # it sends all outputs as one text.
             queue=False,
         )
-        add_calibrate(known, visits)
+        add_fit(known, visits)

@@ -178,7 +178,9 @@ class Categories:
         if name in self.bundled:
             source, options = str(self.folder / name), {}
         elif OWN_MARK in name:
-            raise CategoryError("Your own version of this category was forgotten to make room: calibrate it again.")
+            raise CategoryError(
+                "Your own version of this category was forgotten to make room: learn it again, or give its zip back."
+            )
         else:
             size = self.look_up(name)[0]
             if size > DOWNLOAD_LIMIT:

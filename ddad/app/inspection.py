@@ -117,7 +117,7 @@ def verdict(finding: Finding, quantile: float, chosen: bool) -> str:
             1,
             f"**Most of this picture ({finding.unusual:.0%}) is unlike the good parts that this category knows.** Is"
             " it such a part? If it is, and good, then the lamp, the camera or the distance has changed: the tab"
-            " *Calibrate* fits the category to a few photographs of your good parts.",
+            " *Your part* fits the category to a few photographs of your good parts.",
         )
     if finding.shown_size != finding.size:
         lines.append(

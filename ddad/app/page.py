@@ -6,12 +6,12 @@ import gradio as gr
 import torch
 
 from ddad.app.about import add_about
-from ddad.app.adapt import add_own_parts
 from ddad.app.api import add_api
 from ddad.app.categories import REPOSITORY, Categories, CategoryError, label_choices, readable
 from ddad.app.compute import evaluates_networks
 from ddad.app.examples import Examples
 from ddad.app.many import add_many_images
+from ddad.app.part import add_your_part
 from ddad.app.single import KEEP_SECONDS, MOST_WAITING, add_single_image
 from ddad.app.visits import Visits
 from ddad.app.work import MOMENT, SingleImage
@@ -166,8 +166,8 @@ def create_page(checkpoints: str | Path) -> gr.Blocks:
                 work = add_single_image(categories, visits, examples, category)
             with gr.Tab("Many images"):
                 add_many_images(categories, visits, category, tabs, work)
-            with gr.Tab("Calibrate"):
-                add_own_parts(categories, visits, category, known, own, work)
+            with gr.Tab("Your part"):
+                add_your_part(categories, visits, category, known, own, work, tabs)
             with gr.Tab("About"):
                 add_about()
         with gr.Accordion("Another category from the Hugging Face Hub", open=False):

@@ -175,10 +175,28 @@ def find_unlike(pipe: DDADPipeline, names: Sequence[str]) -> list[str]:
     return [names[index] for index in np.argsort(-above) if above[index] > UNLIKE]
 
 
+@dataclass(frozen=True)
+class Photographs:
+    """Photographs of good parts as they are looked at.
+
+    Attributes:
+        small: at the U-Net's size.
+        large: at that of appearance.
+        size: that size.
+        names: how each is called in what is said of them.
+        processor: what read them, and will read others.
+    """
+
+    small: ImagesInMemory
+    large: ImagesInMemory
+    size: int
+    names: Sequence[str]
+    processor: DDADImageProcessor
+
+
 def fit_part(
     images: Sequence[ImageInput],
     category: str = "my_part",
-    names: Sequence[str] | None = None,
     base: str | Path | None = None,
     image_size: int | None = None,
     config: CalibrationConfig | None = None,
@@ -190,7 +208,6 @@ def fit_part(
     Args:
         images: photographs of good parts, four at least; twenty or more are better. Each is read once.
         category: what the part is called.
-        names: of the images, for what is said of them; None takes files' names, or numbers.
         base: folder or repository of a base network; None takes that of a clone of the project.
         image_size: at which appearance is looked at; None chooses by the images' own size, 384 at most.
         config: how it is calibrated; None takes the default.
@@ -206,30 +223,59 @@ def fit_part(
     """
     started = time.monotonic()
     check_enough(len(images))
-    if names is None:
-        paths = [Path(one).name if isinstance(one, (str, os.PathLike)) else "" for one in images]
-        names = [name or f"image {number}" for number, name in enumerate(paths, start=1)]
     parts = load_base(base)
     files = [Path(image) for image in images if isinstance(image, (str, os.PathLike))]
+    names = [
+        Path(image).name if isinstance(image, (str, os.PathLike)) else f"image {number}"
+        for number, image in enumerate(images, start=1)
+    ]
     processor = DDADImageProcessor(max_value=measure_max_value(files) if len(files) == len(images) else None)
     middle = sorted(map(shorter_side, images))[len(images) // 2]
     size = image_size or min(LARGEST, next(size for size, least in IMAGE_SIZES if middle >= least))
     small, large = read_once(images, processor, (parts["unet"].config.sample_size, size), report)
+    photographs = Photographs(small, large, size, names, processor)
+    return fit_photographs(photographs, parts, category, base, config, device, report, started)
+
+
+def fit_photographs(
+    photographs: Photographs,
+    parts: dict[str, Any],
+    category: str,
+    base: str | Path | None = None,
+    config: CalibrationConfig | None = None,
+    device: str | torch.device = "cpu",
+    report: Report | None = None,
+    started: float | None = None,
+) -> tuple[DDADPipeline, dict[str, Any], PartReport]:
+    """As `fit_part`, of photographs that were read.
+
+    Args:
+        photographs: they.
+        parts: what `load_base` gave.
+        category: as for `fit_part`, and what follows but the last too.
+        base: where the parts came from.
+        config: how.
+        device: where.
+        report: told of the progress.
+        started: when the work began, by `time.monotonic`; None for now.
+    """
+    started = time.monotonic() if started is None else started
+    small = photographs.small
     pipe = DDADPipeline(
         **parts,
         normality=create_normality(parts["feature_extractor"], TIMESTEPS, len(small), 0, QUANTILE, False),
         denoiser=DDADDenoiser(),
-        image_processor=processor,
+        image_processor=photographs.processor,
         category=category,
     ).to(device)
-    extractor = create_appearance_extractor(size, parts["feature_extractor"])
+    extractor = create_appearance_extractor(photographs.size, parts["feature_extractor"])
     config = dataclasses.replace(
         config or CalibrationConfig(), ask_network=False, defects_per_type=DEFECTS_PER_TYPE, measure_growth=True
     )
-    fitted, calibration = recalibrate(pipe, small, config, report, large, extractor)
+    fitted, calibration = recalibrate(pipe, small, config, report, photographs.large, extractor)
     groups = group_lookalikes(small[index] for index in range(len(small)))
     members: dict[int, list[str]] = {}
-    for name, group in zip(names, groups, strict=True):
+    for name, group in zip(photographs.names, groups, strict=True):
         members.setdefault(group, []).append(name)
     told = PartReport(
         images=len(small),
@@ -237,7 +283,7 @@ def fit_part(
         found=calibration["growth"],
         false_alarms=expect_false_alarms(fitted.normality.config.num_calibration_images, QUANTILE),
         same_part=[group for group in members.values() if len(group) > 1],
-        unlike=find_unlike(fitted, names),
+        unlike=find_unlike(fitted, photographs.names),
         threshold=fitted.threshold,
         seconds=round(time.monotonic() - started, 1),
     )

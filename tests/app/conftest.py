@@ -58,7 +58,10 @@ def server(tmp_path_factory, hub):
     """A page with two categories, whose Hub is the one of the tests."""
     folder = tmp_path_factory.mktemp("checkpoints")
     (folder / "solar_cell_mono").symlink_to(CHECKPOINT)
-    create_tiny_pipeline().save_pretrained(folder / "tiny_part")
+    tiny = create_tiny_pipeline()
+    tiny.save_pretrained(folder / "tiny_part")
+    for name in ("unet", "scheduler", "feature_extractor"):
+        getattr(tiny, name).save_pretrained(folder / "base" / name)
     program = folder / "program.py"
     program.write_text(PROGRAM.format(root=str(ROOT), checkpoints=str(folder)))
     home = str(tmp_path_factory.mktemp("home"))

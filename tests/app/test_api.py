@@ -51,7 +51,7 @@ def test_settings_and_what_is_not_asked_for(client, defective):
 
 def test_only_what_is_meant_for_programs_is_offered(client):
     endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    assert set(endpoints) == {"/categories", "/inspect", "/calibrate"}
+    assert set(endpoints) == {"/categories", "/inspect", "/fit"}
     assert client.predict(api_name="/categories") == ["solar_cell_mono", "tiny_part"]
 
 
@@ -109,7 +109,7 @@ def test_mcp_tools_are_described_by_their_names(server):
         return {tool.name: tool for tool in (await session.list_tools()).tools}, await session.call_tool("categories")
 
     tools, answer = with_mcp(server, talk)
-    assert set(tools) == {"categories", "inspect", "calibrate"}
+    assert set(tools) == {"categories", "inspect", "fit"}
     for tool in tools.values():
         named = set(re.findall(r"`(\w+)`", json.dumps([tool.description, tool.inputSchema])))
         assert named <= set(tools), "a description names a tool that there is not"
@@ -158,7 +158,7 @@ def test_an_assistant_calibrates(server, tmp_path):
 
     async def talk(session):
         arguments = {"images": as_data(path, "application/zip"), "category": "tiny_part"}
-        return await session.call_tool("calibrate", arguments)
+        return await session.call_tool("fit", arguments)
 
     answer = with_mcp(server, talk)
     text = " ".join(one.text for one in answer.content)

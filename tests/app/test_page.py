@@ -216,7 +216,7 @@ def test_dark_and_narrow(open_page, defective):
     slider_images(page)
     for name in ("What if", "How the defect", "Why: the maps"):
         page.get_by_role("button", name=re.compile(name)).click()
-    for tab in ("Many images", "Calibrate", "About", "One image"):
+    for tab in ("Many images", "Your part", "About", "One image"):
         if not page.get_by_role("tab", name=tab).is_visible():  # those that do not fit are in a menu
             page.get_by_role("button", name="More tabs").click()
             page.locator(".overflow-dropdown").get_by_text(tab).click()
