@@ -452,8 +452,7 @@ def add_fit(categories: Categories, visits: Visits) -> None:
         Args:
             images: a zip of photographs of good parts, 4 to 300 of them.
             name: what a new part is called.
-            category: left out or empty for a new part; else the name of a category (see `categories`, or user/name on
-                the Hub) whose statistics, settings and threshold are fitted to these photographs.
+            category: a name that `categories` lists, to be fitted to these photographs; empty for a new part.
             progress: told of the progress.
 
         Returns:
