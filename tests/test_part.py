@@ -74,6 +74,14 @@ def test_it_is_a_checkpoint_like_any_other(base, photographs, tmp_path, capsys):
     assert pipe(stained(photographs[0]), denoise=False).is_anomalous == [True]
     assert Categories(tmp_path, "cpu").get("stripes").pipe.config.category == "stripes"
     assert main(flags) == 2 and "is not empty" in capsys.readouterr().err
+    # A network of the part's own may come later, into the same folder.
+    train = ["train", "--data", flags[1], "--output", str(output), "--steps", "2", "--batch-size", "2"]
+    small = ["--image-size", "64", "--base", "none", "--appearance-size", "64", "--calibration-fraction", "0.4"]
+    assert main([*train, *small]) == 0
+    trained = json.loads((output / "training.json").read_text())
+    assert trained["config"]["steps"] == 2 and "fitted" not in trained
+    assert DDADPipeline.from_pretrained(output).unet.config.sample_size == 64
+    assert main([*train, *small]) == 2 and "already holds a finished checkpoint" in capsys.readouterr().err
 
 
 def test_what_cannot_be_fitted_is_refused(base, photographs, tmp_path):

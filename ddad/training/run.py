@@ -16,7 +16,7 @@ import torch
 from ddad.calibration.backbone import choose_image_size, create_appearance_extractor, create_feature_extractor
 from ddad.calibration.calibration import batches, calibrate, create_appearance, create_normality, round_to_half
 from ddad.calibration.fitting import CalibrationConfig, Images
-from ddad.checkpoint.saving import save_checkpoint
+from ddad.checkpoint.saving import load_record, save_checkpoint
 from ddad.datasets.folder import ImageFolder, measure_max_value
 from ddad.datasets.layouts import read_dataset
 from ddad.datasets.lookalikes import group_lookalikes, split_images
@@ -74,6 +74,12 @@ def check_writable(output: Path) -> None:
         )
 
 
+def is_fitted(folder: Path) -> bool:
+    """Whether a checkpoint was fitted and no network trained: one of its own may take the base's place."""
+    record = load_record(folder)
+    return record is not None and "fitted" in record
+
+
 def train(config: TrainConfig) -> None:
     """Trains, fits, calibrates and saves the pipeline of one category; the same call again resumes.
 
@@ -82,7 +88,7 @@ def train(config: TrainConfig) -> None:
     """
     output = Path(config.output)
     config = choose_base(dataclasses.replace(config, timesteps=nearest_timesteps(config)))
-    if (output / DDADPipeline.config_name).exists() and read_record(output) is None:
+    if (output / DDADPipeline.config_name).exists() and read_record(output) is None and not is_fitted(output):
         raise ValueError(f"{output} already holds a finished checkpoint: choose another folder, or delete it.")
     dataset = read_dataset(config.data, config.data_format, config.good)
     held_out_count = round(len(dataset.train_paths) * config.calibration_fraction)
