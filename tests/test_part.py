@@ -121,6 +121,13 @@ def test_the_report_says_what_to_do():
     assert not poor.works and any("too few to rely on" in sentence for sentence in poor.sentences())
 
 
+def test_a_photograph_unlike_the_rest_is_named(base, photographs):
+    images = [np.array(PIL.Image.open(path)) for path in photographs]
+    images.insert(2, stained(photographs[0]))
+    _, report = DDADPipeline.fit(images, base=base, image_size=64)
+    assert report.unlike[0] == "image 3" and "image 3" in report.sentences()[-1]
+
+
 def test_parts_in_any_position_are_said_to_be_too_few(base):
     """Noise has no normal place: synthetic defects drown in it, and the report says so."""
     images = [torch.rand(3, 96, 96, generator=torch.Generator().manual_seed(seed)) for seed in range(6)]

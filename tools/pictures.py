@@ -3,6 +3,7 @@
 Needs Chromium. The pictures follow from the bundled checkpoint; make them again when it or the page changes.
 """
 
+import argparse
 import io
 import shutil
 from pathlib import Path
@@ -78,7 +79,41 @@ def make_screenshots() -> None:
         browser.close()
 
 
+def make_guide(good: Path) -> None:
+    """The way to a part of one's own, for docs/your_part.md: photographs given, and the first verdict."""
+    browser_path = shutil.which("chromium") or shutil.which("google-chrome")
+    defective = photographs(ROOT / "checkpoints" / "bottle")[0]
+    with running_page() as url, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.goto(url)
+        page.wait_for_selector("body[data-ready]")
+        page.get_by_role("tab", name="Your part").click()
+        panel = page.get_by_role("tabpanel").locator("visible=true")
+        panel.locator("input[type=file]").first.set_input_files(sorted(good.iterdir()))
+        page.get_by_label("What is the part called?").fill("Bottle")
+        page.wait_for_timeout(2000)
+        shots = {"your_part_given": page.screenshot()}
+        page.get_by_role("button", name="Learn", exact=True).click()
+        learnt = page.get_by_role("heading", name="is learnt from").locator("visible=true")
+        learnt.wait_for(timeout=600_000)
+        shots["your_part_learnt"] = page.screenshot()
+        page.locator("input[type=file]").first.set_input_files(defective)
+        page.get_by_role("heading", name="Defect found").wait_for(timeout=60_000)
+        page.wait_for_timeout(15_000)
+        shots["your_part_verdict"] = page.screenshot()
+        browser.close()
+    for name, data in shots.items():
+        PIL.Image.open(io.BytesIO(data)).convert("RGB").save(SCREENSHOTS / f"{name}.webp", quality=80, method=6)
+
+
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--part", type=Path, metavar="FOLDER", help="makes the guide's of these photographs alone")
+    part = parser.parse_args().part
+    if part is not None:
+        make_guide(part)
+        raise SystemExit
     ABOUT.mkdir(exist_ok=True)
     SCREENSHOTS.mkdir(exist_ok=True)
     make_about_pictures(photographs(ROOT / "checkpoints" / EXPLAINED)[0])

@@ -166,8 +166,15 @@ def stronger(likeliest: float) -> list[float]:
     return [likeliest, *(shrinkage for shrinkage in SHRINKAGES if shrinkage > likeliest)]
 
 
-def store_statistics(pipe: DDADPipeline, calibrated: Calibrated, count: int) -> None:
-    """Stores mean and standard deviation of each score, and the calibrated cells of the held-out images."""
+def store_statistics(pipe: DDADPipeline, calibrated: Calibrated, order: Sequence[int]) -> None:
+    """Stores mean and standard deviation of each score, and the calibrated cells of the held-out images.
+
+    Args:
+        pipe: the pipeline.
+        calibrated: the held-out images' maps.
+        order: which image each of them is of; they are stored in the order of the images.
+    """
+    count, places = len(order), torch.tensor(order).argsort()
     statistics = {}
     for name, (total, squares) in calibrated.sums.items():
         mean = total / count
@@ -177,7 +184,7 @@ def store_statistics(pipe: DDADPipeline, calibrated: Calibrated, count: int) -> 
     cells = [
         pipe.normality.calibrate(name, torch.cat(values), pipe.timesteps) for name, values in calibrated.cells.items()
     ]
-    pipe.normality.calibration_maps.copy_(torch.cat(cells, dim=1))
+    pipe.normality.calibration_maps.copy_(torch.cat(cells, dim=1)[places])
 
 
 def create_normality(
@@ -334,7 +341,7 @@ def calibrate(
         if looked is not None:
             calibrated.add("appearance", pipe.smooth(looked[chosen], pipe.unet.config.sample_size), pipe)
     store(normality, fit_factors(views.values, fit.num_factors), fit.everything, shrinkage)
-    store_statistics(pipe, calibrated, len(held_out))
+    store_statistics(pipe, calibrated, [index for _, chosen in scoring for index in chosen])
     round_to_half(normality)
     if len(held_out) < FEW_IMAGES:
         store_threshold(pipe)

@@ -48,8 +48,8 @@ DEFECTS_PER_TYPE = 8
 LEAST_FOUND, LEAST_AUROC = 60.0, 85.0
 # So many more, in percent, with all images than with half of them: further ones will help.
 STILL_GROWS = 3.0
-# A photograph is unlike the rest if its score is so many deviations above the median.
-UNLIKE = 6.0
+# A photograph is unlike the rest if its score is so many deviations above theirs.
+UNLIKE = 4.0
 
 
 @dataclass(frozen=True)
@@ -165,14 +165,25 @@ def expect_false_alarms(judges: int, quantile: float) -> tuple[float, float, flo
 
 
 def find_unlike(pipe: DDADPipeline, names: Sequence[str]) -> list[str]:
-    """The names of held-out images whose score, by the others, lies far above the median."""
+    """The names of held-out images whose score, by the others, lies far above those of the others."""
     cells = pipe.normality.normal_maps(pipe.config.alpha, pipe.timesteps, "kl", pipe.config.feature_score)
     if cells is None or len(cells) != len(names):
         return []
-    scores = pipe.normality.top_cells(cells, pipe.normality.config.num_top_cells).numpy()
-    spread = 1.4826 * float(np.median(np.abs(scores - np.median(scores))))
-    above = (scores - np.median(scores)) / max(spread, 1e-6)
+    above = deviations(pipe.normality.top_cells(cells, pipe.normality.config.num_top_cells).numpy())
     return [names[index] for index in np.argsort(-above) if above[index] > UNLIKE]
+
+
+def deviations(scores: np.ndarray) -> np.ndarray:
+    """How many deviations each score lies above the others, `[M]` -> `[M]`.
+
+    The larger of two measures: against mean and standard deviation of the others, which a second outlier spoils, and
+    against median and median absolute deviation of all, which few images make coarse.
+    """
+    middle = np.median(scores)
+    robust = (scores - middle) / max(1.4826 * float(np.median(np.abs(scores - middle))), 1e-6)
+    others = [np.delete(scores, index) for index in range(len(scores))]
+    spreads = np.maximum([rest.std(ddof=1) for rest in others], 1e-6)
+    return np.maximum(robust, (scores - [rest.mean() for rest in others]) / spreads)
 
 
 @dataclass(frozen=True)
