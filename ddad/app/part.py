@@ -38,6 +38,7 @@ NAME_PART = re.compile(r"[\w-][\w.-]{0,95}", flags=re.ASCII)
 ZERO_GPU_SECONDS = 180
 # How many of the images the category as it was is asked about.
 ASKED = 40
+MOST_SHOWN = 48
 TITLE = "These images cannot be used"
 NEW, SAME = "A new part", "The category above, under another camera, lamp or batch"
 
@@ -305,6 +306,16 @@ def add_photograph(photograph: str | None, files: list[str] | None) -> tuple[Any
     return taken, None, f"{len(taken)} photographs so far."
 
 
+def contact_sheet(files: Sequence[str], unlike: Sequence[str]) -> list[tuple[str, str]]:
+    """Photographs with their captions, those that are unlike the rest first; what lies in zips is not shown."""
+    shown = [path for path in files if not path.lower().endswith(".zip")]
+    shown.sort(key=lambda path: Path(path).name not in unlike)
+    return [
+        (path, f"⚠ unlike the rest: {Path(path).name}" if Path(path).name in unlike else Path(path).name)
+        for path in shown[:MOST_SHOWN]
+    ]
+
+
 def without(files: list[str] | None, names: list[str]) -> list[str]:
     """The files that are not among these names."""
     return [path for path in files or [] if Path(path).name not in names]
@@ -359,6 +370,7 @@ def add_your_part(
             download: gr.File(archive, visible=True),
             learnt: new,
             unlike: facts.get("unlike", []),
+            sheet: gr.Gallery(contact_sheet(files or [], facts.get("unlike", [])), visible=True),
             leave_out: gr.Button(visible=bool(facts.get("unlike"))),
         }
 
@@ -415,10 +427,13 @@ def add_your_part(
     told = gr.Markdown("Nothing learnt yet.", container=True)
     leave_out = gr.Button("Leave out what is unlike the rest, and learn again", visible=False)
     download = gr.File(label="The checkpoint", interactive=False, visible=False)
+    sheet = gr.Gallery(
+        label="What it learnt from", columns=8, height=260, object_fit="cover", interactive=False, visible=False
+    )
     learnt, unlike = gr.State(""), gr.State([])
     hidden: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None}
     options: dict[str, Any] = {**hidden, "show_progress_on": told}
-    outputs = [category, known, own, told, download, learnt, unlike, leave_out]
+    outputs = [category, known, own, told, download, learnt, unlike, leave_out, sheet]
     places = [*single.places.all, tabs, told]
     settings = [what, name, category, known, own]
     what.change(lambda chosen: gr.Textbox(visible=chosen == NEW), what, name, queue=False, **hidden)

@@ -49,7 +49,7 @@ LEAST_FOUND, LEAST_AUROC = 60.0, 85.0
 # So many more, in percent, with all images than with half of them: further ones will help.
 STILL_GROWS = 3.0
 # A photograph is unlike the rest if its score is so many deviations above theirs.
-UNLIKE = 4.0
+UNLIKE = 5.0
 
 
 @dataclass(frozen=True)

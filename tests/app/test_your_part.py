@@ -206,6 +206,8 @@ def test_learning_can_be_stopped(tiny_pipe, parts, tmp_path):
 def test_photographs_are_added_and_left_out():
     assert part.add_photograph("b.jpg", ["a.jpg"])[0] == ["a.jpg", "b.jpg"]
     assert part.without(["/x/a.jpg", "/x/b.jpg"], ["b.jpg"]) == ["/x/a.jpg"]
+    sheet = part.contact_sheet(["/x/a.jpg", "/x/b.jpg", "/x/c.zip"], ["b.jpg"])
+    assert sheet == [("/x/b.jpg", "⚠ unlike the rest: b.jpg"), ("/x/a.jpg", "a.jpg")]
 
 
 def test_an_own_category_is_forgotten_like_others(tmp_path):
