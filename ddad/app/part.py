@@ -20,8 +20,9 @@ from ddad.app.visits import Run, Stopped, Visits
 from ddad.app.work import SingleImage
 from ddad.calibration.calibration import FEW_IMAGES, recalibrate
 from ddad.calibration.fitting import CalibrationConfig
-from ddad.calibration.part import BUNDLED_BASE, LARGEST, Photographs, fit_photographs, load_base
+from ddad.calibration.part import LARGEST, Photographs, fit_photographs, load_base
 from ddad.calibration.progress import Report
+from ddad.checkpoint.names import BUNDLED_BASE
 from ddad.checkpoint.saving import load_record, save_checkpoint, update_record
 from ddad.datasets.folder import ImagesInMemory
 from ddad.datasets.lookalikes import LEAST_IMAGES

@@ -26,6 +26,7 @@ from ddad.calibration.calibration import FEW_IMAGES, create_normality, few_limit
 from ddad.calibration.fitting import CalibrationConfig
 from ddad.calibration.progress import Report, track
 from ddad.checkpoint.loading import find_folder
+from ddad.checkpoint.names import BUNDLED_BASE
 from ddad.datasets.folder import ImagesInMemory, measure_max_value
 from ddad.datasets.lookalikes import check_enough, group_lookalikes
 from ddad.denoising_ddad import DDADDenoiser
@@ -37,8 +38,6 @@ from ddad.unet_ddad import DDADUNet2DModel
 
 logger = logging.getLogger(__name__)
 
-# What a clone of the project holds; other bases are named.
-BUNDLED_BASE = Path(__file__).parents[2] / "checkpoints" / "base"
 TIMESTEPS = (20, 201, 401)
 QUANTILE = 0.95
 # Appearance is looked at no larger than this: larger pictures take longer than a minute and gain little.

@@ -1,5 +1,7 @@
 """The files of a checkpoint's folder, and the tags by which it is found on the Hub."""
 
+from pathlib import Path
+
 INDEX_NAME = "model_index.json"
 CHECKSUMS_NAME = "checksums.json"
 VERSIONS_NAME = "versions.json"
@@ -14,3 +16,6 @@ UNFINISHED_NAME = "checkpoint.new"
 
 TAG = "ddad"
 TAGS = (TAG, "anomaly-detection", "defect-detection", "diffusers")
+
+BUNDLED_BASE = Path(__file__).parents[2] / "checkpoints" / "base"
+"""The base network that a clone of the project holds; an installed package has none."""

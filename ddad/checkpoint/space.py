@@ -10,7 +10,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, SpaceCardData, SpaceHardware
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from ddad.checkpoint.names import CHOSEN_NAME, INDEX_NAME, TAGS
+from ddad.checkpoint.names import BUNDLED_BASE, CHOSEN_NAME, INDEX_NAME, TAGS
 from ddad.checkpoint.publish import copy_published
 
 PACKAGE = Path(__file__).parent.parent
@@ -112,6 +112,8 @@ def prepare_space(repository: str, checkpoints: Sequence[str], hardware: str) ->
                 shutil.copyfile(path, target)
         for folder in folders:
             copy_published(folder, staged / "checkpoints" / folder.resolve().name)
+        if BUNDLED_BASE.is_dir():  # visitors' own parts are learnt from it
+            shutil.copytree(BUNDLED_BASE, staged / "checkpoints" / BUNDLED_BASE.name)
         (staged / "checkpoints").mkdir(exist_ok=True)
         if repositories:
             (staged / "checkpoints" / CHOSEN_NAME).write_text("\n".join(repositories) + "\n", encoding="utf-8")

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from ddad.checkpoint.loading import find_folder
+from ddad.checkpoint.names import BUNDLED_BASE
 from ddad.scheduling_ddad import DDADScheduler
 from ddad.training.config import PRESETS, TrainConfig
 from ddad.unet_ddad import DDADUNet2DModel
@@ -14,8 +15,6 @@ logger = logging.getLogger(__name__)
 
 FEATURE_HEAD = "feature_head."
 CLASSES = "unet.class_embedding."
-# What a clone of the project holds.
-BUNDLED_BASE = Path(__file__).parents[2] / "checkpoints" / "base"
 STEPS_FROM_BASE, STEPS_FROM_RANDOM = 1000, 2000
 
 

@@ -29,6 +29,7 @@ def test_a_published_space_starts_and_offers_what_was_chosen(hub, run, checkpoin
         (space / name).parent.mkdir(parents=True, exist_ok=True)
         (space / name).write_bytes(data)
     assert not (space / "checkpoints" / "tiny" / "notes.txt").exists()
+    assert (space / "checkpoints" / "base" / "feature_extractor" / "config.json").is_file()  # for visitors' own parts
     metadata = front_matter(space / "README.md")
     assert metadata["preload_from_hub"] == metadata["models"] == ["factory/nut"]
     environment = {
