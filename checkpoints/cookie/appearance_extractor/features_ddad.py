@@ -1,1 +1,0 @@
-../../../ddad/features_ddad.py

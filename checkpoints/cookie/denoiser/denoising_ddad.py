@@ -1,1 +1,0 @@
-../../../ddad/denoising_ddad.py

@@ -1,1 +1,0 @@
-../../../ddad/images_ddad.py

@@ -1,1 +1,0 @@
-../../ddad/pipeline.py

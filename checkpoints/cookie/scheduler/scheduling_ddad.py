@@ -1,1 +1,0 @@
-../../../ddad/scheduling_ddad.py

@@ -1,1 +1,0 @@
-../../../ddad/unet_ddad.py
