@@ -24,6 +24,7 @@ def base(tmp_path_factory):
     pipe = create_tiny_pipeline()
     for name in ("unet", "scheduler", "feature_extractor"):
         getattr(pipe, name).save_pretrained(folder / name)
+    pipe.feature_extractor.save_pretrained(folder / "appearance_extractor")
     return folder
 
 
@@ -74,8 +75,13 @@ def test_it_is_a_checkpoint_like_any_other(base, photographs, tmp_path, capsys):
     assert pipe(stained(photographs[0]), denoise=False).is_anomalous == [True]
     assert Categories(tmp_path, "cpu").get("stripes").pipe.config.category == "stripes"
     assert main(flags) == 2 and "is not empty" in capsys.readouterr().err
-    # A network of the part's own may come later, into the same folder.
-    train = ["train", "--data", flags[1], "--output", str(output), "--steps", "2", "--batch-size", "2"]
+
+
+@pytest.mark.slow  # fits and trains
+def test_a_network_of_the_parts_own_may_come_later_into_the_same_folder(base, photographs, tmp_path, capsys):
+    output, data = tmp_path / "stripes", str(photographs[0].parent)
+    assert main(["fit", data, "--output", str(output), "--base", str(base)]) == 0
+    train = ["train", "--data", data, "--output", str(output), "--steps", "2", "--batch-size", "2"]
     small = ["--image-size", "64", "--base", "none", "--appearance-size", "64", "--calibration-fraction", "0.4"]
     assert main([*train, *small]) == 0
     trained = json.loads((output / "training.json").read_text())

@@ -148,7 +148,12 @@ def create_appearance_extractor(
         if backbone is not None:
             raise
         logger.warning("%s Appearance is judged by %s instead.", error, fallback.config.backbone)
-    settings = {key: value for key, value in fallback.config.items() if not key.startswith("_")}
-    extractor = DDADFeatureExtractor(**settings | asked)
-    extractor.load_state_dict(fallback.state_dict())
-    return extractor
+    return with_settings(fallback, **asked)
+
+
+def with_settings(extractor: DDADFeatureExtractor, **settings: Any) -> DDADFeatureExtractor:
+    """The same weights with other settings, such as the size of images and the grid."""
+    own = {key: value for key, value in extractor.config.items() if not key.startswith("_")}
+    changed = DDADFeatureExtractor(**own | settings)
+    changed.load_state_dict(extractor.state_dict())
+    return changed

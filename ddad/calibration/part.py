@@ -21,7 +21,7 @@ import scipy.stats
 import timm
 import torch
 
-from ddad.calibration.backbone import IMAGE_SIZES, create_appearance_extractor
+from ddad.calibration.backbone import IMAGE_SIZES, create_appearance_extractor, with_settings
 from ddad.calibration.calibration import FEW_IMAGES, create_normality, few_limit, recalibrate
 from ddad.calibration.fitting import CalibrationConfig
 from ddad.calibration.progress import Report, track
@@ -111,7 +111,7 @@ class PartReport:
 
 
 def load_base(base: str | Path | None) -> dict[str, Any]:
-    """Network, diffusion process and feature extractor of a base network.
+    """Network, diffusion process and feature extractors of a base network; that of appearance may be missing.
 
     Raises:
         OSError: if there is none.
@@ -123,9 +123,12 @@ def load_base(base: str | Path | None) -> dict[str, Any]:
     for name in classes:
         if not (folder / name).is_dir():
             raise OSError(f"{base or folder} is no base network: its folder {name} is missing.")
+    if (folder / "appearance_extractor").is_dir():
+        classes["appearance_extractor"] = DDADFeatureExtractor
     loaded = {name: kind.from_pretrained(folder / name) for name, kind in classes.items()}
-    for name in ("unet", "feature_extractor"):
-        loaded[name] = loaded[name].float().requires_grad_(False).eval()
+    for network in loaded.values():
+        if isinstance(network, torch.nn.Module):
+            network.float().requires_grad_(False).eval()
     return loaded
 
 
@@ -271,6 +274,8 @@ def fit_photographs(
     """
     started = time.monotonic() if started is None else started
     small = photographs.small
+    parts = dict(parts)
+    looker = parts.pop("appearance_extractor", None)
     pipe = DDADPipeline(
         **parts,
         normality=create_normality(parts["feature_extractor"], TIMESTEPS, len(small), 0, QUANTILE, False),
@@ -278,7 +283,10 @@ def fit_photographs(
         image_processor=photographs.processor,
         category=category,
     ).to(device)
-    extractor = create_appearance_extractor(photographs.size, parts["feature_extractor"])
+    if looker is None:
+        extractor = create_appearance_extractor(photographs.size, parts["feature_extractor"])
+    else:
+        extractor = with_settings(looker, image_size=photographs.size, grid_size=photographs.size // 16)
     config = dataclasses.replace(
         config or CalibrationConfig(), ask_network=False, defects_per_type=DEFECTS_PER_TYPE, measure_growth=True
     )

@@ -62,6 +62,7 @@ def server(tmp_path_factory, hub):
     tiny.save_pretrained(folder / "tiny_part")
     for name in ("unet", "scheduler", "feature_extractor"):
         getattr(tiny, name).save_pretrained(folder / "base" / name)
+    tiny.feature_extractor.save_pretrained(folder / "base" / "appearance_extractor")
     program = folder / "program.py"
     program.write_text(PROGRAM.format(root=str(ROOT), checkpoints=str(folder)))
     home = str(tmp_path_factory.mktemp("home"))
