@@ -1,9 +1,9 @@
 """Synthetic defects pasted into good images: what choices are made on where no real defect may be looked at.
 
 They are made by other means than the damage that the U-Net trains on (`corruption`): a choice that only suited that
-damage would be found out here. Scratches and cracks are drawn; spots, cuts, changed textures, stains and missing
-pieces fill irregular blobs, as cut-paste defects do ("CutPaste", Li et al., 2021; "Natural Synthetic Anomalies",
-Schlüter et al., 2022). Lengths are parts of the image: a defect is the same at whatever size an image is looked at.
+damage would be found out here. Scratches and cracks are drawn; spots, cuts, changed textures, stains, shades and
+missing pieces fill irregular blobs, as cut-paste defects do ("CutPaste", Li et al., 2021; "Natural Synthetic
+Anomalies", Schlüter et al., 2022). Lengths are parts of the image: a defect is the same at whatever size it is seen.
 """
 
 import math
@@ -14,7 +14,7 @@ import PIL.ImageDraw
 import torch
 from scipy import ndimage
 
-DEFECT_TYPES = ("scratch", "crack", "spot", "cut", "texture", "stain", "missing")
+DEFECT_TYPES = ("scratch", "crack", "spot", "cut", "texture", "stain", "shade", "missing")
 
 # A defect that changes less than this much of the grey scale, or fewer pixels, cannot be asked of anybody to see.
 MIN_CHANGE = 0.015
@@ -103,6 +103,10 @@ def _draw(
         mask = random_blob(random, size, random.uniform(0.01, 0.12))
         opacity = soften(mask, random.uniform(2, 5) * pixel)[..., None]
         return image + opacity * random.choice([-1, 1]) * random.uniform(0.35, 1) * contrast, mask
+    if defect_type == "shade":  # uneven coating or colour: large, faint, without an edge
+        mask = random_blob(random, size, random.uniform(0.1, 0.35))
+        opacity = soften(mask, random.uniform(6, 14) * pixel)[..., None]
+        return image + opacity * random.choice([-1, 1]) * random.uniform(0.2, 0.6) * contrast, mask
     if defect_type == "missing":
         mask = random_blob(random, size, random.uniform(0.008, 0.1))
         opacity = soften(mask, 0.7 * pixel)[..., None]
