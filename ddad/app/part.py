@@ -303,7 +303,9 @@ def add_photograph(photograph: str | None, files: list[str] | None) -> tuple[Any
     """One more photograph of the device's camera."""
     if photograph is None:
         return gr.skip(), gr.skip(), gr.skip()
-    taken = [*(files or []), photograph]
+    # Cameras call all of them alike, and what is unlike the rest is told by name.
+    own = output_path(f"photograph_{len(files or []) + 1}{Path(photograph).suffix}")
+    taken = [*(files or []), shutil.copy(photograph, own)]
     return taken, None, f"{len(taken)} photographs so far."
 
 

@@ -4,6 +4,7 @@ import re
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import gradio as gr
 import numpy as np
@@ -203,8 +204,10 @@ def test_learning_can_be_stopped(tiny_pipe, parts, tmp_path):
     assert not (tmp_path / "output").exists()
 
 
-def test_photographs_are_added_and_left_out():
-    assert part.add_photograph("b.jpg", ["a.jpg"])[0] == ["a.jpg", "b.jpg"]
+def test_photographs_are_added_and_left_out(tmp_path):
+    (tmp_path / "image.png").write_bytes(b"taken")
+    first, taken = part.add_photograph(str(tmp_path / "image.png"), ["a.jpg"])[0]
+    assert first == "a.jpg" and Path(taken).name == "photograph_2.png" and Path(taken).read_bytes() == b"taken"
     assert part.without(["/x/a.jpg", "/x/b.jpg"], ["b.jpg"]) == ["/x/a.jpg"]
     sheet = part.contact_sheet(["/x/a.jpg", "/x/b.jpg", "/x/c.zip"], ["b.jpg"])
     assert sheet == [("/x/b.jpg", "⚠ unlike the rest: b.jpg"), ("/x/a.jpg", "a.jpg")]
