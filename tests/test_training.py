@@ -230,8 +230,8 @@ def test_the_command_trains_and_saves(good_images, tmp_path, capsys):
     _, calibration = split_images(paths, group_lookalikes(ImageFolder(paths, 64)), 5, seed=0)
     scores = pipe(calibration, denoise=False).image_score
     assert pipe.threshold == pytest.approx(record["threshold"])
-    assert 0 < float(np.quantile(scores, 0.95)) <= pipe.threshold
-    assert -1 < np.mean(pipe(calibration, denoise=False).anomaly_map) < 0.01
+    assert float(np.quantile(scores, 0.95)) <= pipe.threshold
+    assert np.mean(pipe(calibration, denoise=False).anomaly_map) < 0.01
 
     assert main(tiny_flags(good_images, output)) == 2
     assert "already holds a finished checkpoint" in capsys.readouterr().err
@@ -240,7 +240,7 @@ def test_the_command_trains_and_saves(good_images, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("backbone", "strides", "size"),
     [
-        ("test_vit", ("16", "16"), "96"),
+        pytest.param("test_vit", ("16", "16"), "96", marks=pytest.mark.slow),
         pytest.param("swin_tiny_patch4_window7_224", ("4", "8"), "224", marks=pytest.mark.slow),
     ],
 )

@@ -255,7 +255,9 @@ def choose(pipe: DDADPipeline, trials: Trials, report: Report | None = None) -> 
                 for name, weight in parts
             }
         for (feature, shrinkage), seen in own.items():
-            for alpha in alphas:
+            # Stronger shrinkages are tried alone: what the pixel score adds hardly depends on them.
+            tested = alphas if likeliest.get(feature, shrinkage) == shrinkage else alphas[:1]
+            for alpha in tested:
                 fused = seen if pixel is None else seen.mix(pixel, alpha)
                 overlap = pixel_curves(fused.maps.numpy(), small).pro()
                 for count in TOP_CELLS:

@@ -147,6 +147,7 @@ def test_an_assistant_inspects_with_and_without_settings(server, defective, sola
     assert wrong.isError and "`alpha` must lie in [0, 1], found 7" in wrong.content[0].text
 
 
+@pytest.mark.slow  # `test_programs_fit_and_inspect` goes the same way without MCP
 def test_an_assistant_calibrates(server, tmp_path):
     path, random = tmp_path / "parts.zip", np.random.default_rng(0)
     with zipfile.ZipFile(path, "w") as archive:
