@@ -86,6 +86,7 @@ def test_what_judges_has_not_been_seen(good, monkeypatch):
     assert np.mean(pipe.normality.config.statistics["mahalanobis_mean"]) > 1.05 * float(maps.mean())
 
 
+@pytest.mark.slow  # two calibrations
 def test_another_photograph_of_the_same_part_does_not_judge_it(monkeypatch):
     """Where each part was photographed often, its own photographs would make it look normal."""
     images = [2 * F.interpolate(one[None], size=64, mode="area")[0] - 1 for one in photographs(parts=12, shots=4)]
@@ -130,6 +131,7 @@ def test_the_command_adapts_a_checkpoint_to_a_changed_lamp(good, tmp_path, capsy
 @pytest.mark.parametrize(
     ("count", "status", "message"), [(1, 2, "1 good images are too few"), (10, 0, "10 good images are few")]
 )
+@pytest.mark.slow  # a whole calibration
 def test_few_images_are_warned_of_and_one_is_refused(count, status, message, tmp_path, capsys, caplog):
     checkpoint = tmp_path / "old"
     create_tiny_pipeline().save_pretrained(checkpoint)

@@ -46,6 +46,7 @@ def test_cpu_offload_is_refused_where_there_is_nothing_to_offload_from(saved):
             pipe.enable_model_cpu_offload()
 
 
+@pytest.mark.slow  # compiles
 def test_a_compiled_unet_gives_the_same_and_is_saved_whole(saved, picture, tmp_path):
     pipe = DDADPipeline.from_pretrained(saved)
     expected = image_score(pipe, picture)

@@ -83,6 +83,7 @@ def test_large_pictures_are_coloured_as_small_ones(monkeypatch):
     assert torch.equal(DDADImageProcessor.overlay(image, anomaly_map, 1.0), whole)
 
 
+@pytest.mark.slow  # a process of its own and large photographs
 def test_a_list_of_photographs_takes_the_memory_of_one(tiny_checkpoint):
     called, read = measure(LARGE, tiny_checkpoint, 6, 1500, 2000)
     # In 8 bits each has 9 MB; at full size the results of one have 84 MB, which six once held six times.

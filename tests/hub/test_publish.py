@@ -208,6 +208,7 @@ PUSH = """
 
 
 @pytest.mark.parametrize("package", [pytest.param("with", marks=pytest.mark.slow), "without"])
+@pytest.mark.slow  # twice a whole repository
 def test_push_to_hub_gives_a_whole_repository_that_is_found(package, hub, run, checkpoint):
     run(checkpoint, "factory/pushed", package, code=PUSH)
     files = published(hub, "factory/pushed")
