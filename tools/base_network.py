@@ -13,7 +13,6 @@ import dataclasses
 import io
 import json
 import math
-import platform
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,18 +20,21 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
-import diffusers
 import numpy as np
 import PIL.Image
-import timm
 import torch
 import torch.nn.functional as F
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 
-from ddad.calibration.backbone import choose_image_size, create_appearance_extractor
+from ddad.calibration.backbone import (
+    APPEARANCE_BACKBONE,
+    choose_image_size,
+    create_appearance_extractor,
+    create_feature_extractor,
+)
 from ddad.checkpoint.names import RECORD_NAME
-from ddad.checkpoint.saving import MAX_SHARD_SIZE, save_checkpoint
+from ddad.checkpoint.saving import MAX_SHARD_SIZE, library_versions, save_checkpoint
 from ddad.datasets.folder import ImageFolder, rotate
 from ddad.datasets.layouts import read_dataset
 from ddad.datasets.lookalikes import group_lookalikes, split_images
@@ -344,10 +346,7 @@ def write(
     record |= {
         "device": device,
         "features": statistics,
-        "versions": {
-            "python": platform.python_version(), "torch": torch.__version__, "diffusers": diffusers.__version__,
-            "timm": timm.__version__,
-        },
+        "versions": library_versions(),
     }  # fmt: skip
     folder.with_suffix(".json").write_text(json.dumps(record))
 
@@ -413,10 +412,20 @@ def assemble(folder: Path, name: str) -> tuple[DDADUNet2DModel, dict[str, Any]]:
     return unet.eval().requires_grad_(False), record
 
 
-def finish_base(trained: Path, output: Path) -> None:
-    """The base as `ddad train --base` takes it: U-Net, process, and what it saw."""
+def standardised(backbone: str, statistics: dict[str, list[float]]) -> DDADFeatureExtractor:
+    """The backbone whose features a network predicts, as it was standardised then."""
+    features = DDADFeatureExtractor.from_pretrained(backbone).float()
+    features.feature_mean.copy_(torch.tensor(statistics["mean"]))
+    features.feature_std.copy_(torch.tensor(statistics["std"]))
+    return features
+
+
+def finish_base(trained: Path, backbone: str, output: Path) -> None:
+    """The base as `ddad train` and `ddad fit` take it: U-Net, process, extractors, and what it saw."""
     unet, record = assemble(trained, "base")
-    del record["features"]
+    features = standardised(backbone, record.pop("features"))
+    features.half().save_pretrained(output / "feature_extractor", max_shard_size=MAX_SHARD_SIZE)
+    create_feature_extractor(APPEARANCE_BACKBONE).half().save_pretrained(output / "appearance_extractor")
     unet.half().save_pretrained(output / "unet", max_shard_size=MAX_SHARD_SIZE)
     DDADScheduler(prediction_type="sample", detail_std=DETAIL_STD).save_pretrained(output / "scheduler")
     (output / RECORD_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -425,10 +434,7 @@ def finish_base(trained: Path, output: Path) -> None:
 def finish_part(trained: Path, name: str, data: str, source: str, backbone: str, output: Path) -> None:
     """A part's network becomes a checkpoint: statistics, settings and threshold from its good images."""
     unet, trained_record = assemble(trained, name)
-    features = DDADFeatureExtractor.from_pretrained(backbone).float()
-    statistics = trained_record.pop("features")
-    features.feature_mean.copy_(torch.tensor(statistics["mean"]))
-    features.feature_std.copy_(torch.tensor(statistics["std"]))
+    features = standardised(backbone, trained_record.pop("features"))
     part = PARTS[name]
     config = TrainConfig(
         data=data, output=str(output), category=name, license="cc-by-nc-sa-4.0", data_source=source, base="base",
@@ -479,7 +485,7 @@ def main() -> None:
     finishing.add_argument("--source", default="", help="a sentence on the images, for the card")
     arguments = parser.parse_args()
     if arguments.command == "finish" and arguments.name == "base":
-        finish_base(arguments.trained, arguments.output)
+        finish_base(arguments.trained, arguments.backbone, arguments.output)
     elif arguments.command == "finish":
         finish_part(
             arguments.trained, arguments.name, arguments.data, arguments.source, arguments.backbone, arguments.output

@@ -137,7 +137,7 @@ def learn_new(base: Path, files: list[str], name: str, device: str, folder: str,
     parts, processor = load_base(base), DDADImageProcessor()
     size = parts["unet"].config.sample_size
     (small, large), names, problems = read_good_images(processor, (size, LARGEST), files, report)
-    photographs = Photographs(small, large, LARGEST, names, processor)
+    photographs = Photographs(small, large, names, processor)
     pipe, record, told = fit_photographs(photographs, parts, name, base, device=device, report=report)
     save_checkpoint(pipe, record, folder)
     return {**dataclasses.asdict(told), "works": told.works, "words": told.sentences(), "problems": problems}
@@ -347,6 +347,17 @@ def add_your_part(
     work = YourPart(categories, visits)
     choices = [NEW, SAME] if work.learns else [SAME]
 
+    def offer(new: str, text: str, known: list[str], own: list[str] | None) -> dict[Any, Any]:
+        """The visitor's new category is chosen, and kept in their browser."""
+        names = [*known, new]
+        return {
+            category_place: gr.Dropdown(choices=label_choices(names), value=new),
+            known_place: names,
+            own_place: [*(own or []), new],
+            told: text,
+            learnt: new,
+        }
+
     def learn(
         files: list[str] | None,
         what: str,
@@ -364,14 +375,9 @@ def add_your_part(
             return {told: "Stopped: nothing was changed.", learnt: ""}
         except gr.Error as error:  # stays where it was asked, longer than a message that fades
             return {told: f"**{error.title}.** {error.message}", learnt: ""}
-        names = [*known, new]
         return {
-            category_place: gr.Dropdown(choices=label_choices(names), value=new),
-            known_place: names,
-            own_place: [*(own or []), new],
-            told: text,
+            **offer(new, text, known, own),
             download: gr.File(archive, visible=True),
-            learnt: new,
             unlike: facts.get("unlike", []),
             sheet: gr.Gallery(contact_sheet(files or [], facts.get("unlike", [])), visible=True),
             leave_out: gr.Button(visible=bool(facts.get("unlike"))),
@@ -388,14 +394,7 @@ def add_your_part(
             name = work.take(path)
         except gr.Error as error:
             return {told: f"**{error.title}.** {error.message}", learnt: ""}
-        names = [*known, name]
-        return {
-            category_place: gr.Dropdown(choices=label_choices(names), value=name),
-            known_place: names,
-            own_place: [*(own or []), name],
-            told: f"**{readable(name)}** is open again and chosen above, for you alone.",
-            learnt: name,
-        }
+        return offer(name, f"**{readable(name)}** is open again and chosen above, for you alone.", known, own)
 
     def add_shown(files: list[str] | None, request: gr.Request) -> list[str] | None:
         """The image that is shown under One image teaches too: somebody knows that it is good."""

@@ -138,10 +138,10 @@ def make_trials(
         appearance: what was seen of good images.
         report: told of the progress.
     """
-    good = torch.stack([held_out[index] for index in spread(len(held_out), MOST_IMAGES)])
+    chosen = spread(len(held_out), MOST_IMAGES)
+    good, own = torch.stack([held_out[index] for index in chosen]), folds[chosen]
     defective, truth, sources = make_defects(good, config.defects_per_type, config.seed)
     images, size = torch.cat([good, defective]), pipe.unet.config.sample_size
-    own = folds[spread(len(held_out), MOST_IMAGES)]
     folds = torch.cat([own, own[sources]])
     masks = F.adaptive_max_pool2d(torch.from_numpy(truth).float()[:, None], size)[:, 0]
     masks = torch.cat([torch.zeros(len(good), size, size), masks])
@@ -350,11 +350,15 @@ def calibrate(
 
 def store_threshold(pipe: DDADPipeline) -> None:
     """Stores a threshold that few images bear out: no lower than what lets the next one pass as often as it should."""
-    cells = pipe.normality.normal_maps(pipe.config.alpha, pipe.timesteps, "kl", pipe.config.feature_score)
-    assert cells is not None
-    scores = pipe.normality.top_cells(cells, pipe.normality.config.num_top_cells).numpy()
     quantile = pipe.normality.config.threshold_quantile
-    pipe.register_to_config(threshold=float(few_limit(scores, quantile)))
+    pipe.register_to_config(threshold=float(few_limit(held_out_scores(pipe), quantile)))
+
+
+def held_out_scores(pipe: DDADPipeline) -> np.ndarray:
+    """The image scores of the held-out good images, each by the statistics of others, `[M]`."""
+    cells = pipe.normality.normal_maps(pipe.config.alpha, pipe.timesteps, "kl", pipe.config.feature_score)
+    assert cells is not None  # every calibrated pipeline stores some
+    return pipe.normality.top_cells(cells, pipe.normality.config.num_top_cells).numpy()
 
 
 def few_limit(scores: np.ndarray, quantile: float) -> np.ndarray:

@@ -178,8 +178,9 @@ def maps_of_appearance(
     statistics: dict[float, Statistics] = {}
     current = None
     for index in track(folds.argsort(stable=True).tolist(), "Looking at synthetic defects", report):
-        if current != (current := int(folds[index])):
-            statistics = appearance.of_others(current, shrinkages)
+        fold = int(folds[index])
+        if fold != current:
+            current, statistics = fold, appearance.of_others(fold, shrinkages)
         values = model.to_grid(pipe.extract_appearance(images[index][None].to(pipe.device))).cpu()
         reduced = values @ model.basis.float().cpu()
         for shrinkage, fitted in statistics.items():

@@ -5,28 +5,25 @@ seen other products and never this one, until `ddad train` gives the part a netw
 """
 
 import dataclasses
-import logging
 import os
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import PIL.Image
 import scipy.stats
-import timm
 import torch
 
 from ddad.calibration.backbone import IMAGE_SIZES, create_appearance_extractor, with_settings
-from ddad.calibration.calibration import FEW_IMAGES, create_normality, few_limit, recalibrate
+from ddad.calibration.calibration import FEW_IMAGES, create_normality, few_limit, held_out_scores, recalibrate
 from ddad.calibration.fitting import CalibrationConfig
 from ddad.calibration.progress import Report, track
 from ddad.checkpoint.loading import find_folder
 from ddad.checkpoint.names import BUNDLED_BASE
+from ddad.checkpoint.saving import library_versions
 from ddad.datasets.folder import ImagesInMemory, measure_max_value
 from ddad.datasets.lookalikes import check_enough, group_lookalikes
 from ddad.denoising_ddad import DDADDenoiser
@@ -35,8 +32,6 @@ from ddad.images_ddad import DDADImageProcessor, decoding, open_picture
 from ddad.pipeline import DDADPipeline, ImageInput
 from ddad.scheduling_ddad import DDADScheduler
 from ddad.unet_ddad import DDADUNet2DModel
-
-logger = logging.getLogger(__name__)
 
 TIMESTEPS = (20, 201, 401)
 QUANTILE = 0.95
@@ -168,10 +163,10 @@ def expect_false_alarms(judges: int, quantile: float) -> tuple[float, float, flo
 
 def find_unlike(pipe: DDADPipeline, names: Sequence[str]) -> list[str]:
     """The names of held-out images whose score, by the others, lies far above those of the others."""
-    cells = pipe.normality.normal_maps(pipe.config.alpha, pipe.timesteps, "kl", pipe.config.feature_score)
-    if cells is None or len(cells) != len(names):
+    scores = held_out_scores(pipe)
+    if len(scores) != len(names):
         return []
-    above = deviations(pipe.normality.top_cells(cells, pipe.normality.config.num_top_cells).numpy())
+    above = deviations(scores)
     return [names[index] for index in np.argsort(-above) if above[index] > UNLIKE]
 
 
@@ -195,16 +190,19 @@ class Photographs:
     Attributes:
         small: at the U-Net's size.
         large: at that of appearance.
-        size: that size.
         names: how each is called in what is said of them.
         processor: what read them, and will read others.
     """
 
     small: ImagesInMemory
     large: ImagesInMemory
-    size: int
     names: Sequence[str]
     processor: DDADImageProcessor
+
+    @property
+    def size(self) -> int:
+        """Height and width at which appearance is looked at."""
+        return self.large[0].shape[-1]
 
 
 def fit_part(
@@ -246,7 +244,7 @@ def fit_part(
     middle = sorted(map(shorter_side, images))[len(images) // 2]
     size = image_size or min(LARGEST, next(size for size, least in IMAGE_SIZES if middle >= least))
     small, large = read_once(images, processor, (parts["unet"].config.sample_size, size), report)
-    photographs = Photographs(small, large, size, names, processor)
+    photographs = Photographs(small, large, names, processor)
     return fit_photographs(photographs, parts, category, base, config, device, report, started)
 
 
@@ -340,10 +338,5 @@ def describe(
         "threshold": pipe.threshold,
         "parameters": sum(parameter.numel() for parameter in pipe.unet.parameters()),
         "device": str(pipe.device),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "diffusers": diffusers.__version__,
-            "timm": timm.__version__,
-        },
+        "versions": library_versions(),
     }

@@ -94,7 +94,7 @@ def weight_patterns(variant: str | None) -> dict[str, Any]:
     if variant is None:
         return {
             "allow_patterns": ["*.json", "*.safetensors"],
-            "ignore_patterns": [f"*.{variant}*" for variant in VARIANTS],
+            "ignore_patterns": [f"*.{other}*" for other in VARIANTS],
         }
     return {"allow_patterns": ["*.json", f"*.{variant}*.safetensors"]}
 

@@ -99,7 +99,7 @@ def prepare(pipe: Any, folder: Path, repository: str, example: str | None = None
             draw_figure(pipe, example).save(staged / FIGURE_NAME, quality=90)
         write_card(staged, repository)
         private = {str(folder.resolve().parent), str(Path.home())} - {"/"}
-        for path in (path for path in staged.rglob("*") if path.suffix in (".json", ".md", ".py")):
+        for path in (file for file in staged.rglob("*") if file.suffix in (".json", ".md", ".py")):
             text = path.read_text(encoding="utf-8")
             for name in private:
                 if name in text:

@@ -4,10 +4,13 @@ import copy
 import hashlib
 import json
 import os
+import platform
 import shutil
 from pathlib import Path
 from typing import Any
 
+import diffusers
+import timm
 import torch
 
 from ddad.checkpoint.card import write_card
@@ -67,6 +70,16 @@ def describe_state(folder: Path) -> str:
                 values = {key: value for key, value in values.items() if key.endswith(".safetensors")}
             state.update(f"{path.relative_to(folder).as_posix()} {json.dumps(values, sort_keys=True)}".encode())
     return state.hexdigest()
+
+
+def library_versions() -> dict[str, str]:
+    """With what a network was trained or a part fitted, for the record."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "timm": timm.__version__,
+    }
 
 
 def load_record(checkpoint: Path) -> dict[str, Any] | None:

@@ -50,7 +50,7 @@ def card_data(title: str, hardware: str, repositories: Sequence[str]) -> SpaceCa
     Raises:
         ValueError: if there is no such hardware.
     """
-    known = [hardware.value for hardware in SpaceHardware]
+    known = [kind.value for kind in SpaceHardware]
     if hardware not in known:
         raise ValueError(f"`--hardware` must be one of {', '.join(known)}, found {hardware}.")
     return SpaceCardData(

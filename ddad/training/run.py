@@ -3,20 +3,17 @@
 import dataclasses
 import logging
 import os
-import platform
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import diffusers
-import timm
 import torch
 
 from ddad.calibration.backbone import choose_image_size, create_appearance_extractor, create_feature_extractor
 from ddad.calibration.calibration import batches, calibrate, create_appearance, create_normality, round_to_half
 from ddad.calibration.fitting import CalibrationConfig, Images
-from ddad.checkpoint.saving import load_record, save_checkpoint
+from ddad.checkpoint.saving import library_versions, load_record, save_checkpoint
 from ddad.datasets.folder import ImageFolder, measure_max_value
 from ddad.datasets.layouts import read_dataset
 from ddad.datasets.lookalikes import group_lookalikes, split_images
@@ -137,12 +134,7 @@ def train(config: TrainConfig) -> None:
         "threshold": pipe.threshold,
         "parameters": sum(parameter.numel() for parameter in unet.parameters()),
         "device": str(unet.device),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "diffusers": diffusers.__version__,
-            "timm": timm.__version__,
-        },
+        "versions": library_versions(),
     }
     save_checkpoint(pipe, record, output)
     shutil.rmtree(state_folder(output), ignore_errors=True)
