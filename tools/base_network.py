@@ -64,15 +64,16 @@ class Part:
     calibration_fraction: float = 0.15
     rotation_degrees: float = 5.0
     seconds: float = 0.0
-    most_images: int = 60_000
+    most_images: int = 120_000
     batch: int = 64
+    snapshots: tuple[int, ...] = ()
 
 
 PARTS = {
-    "alien": Part(0.3, 5.0, 9, 14_000, 32),
-    "cookie": Part(0.3, 15.0, 9, 14_000, 32),
-    "bottle": Part(0.15, 5.0, 20),
-    "magnetic_tile": Part(0.15, 5.0, 28),
+    "alien": Part(0.3, 5.0, 10, 14_000, 32),
+    "cookie": Part(0.3, 15.0),
+    "bottle": Part(0.15, 5.0, 34, snapshots=(30_000, 60_000)),
+    "magnetic_tile": Part(0.15, 5.0, 34),
     "solar_cell_mono": Part(0.15, 3.0, 28),
     "solar_cell_poly": Part(0.15, 3.0, 28),
 }
@@ -250,10 +251,13 @@ def fit_network(
     ema_decay: float,
     keep_best: bool,
     told: str,
+    snapshots: tuple[int, ...] = (),
+    on_snapshot: Callable[[int, dict[str, torch.Tensor]], None] = lambda *_: None,
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Trains for so many seconds or images; returns the averaged weights and the record.
 
-    Args: `keep_best` keeps the averaged weights whose held-out loss was lowest, for parts of few images.
+    Args: `keep_best` keeps the averaged weights whose held-out loss was lowest, for parts of few images; once so many
+        images as `snapshots` says were seen, `on_snapshot` is told that number and the averaged weights.
     """
     device = batches.device
     scheduler = DDADScheduler(prediction_type="sample", detail_std=DETAIL_STD).training_process()
@@ -283,6 +287,12 @@ def fit_network(
         optimizer.zero_grad(set_to_none=True)
         ema.step(unet.parameters())
         step += 1
+        reached = step * batches.size
+        if any(reached - batches.size < images <= reached for images in snapshots):
+            ema.store(unet.parameters())
+            ema.copy_to(unet.parameters())
+            on_snapshot(reached, unet.state_dict())
+            ema.restore(unet.parameters())
         if step == warm:
             torch.cuda.synchronize() if device.type == "cuda" else None
             measured = time.monotonic()
@@ -399,8 +409,9 @@ def train(path: str, backbone: str, output: str, seconds: float, scale: float, o
         unet.load_state_dict(weights)
         batches = Batches([store], part.batch, part.rotation_degrees, False, corruption, 1)
         tuned, record = fit_network(
-            unet, features, batches, held_out, part.seconds * scale, part.most_images, 5e-4, 0.998, True, name
-        )
+            unet, features, batches, held_out, part.seconds * scale, part.most_images, 5e-4, 0.998, True, name,
+            part.snapshots, lambda images, now, name=name: write(Path(output) / f"{name}-{images}", now, features, {"images_seen": images}),
+        )  # fmt: skip
         write(Path(output) / name, tuned, features, record)
 
 

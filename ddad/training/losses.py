@@ -55,7 +55,7 @@ def compute_losses(
     """
     noisy = scheduler.add_noise(damaged, noise, timesteps)
     # A tuple: accelerate rebuilds other outputs from their fields when it converts them, and fails at dataclasses.
-    sample, features_hat = unet(noisy, timesteps, return_dict=False)
+    sample, features_hat = unet(noisy, timesteps.to(noisy.device), return_dict=False)
     prediction = scheduler.predict(sample.float(), noisy, timesteps)
     weight = snr_weight(scheduler, timesteps, max_snr).to(images.device)
     pixel = (weight * (prediction.pred_original_sample - images) ** 2).mean()
