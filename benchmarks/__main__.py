@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.methods import Images, Method
+from benchmarks.methods import Images, Method, judged_by
 from benchmarks.neighbours import Spade
 from benchmarks.ours import AnoDDPM, AuthorsProgram, Ours, WithoutUNet
 from benchmarks.rivals import Dfm, Padim, Patchcore
@@ -28,6 +28,7 @@ from ddad import DDADPipeline
 from ddad.datasets.layouts import Sample, read_dataset
 from ddad.evaluation.evaluate import measure, read_masks
 from ddad.evaluation.scoring import score_images
+from ddad.images_ddad import DDADImageProcessor
 
 SLOW_SAMPLES = 60
 PARTS = "parts"
@@ -38,6 +39,7 @@ ORDER = (
 NOTES = {
     "kl": "the paper's pixel score, calibrated",
     "appearance": "statistics of the features themselves, at a size of their own",
+    "sum": "the mean of appearance and feature residual",
     "mahalanobis": "feature residual under factors and Gaussians",
     "mse": "feature residual squared: the paper's feature score, calibrated",
     "rgb": "squared error of the one-step prediction",
@@ -68,6 +70,11 @@ def some(samples: list[Sample], count: int) -> list[Sample]:
     return samples[::step]
 
 
+def resize_maps(maps: np.ndarray, size: int) -> np.ndarray:
+    """Maps of any size, `[N, s, s]` -> `[N, size, size]`, as all are compared with the masks."""
+    return DDADImageProcessor.resize(torch.from_numpy(maps)[:, None], (size, size))[:, 0].numpy()
+
+
 def run_method(name: str, checkpoint: Path, data: Path, seconds: float) -> dict[str, Any]:
     """Fits one method and measures it; in a process of its own, whose peak memory it reports."""
     pipe = DDADPipeline.from_pretrained(checkpoint)
@@ -85,7 +92,7 @@ def run_method(name: str, checkpoint: Path, data: Path, seconds: float) -> dict[
         started = time.perf_counter()
         found, image_scores = method.score(batch)
         spent += time.perf_counter() - started
-        maps.append(found)
+        maps.append(None if found is None else resize_maps(found, pipe.unet.config.sample_size))
         scores.append(image_scores)
     masks = None if maps[0] is None else read_masks(samples, pipe.unet.config.sample_size)
     measured = measure(None if masks is None else np.concatenate(maps), np.concatenate(scores), samples, masks)
@@ -113,6 +120,13 @@ def run_parts(checkpoint: Path, data: Path) -> dict[str, Any]:
         for form in scored.scores
         if form != "combined"
     }
+
+
+def describe_looks(pipe: DDADPipeline) -> str:
+    """Backbone and picture size of our verdict and of its rivals."""
+    config = judged_by(pipe).config
+    size = config.image_size or pipe.unet.config.sample_size
+    return f"{config.backbone} at {size}x{size} pixels"
 
 
 def describe_machine() -> dict[str, Any]:
@@ -156,7 +170,13 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     dataset = read_dataset(arguments.data)
     output = arguments.output or RESULTS / f"{dataset.name}.json"
-    results: dict[str, Any] = {"data": dataset.describe(), "machine": describe_machine(), "methods": {}}
+    pipe = DDADPipeline.from_pretrained(arguments.checkpoint)
+    results: dict[str, Any] = {
+        "data": dataset.describe(),
+        "looked_at": describe_looks(pipe),
+        "machine": describe_machine(),
+        "methods": {},
+    }
     if output.is_file():
         results = json.loads(output.read_text(encoding="utf-8"))
     done = set(results["methods"]) | ({PARTS} if "kl" in results["methods"] else set())

@@ -29,15 +29,25 @@ class Method(Protocol):
     def fit(self, images: "Images") -> None:
         """Learns from good images."""
 
-    def score(self, images: torch.Tensor) -> tuple[np.ndarray | None, np.ndarray]:
-        """Images `[N, 3, S, S]` in [-1, 1] -> anomaly maps `[N, S, S]`, or None, and image scores `[N]`."""
+    def score(self, images: list[torch.Tensor]) -> tuple[np.ndarray | None, np.ndarray]:
+        """Images `[3, H, W]` in [0, 1] -> anomaly maps `[N, s, s]`, or None, and image scores `[N]`."""
 
     def size(self) -> int:
         """Bytes that must be kept to score images."""
 
 
+def judged_by(pipe: DDADPipeline) -> DDADFeatureExtractor:
+    """The backbone that the pipeline's verdict rests on: rivals get the same."""
+    return pipe.appearance_extractor or pipe.feature_extractor
+
+
+def look(pipe: DDADPipeline, images: list[torch.Tensor]) -> torch.Tensor:
+    """Images as that backbone sees them in the pipeline, `[N, 3, L, L]` in [-1, 1]."""
+    return pipe.prepare(images) if pipe.appearance_extractor is None else pipe.prepare_appearance(images)
+
+
 class Images:
-    """Images by their paths, as the pipeline's networks see them."""
+    """Images by their paths."""
 
     def __init__(self, pipe: DDADPipeline, paths: Sequence[Path]):
         self.pipe, self.paths = pipe, list(paths)
@@ -45,11 +55,14 @@ class Images:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def batches(self) -> Iterator[torch.Tensor]:
-        """All images in order, `[N, 3, S, S]` in [-1, 1]."""
+    def batches(self) -> Iterator[list[torch.Tensor]]:
+        """All images in order, `[3, H, W]` in [0, 1]."""
         for first in range(0, len(self.paths), BATCH_SIZE):
-            chosen = self.paths[first : first + BATCH_SIZE]
-            yield self.pipe.prepare([self.pipe.image_processor.read_image(path) for path in chosen])
+            yield [self.pipe.image_processor.read_image(path) for path in self.paths[first : first + BATCH_SIZE]]
+
+    def looks(self) -> Iterator[torch.Tensor]:
+        """All images in order, as `look` gives them."""
+        return (look(self.pipe, batch) for batch in self.batches())
 
 
 def network_size(*modules: torch.nn.Module) -> int:

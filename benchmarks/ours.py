@@ -29,9 +29,9 @@ class Ours:
         """Nothing: the checkpoint was trained before."""
 
     @torch.no_grad()
-    def score(self, images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def score(self, images: list[torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
         """Maps and cell scores as the pipeline makes them."""
-        maps = score_batch(self.pipe, [(one + 1) / 2 for one in images], self.noise, [self.form])[self.form]
+        maps = score_batch(self.pipe, images, self.noise, [self.form])[self.form]
         return maps.numpy(), self.pipe.normality.image_score(maps).numpy()
 
     def size(self) -> int:
@@ -93,8 +93,9 @@ class AnoDDPM:
         """Nothing: the checkpoint was trained before."""
 
     @torch.no_grad()
-    def score(self, images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def score(self, originals: list[torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
         """Squared RGB error between the image and what the chain makes of it, smoothed as ours."""
+        images = self.pipe.prepare(originals)
         generator = torch.Generator().manual_seed(0)
         (first, *_), scheduler = self.steps, self.pipe.scheduler
         noise = self.pipe.get_noise([first], generator)
@@ -132,9 +133,10 @@ class AuthorsProgram:
         """Nothing: the checkpoint was trained before."""
 
     @torch.no_grad()
-    def score(self, images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def score(self, originals: list[torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
         """Its anomaly maps."""
-        pipe, count, size = self.pipe, len(images), images.shape[-1]
+        pipe, images = self.pipe, self.pipe.prepare(originals)
+        count, size = len(images), images.shape[-1]
         timesteps = pipe.timesteps
         noise = pipe.get_noise(timesteps)
         target = pipe.extract_features(images)

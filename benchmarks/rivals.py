@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import nn
 
-from benchmarks.methods import Images, backbone_input, network_size
+from benchmarks.methods import Images, backbone_input, judged_by, look, network_size
 from ddad import DDADPipeline
 from ddad.calibration.backbone import load_packaged_weights
 
@@ -38,7 +38,7 @@ def packaged_backbones() -> Iterator[None]:
 def layer_names(pipe: DDADPipeline, strides: tuple[int, ...]) -> list[str]:
     """The backbone's layers of some strides, as timm names them."""
     with torch.device("meta"):
-        info = timm.create_model(pipe.feature_extractor.config.backbone, features_only=True).feature_info
+        info = timm.create_model(judged_by(pipe).config.backbone, features_only=True).feature_info
     return [info.module_name()[info.reduction().index(stride)] for stride in strides]
 
 
@@ -50,10 +50,11 @@ class Rival:
     model: nn.Module
 
     @torch.no_grad()
-    def score(self, images: torch.Tensor) -> tuple[np.ndarray | None, np.ndarray]:
+    def score(self, images: list[torch.Tensor]) -> tuple[np.ndarray | None, np.ndarray]:
         """Its own maps and image scores."""
-        output = self.model(backbone_input(self.pipe.feature_extractor, images))
-        return output.anomaly_map.view(len(images), *images.shape[2:]).numpy(), output.pred_score.flatten().numpy()
+        seen = look(self.pipe, images)
+        output = self.model(backbone_input(judged_by(self.pipe), seen))
+        return output.anomaly_map.view(len(seen), *seen.shape[2:]).numpy(), output.pred_score.flatten().numpy()
 
     def size(self) -> int:
         """All of it at half precision."""
@@ -81,8 +82,8 @@ class FeatureRival(Rival):
         torch.manual_seed(0)
         self.model.train()
         self.model.feature_extractor.eval()
-        for batch in images.batches():
-            self.model(backbone_input(self.pipe.feature_extractor, batch))
+        for batch in images.looks():
+            self.model(backbone_input(judged_by(self.pipe), batch))
         self.finish()
         self.model.eval()
 
@@ -91,14 +92,14 @@ class Padim(FeatureRival):
     """A Gaussian at each position: "PaDiM: a Patch Distribution Modeling Framework" (Defard et al., 2020)."""
 
     name = "PaDiM (anomalib)"
-    note = "strides 4, 8, 16, 100 random channels, a Gaussian at each of 64x64 positions"
+    note = "strides 4, 8, 16, 100 random channels, a Gaussian at each position of stride 4"
 
     def create(self) -> nn.Module:
         """PaDiM on our strides."""
         from anomalib.models.image.padim.torch_model import PadimModel
 
         torch.manual_seed(0)
-        config = self.pipe.feature_extractor.config
+        config = judged_by(self.pipe).config
         return PadimModel(config.backbone, layer_names(self.pipe, tuple(config.strides)), n_features=100)
 
     def finish(self) -> None:
@@ -123,7 +124,7 @@ class Patchcore(FeatureRival):
         """PatchCore on strides 8 and 16, as its authors chose them."""
         from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 
-        return PatchcoreModel(layer_names(self.pipe, (8, 16)), self.pipe.feature_extractor.config.backbone)
+        return PatchcoreModel(layer_names(self.pipe, (8, 16)), judged_by(self.pipe).config.backbone)
 
     def finish(self) -> None:
         """Selects the patches that it keeps."""
@@ -153,7 +154,7 @@ class Dfm(FeatureRival):
         from anomalib.models.image.dfm.torch_model import DFMModel
 
         (layer,) = layer_names(self.pipe, (16,))
-        backbone = self.pipe.feature_extractor.config.backbone
+        backbone = judged_by(self.pipe).config.backbone
         return DFMModel(backbone, layer, pre_trained=True, pooling_kernel_size=2, n_comps=0.97, score_type="fre")
 
     def finish(self) -> None:

@@ -50,7 +50,8 @@ def format_table(results: dict[str, Any]) -> str:
     machine = results["machine"]
     gpu = machine["gpu"] or "no GPU"
     caption = (
-        f"{results['data']} Machine: {machine['cores']} cores ({', '.join(machine['features'])}), {gpu}."
+        f"{results['data']} Looked at by {results['looked_at']}."
+        f" Machine: {machine['cores']} cores ({', '.join(machine['features'])}), {gpu}."
         " Memory is the process's peak; the fit of our rows is the checkpoint's training, which is not in it."
         f" {results.get('note', '')}"
     )

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.methods import Images, backbone_input, network_size
+from benchmarks.methods import Images, backbone_input, judged_by, look, network_size
 from benchmarks.rivals import Rival, layer_names, packaged_backbones
 from ddad import DDADPipeline
 
@@ -35,12 +35,12 @@ class Trained(Rival):
         raise NotImplementedError
 
     def step(self, images: torch.Tensor) -> None:
-        """One step on `[N, 3, S, S]` in [-1, 1]."""
+        """One step on `[N, 3, L, L]` in [-1, 1]."""
         raise NotImplementedError
 
     def fit(self, images: Images) -> None:
         """Steps until the time is over; the step during which it ends is the last."""
-        store = torch.cat([batch.half() for batch in images.batches()])
+        store = torch.cat([batch.half() for batch in images.looks()])
         self.model.train()
         started, steps = time.monotonic(), 0
         while time.monotonic() - started < self.seconds:
@@ -63,7 +63,7 @@ class Stfpm(Trained):
         from anomalib.models.image.stfpm.loss import STFPMLoss
         from anomalib.models.image.stfpm.torch_model import STFPMModel
 
-        config = self.pipe.feature_extractor.config
+        config = judged_by(self.pipe).config
         self.model, self.loss = STFPMModel(layer_names(self.pipe, tuple(config.strides)), config.backbone), STFPMLoss()
         student = self.model.student_model.parameters()
         self.optimizer = torch.optim.SGD(student, lr=0.4, momentum=0.9, weight_decay=0.001)
@@ -71,7 +71,7 @@ class Stfpm(Trained):
     def step(self, images: torch.Tensor) -> None:
         """The student follows the teacher, whose statistics are frozen."""
         self.model.teacher_model.eval()
-        teacher, student = self.model(backbone_input(self.pipe.feature_extractor, images))
+        teacher, student = self.model(backbone_input(judged_by(self.pipe), images))
         self.optimizer.zero_grad()
         self.loss(teacher, student).backward()
         self.optimizer.step()
@@ -92,7 +92,7 @@ class CFlow(Trained):
         from anomalib.models.image.cflow.torch_model import CflowModel
 
         layers = layer_names(self.pipe, (8, 16))
-        self.model = CflowModel(self.pipe.feature_extractor.config.backbone, layers, fiber_batch_size=4096)
+        self.model = CflowModel(judged_by(self.pipe).config.backbone, layers, fiber_batch_size=4096)
         self.optimizer = torch.optim.Adam(self.model.decoders.parameters(), lr=1e-4)
 
     def step(self, images: torch.Tensor) -> None:
@@ -101,7 +101,7 @@ class CFlow(Trained):
 
         self.model.encoder.eval()
         with torch.no_grad():
-            features = self.model.encoder(backbone_input(self.pipe.feature_extractor, images))
+            features = self.model.encoder(backbone_input(judged_by(self.pipe), images))
         for decoder, values in zip(self.model.decoders, features.values(), strict=True):
             count, channels, *size = values.shape
             places = positional_encoding_2d(self.model.condition_vector, *size).expand(count, -1, -1, -1)
@@ -125,7 +125,7 @@ class CutPaste(Trained):
 
     def create(self) -> None:
         """The backbone with a head for three classes; stochastic gradient descent as in the paper."""
-        backbone = timm.create_model(self.pipe.feature_extractor.config.backbone, pretrained=True, num_classes=0)
+        backbone = timm.create_model(judged_by(self.pipe).config.backbone, pretrained=True, num_classes=0)
         self.model = nn.Sequential(
             backbone, nn.Linear(backbone.num_features, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Linear(128, 3)
         )
@@ -158,25 +158,25 @@ class CutPaste(Trained):
         batch = torch.cat([images, self.paste(images, scar=False), self.paste(images, scar=True)])
         labels = torch.arange(3).repeat_interleave(len(images))
         self.optimizer.zero_grad()
-        F.cross_entropy(self.model(backbone_input(self.pipe.feature_extractor, batch)), labels).backward()
+        F.cross_entropy(self.model(backbone_input(judged_by(self.pipe), batch)), labels).backward()
         self.optimizer.step()
 
     def codes(self, batches: Iterable[torch.Tensor]) -> torch.Tensor:
         """Pooled features of images, `[N, C]`."""
-        return torch.cat([self.model[0](backbone_input(self.pipe.feature_extractor, one)) for one in batches])
+        return torch.cat([self.model[0](backbone_input(judged_by(self.pipe), one)) for one in batches])
 
     def fit(self, images: Images) -> None:
         """Trains, then fits the Gaussian."""
         super().fit(images)
         with torch.no_grad():
-            codes = self.codes(images.batches())
+            codes = self.codes(images.looks())
         self.mean, covariance = codes.mean(dim=0), torch.cov(codes.T)
         self.inverse = torch.linalg.inv(covariance + 0.01 * covariance.diagonal().mean() * torch.eye(len(covariance)))
 
     @torch.no_grad()
-    def score(self, images: torch.Tensor) -> tuple[np.ndarray | None, np.ndarray]:
+    def score(self, images: list[torch.Tensor]) -> tuple[np.ndarray | None, np.ndarray]:
         """Mahalanobis distances."""
-        centred = self.codes([images]) - self.mean
+        centred = self.codes([look(self.pipe, images)]) - self.mean
         return None, torch.einsum("nc,cd,nd->n", centred, self.inverse, centred).sqrt().numpy()
 
     def size(self) -> int:

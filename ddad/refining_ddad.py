@@ -1,9 +1,10 @@
-"""The second stage of a repair: a small network that turns the blurred repair into detail at the photograph's own size.
+"""The second stage of a repair: a small network turns the blurred repair into detail at the photograph's own size.
 
-The U-Net repairs a picture of 256 pixels, and what it predicts is the mean of what may be there: smooth. As in cascaded
-diffusion ("Cascaded Diffusion Models for High Fidelity Image Generation", Ho et al., 2021) a second network, trained on
-crops of good photographs at full size, adds what the first leaves out. It sees the repair in its surroundings, where
-the part's own grain is, and changes the repaired region alone. What it adds is drawn by noise, as grain is.
+The U-Net repairs a picture of 256 pixels, and what it predicts is the mean of what may be there: smooth. As in
+cascaded diffusion ("Cascaded Diffusion Models for High Fidelity Image Generation", Ho et al., 2021) a second network,
+trained on crops of good photographs at full size, adds what the first leaves out. It sees the repair in its
+surroundings, where the part's own grain is, and changes the repaired region alone. What it adds is drawn by noise, as
+grain is.
 """
 
 from pathlib import Path

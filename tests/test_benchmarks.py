@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from benchmarks import __main__ as driver
-from benchmarks.methods import Images, top_pixels
+from benchmarks.methods import Images, judged_by, look, top_pixels
 from benchmarks.neighbours import Spade
 from benchmarks.ours import AnoDDPM, Ours
 from benchmarks.rivals import layer_names
 from benchmarks.tables import NOT_RUN, PAGE, format_table, insert, render
 from benchmarks.trained import CutPaste
-from tests.conftest import create_tiny_pipeline
+from ddad import DDADPipeline
+from tests.conftest import CHECKPOINT, create_tiny_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +51,24 @@ def test_methods_measure_in_one_process(name, striped_data, checkpoint):
     assert row["name"] and row["note"]
 
 
-def test_our_row_is_what_the_pipeline_says(tiny_pipe, checkpoint, picture):
-    ours = Ours(tiny_pipe, checkpoint, "")
-    images = tiny_pipe.prepare([tiny_pipe.image_processor.read_image(picture)])
-    _, scores = ours.score(images)
-    assert scores[0] == pytest.approx(tiny_pipe(picture, denoise=False).image_score[0], rel=1e-4)
+@pytest.fixture(scope="module")
+def alien():
+    """A pipeline whose verdict rests on appearance, at a size of its own."""
+    return DDADPipeline.from_pretrained(CHECKPOINT.parent / "alien")
+
+
+def test_our_row_is_what_the_pipeline_says(tiny_pipe, alien, checkpoint, picture):
+    for pipe in (tiny_pipe, alien):
+        _, scores = Ours(pipe, checkpoint, "").score([pipe.image_processor.read_image(picture)])
+        assert scores[0] == pytest.approx(pipe(picture, denoise=False).image_score[0], rel=1e-4)
+
+
+def test_rivals_see_what_our_verdict_rests_on(tiny_pipe, alien, picture):
+    images = [alien.image_processor.read_image(picture)]
+    assert judged_by(tiny_pipe) is tiny_pipe.feature_extractor and look(tiny_pipe, images).shape[-1] == 64
+    assert judged_by(alien) is alien.appearance_extractor and look(alien, images).shape[-1] == 512
+    assert driver.describe_looks(tiny_pipe) == "test_efficientnet at 64x64 pixels"
+    assert driver.describe_looks(alien) == "tf_efficientnet_lite2 at 512x512 pixels"
 
 
 def test_the_reverse_chain_visits_every_level_below_its_start(tiny_pipe):
@@ -62,7 +76,7 @@ def test_the_reverse_chain_visits_every_level_below_its_start(tiny_pipe):
     assert method.steps == sorted(method.steps, reverse=True) and method.steps[0] <= 41 and method.steps[-1] < 5
     calls = []
     tiny_pipe.unet.register_forward_hook(lambda *_: calls.append(1))
-    maps, scores = method.score(torch.zeros(2, 3, 64, 64))
+    maps, scores = method.score([torch.full((3, 64, 64), 0.5)] * 2)
     assert len(calls) == len(method.steps) and maps.shape == (2, 64, 64) and scores.shape == (2,)
 
 
@@ -74,7 +88,7 @@ def test_an_image_of_the_gallery_has_distance_zero(tiny_pipe, striped_data):
     (batch,) = Images(tiny_pipe, paths[:2]).batches()
     maps, scores = method.score(batch)
     assert maps.max() < 0.05 and scores.max() < 0.01
-    assert method.score(-batch)[1].min() > 10 * scores.max()
+    assert method.score([1 - image for image in batch])[1].min() > 10 * scores.max()
 
 
 def test_the_highest_pixels_make_the_authors_image_score():
@@ -92,11 +106,11 @@ def test_rivals_run_where_anomalib_is_installed(solar_pipe, tmp_path):
     from benchmarks.rivals import Padim, Patchcore
     from benchmarks.trained import CFlow, Stfpm
 
-    images = torch.rand(4, 3, 256, 256) * 2 - 1
+    images = list(torch.rand(4, 3, 256, 256))
 
     class Few:
-        def batches(self):
-            return [images]
+        def looks(self):
+            return [look(solar_pipe, images)]
 
     for create in (Padim, Patchcore, lambda pipe: Stfpm(pipe, 0.01), lambda pipe: CFlow(pipe, 0.01)):
         rival = create(solar_pipe)
@@ -120,12 +134,13 @@ def test_an_image_pasted_together_lies_farther_from_the_gaussian(solar_pipe):
     images = (rows + 0.05 * torch.randn(16, 3, 64, 64, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
 
     class Few:
-        def batches(self):
+        def looks(self):
             return iter(images.split(8))
 
     method = CutPaste(solar_pipe, 0.01)
     method.fit(Few())
-    maps, scores = method.score(torch.cat([images[:4], -images[:4].flip(2).roll(20, 3).sign()]))
+    shown = torch.cat([images[:4], -images[:4].flip(2).roll(20, 3).sign()])
+    maps, scores = method.score(list((shown + 1) / 2))
     assert maps is None and scores[4:].min() > scores[:4].max() and "1 steps of 8" in method.note
 
 

@@ -408,9 +408,13 @@ def train(path: str, backbone: str, output: str, seconds: float, scale: float, o
         unet = create()
         unet.load_state_dict(weights)
         batches = Batches([store], part.batch, part.rotation_degrees, False, corruption, 1)
+
+        def keep(images: int, weights: dict[str, torch.Tensor], name: str = name) -> None:
+            write(Path(output) / f"{name}-{images}", weights, features, {"images_seen": images})
+
         tuned, record = fit_network(
             unet, features, batches, held_out, part.seconds * scale, part.most_images, 5e-4, 0.998, True, name,
-            part.snapshots, lambda images, now, name=name: write(Path(output) / f"{name}-{images}", now, features, {"images_seen": images}),
+            part.snapshots, keep,
         )  # fmt: skip
         write(Path(output) / name, tuned, features, record)
 

@@ -3,10 +3,10 @@
     python -m tools.refiner pack --output PACK NAME=FOLDER ...                      # here
     python -m tools.refiner train --pack PACK --networks FOLDER --output FOLDER     # where there is a GPU
 
-Pictures that calibrate a category judge, and do not train. What is refined is what the pipeline makes: a damaged picture,
-repainted at 256 pixels by the part's network and put into the photograph. The loss is that of LaMa ("Resolution-robust
-Large Mask Inpainting with Fourier Convolutions", Suvorov et al., 2022): a perceptual distance, an adversary that sees
-patches, and its features.
+Pictures that calibrate a category judge, and do not train. What is refined is what the pipeline makes: a damaged
+picture, repainted at 256 pixels by the part's network and put into the photograph. The loss is that of LaMa
+("Resolution-robust Large Mask Inpainting with Fourier Convolutions", Suvorov et al., 2022): a perceptual distance, an
+adversary that sees patches, and its features.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from ddad.refining_ddad import DDADRefiner
 from ddad.scheduling_ddad import DDADScheduler
 from ddad.training.corruption import Corruption
 from ddad.unet_ddad import DDADUNet2DModel
-from tools.base_network import DETAIL_STD, assemble, gradient_energy, prefetch, split_part, unpack
+from tools.base_network import DETAIL_STD, assemble, prefetch, split_part, unpack
 
 SIZE = 256
 CROP = 192
@@ -40,7 +40,7 @@ SIDES = {"bottle": 512, "alien": 512, "cookie": 512, "magnetic_tile": 320, "circ
 SIDE = 300
 TIMESTEPS = (321, 133, 25)  # of the repainting's steps the first, one in the middle and the last
 CONTENTS = ("fill", "grey", "other", "brightness")
-FEATURES_EVERY, BATCH = 1, 32
+BATCH = 32
 
 
 def pack(output: str, folders: dict[str, str], quality: int) -> None:
@@ -258,7 +258,8 @@ def train(path: str, networks: Path, backbone: str, output: Path, seconds: float
             for mine, other in zip(averaged.parameters(), refiner.parameters(), strict=True):
                 mine.lerp_(other, 1 - decay)
         if step % 100 == 0:
-            values = dict(coarse=coarse, fine=fine, perceptual=perceptual, matching=matching, fooling=fooling, adversary=loss_d)  # fmt: skip
+            names = ("coarse", "fine", "perceptual", "matching", "fooling", "adversary")
+            values = dict(zip(names, (coarse, fine, perceptual, matching, fooling, loss_d), strict=True))
             record["losses"].append({"step": step, **{name: round(float(value), 4) for name, value in values.items()}})
         if spent - judged > seconds / 6:
             judged = spent
