@@ -7,6 +7,7 @@ part's own grain is put back, and a gradient step counts only if it brings the p
 Here are the steps, which are functions of tensors; the loops over them, and the networks, are the pipeline's.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -192,18 +193,25 @@ class DDADDenoiser(SchedulerMixin, ConfigMixin):
             lowest = torch.minimum(cost, lowest)
         return (repaired + mask * detail).clamp(-1, 1)
 
-    def begin(self, first: DDADMeasured, second: DDADMeasured, normal_distance: float) -> DDADDescent:
-        """Begins gradient denoising at that one of two candidates, image by image, which is closer to normal."""
-        better = (second.distance < first.distance).view(-1, 1, 1, 1)
-        distance = torch.minimum(first.distance, second.distance)
+    def begin(self, candidates: Sequence[DDADMeasured], normal_distance: float) -> DDADDescent:
+        """Begins gradient denoising at that one of the candidates, image by image, which is closest to normal."""
+        best = candidates[0]
+        for other in candidates[1:]:
+            better = other.distance < best.distance
+            chosen = better.view(-1, 1, 1, 1)
+            best = DDADMeasured(
+                images=torch.where(chosen, other.images, best.images),
+                distance=torch.minimum(best.distance, other.distance),
+                gradient=torch.where(chosen, other.gradient, best.gradient),
+            )
         return DDADDescent(
-            images=torch.where(better, second.images, first.images),
-            gradient=torch.where(better, second.gradient, first.gradient),
-            velocity=torch.zeros_like(first.images),
-            distance=distance,
-            step_size=torch.full_like(distance, self.config.step_size),
-            active=distance > normal_distance,
-            last_check=distance,
+            images=best.images,
+            gradient=best.gradient,
+            velocity=torch.zeros_like(best.images),
+            distance=best.distance,
+            step_size=torch.full_like(best.distance, self.config.step_size),
+            active=best.distance > normal_distance,
+            last_check=best.distance,
         )
 
     @staticmethod

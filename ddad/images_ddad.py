@@ -353,26 +353,34 @@ class DDADImageProcessor(SchedulerMixin, ConfigMixin):
         return maps if radius == 0 else gaussian_blur(maps, [2 * radius + 1] * 2, [sigma, sigma])
 
     @staticmethod
-    def merge(original: torch.Tensor, denoised: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def is_grey(image: torch.Tensor) -> bool:
+        """Whether `[3, H, W]` came without colour."""
+        return torch.equal(image[0], image[1]) and torch.equal(image[0], image[2])
+
+    @staticmethod
+    def merge(original: torch.Tensor, denoised: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Puts the repaired region into the image at its own size; every pixel outside the mask stays as it was.
 
         Args:
             original: `[3, H, W]` in [0, 1].
             denoised: the repaired one, `[3, S, S]` in [0, 1].
             mask: `[1, S, S]` in [0, 1].
+
+        Returns:
+            `[3, H, W]`, and the mask at that size, `[1, H, W]`.
         """
 
         def enlarge(values: torch.Tensor) -> torch.Tensor:
             size = original.shape[1:]
-            return F.interpolate(values[None], size=size, mode="bilinear", align_corners=False)[0, 0].to(original)
+            return F.interpolate(values[None], size=size, mode="bilinear", align_corners=False)[0].to(original)
 
-        if torch.equal(original[0], original[1]) and torch.equal(original[0], original[2]):
+        if DDADImageProcessor.is_grey(original):
             denoised = denoised.mean(dim=0, keepdim=True).expand_as(denoised)  # what came without colour stays without
         mask, merged = enlarge(mask), torch.empty_like(original)
         for i, channel in enumerate(original):
-            changed = channel + mask * (enlarge(denoised[i : i + 1]).clamp(0, 1) - channel)
-            merged[i] = torch.where(mask > 0, changed, channel)
-        return merged
+            changed = channel + mask[0] * (enlarge(denoised[i : i + 1])[0].clamp(0, 1) - channel)
+            merged[i] = torch.where(mask[0] > 0, changed, channel)
+        return merged, mask
 
     @staticmethod
     def overlay(

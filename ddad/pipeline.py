@@ -171,6 +171,8 @@ class DDADDrawing:
         maps: anomaly, pixel and feature map of each image, `[3, S, S]`.
         masks: where each image was repaired, `[1, S, S]`.
         repaired: the last denoising step of each image, `[3, S, S]` in [0, 1].
+        refiner: what adds detail to them; None leaves them as they are.
+        seeds: of the detail of each image.
     """
 
     processor: Any
@@ -180,6 +182,8 @@ class DDADDrawing:
     maps: list[torch.Tensor] = field(default_factory=list)
     masks: list[torch.Tensor] = field(default_factory=list)
     repaired: list[torch.Tensor] = field(default_factory=list)
+    refiner: Any = None
+    seeds: Sequence[int] = ()
 
     def _enlarge(self, kind: int, index: int) -> torch.Tensor:
         size = self.images[index].shape[1:]
@@ -198,7 +202,9 @@ class DDADDrawing:
 
     def draw_denoised(self, index: int) -> Any:
         """The image with its defects removed."""
-        merged = self.processor.merge(self.images[index], self.repaired[index], self.masks[index])
+        merged, mask = self.processor.merge(self.images[index], self.repaired[index], self.masks[index])
+        if self.refiner is not None:
+            merged = self.refiner.add_detail(merged, mask, self.seeds[index], self.processor.is_grey(merged))
         return self.processor.to_image(merged, self.output_type)
 
 
@@ -214,6 +220,8 @@ class DDADPipeline(DiffusionPipeline):
         image_processor: reads images, draws results (`DDADImageProcessor`).
         appearance_extractor: the backbone whose features themselves are judged, at an image size of its own.
         appearance: statistics of those (`DDADAppearanceModel`); None for a pipeline that judges by the U-Net alone.
+        refiner: adds detail to repairs at the photographs' own size (`DDADRefiner`); None leaves them as smooth as the
+            U-Net predicts them.
         category: the product that the model was trained on.
         alpha: weight of the pixel score against the feature score; 0.5 in the paper.
         threshold: the image score above which an image is anomalous; None measures it on the held-out normal images
@@ -235,8 +243,9 @@ class DDADPipeline(DiffusionPipeline):
         "image_processor": ("images_ddad", "DDADImageProcessor"),
         "appearance_extractor": ("features_ddad", "DDADFeatureExtractor"),
         "appearance": ("appearance_ddad", "DDADAppearanceModel"),
+        "refiner": ("refining_ddad", "DDADRefiner"),
     }
-    _optional_components = ["appearance_extractor", "appearance"]  # noqa: RUF012 - the form that diffusers asks for
+    _optional_components = ["appearance_extractor", "appearance", "refiner"]  # noqa: RUF012 - the form that diffusers asks for
     setting_bounds = {  # see `check_settings`
         "category": str,
         "alpha": (float, 0, 1),
@@ -244,7 +253,7 @@ class DDADPipeline(DiffusionPipeline):
         "blur_sigma": (float, 0, 64),
         "feature_score": {"appearance", "mahalanobis", "mse", "sum"},
     }
-    model_cpu_offload_seq = "appearance_extractor->feature_extractor->unet"
+    model_cpu_offload_seq = "appearance_extractor->feature_extractor->unet->refiner"
     # Small, and not always called through its `forward`, which is where offloading would bring it to the device.
     _exclude_from_cpu_offload = ["normality", "appearance"]  # noqa: RUF012 - the form that diffusers asks for
     versions_of = ("torch", "diffusers", "timm")
@@ -261,6 +270,7 @@ class DDADPipeline(DiffusionPipeline):
         image_processor,
         appearance_extractor=None,
         appearance=None,
+        refiner=None,
         category: str = "",
         alpha: float = 0.5,
         threshold: float | None = None,
@@ -274,7 +284,7 @@ class DDADPipeline(DiffusionPipeline):
                 f"`scheduler` must be a DDADScheduler, which measures pixel scores, found {type(scheduler).__name__}."
             )
         networks = {"unet": unet, "feature_extractor": feature_extractor, "normality": normality}
-        networks |= {"appearance_extractor": appearance_extractor, "appearance": appearance}
+        networks |= {"appearance_extractor": appearance_extractor, "appearance": appearance, "refiner": refiner}
         for name, component in networks.items():
             if component is not None:
                 self._check_weights(name, component)
@@ -297,6 +307,7 @@ class DDADPipeline(DiffusionPipeline):
             image_processor=image_processor,
             appearance_extractor=appearance_extractor,
             appearance=appearance,
+            refiner=refiner,
         )
         for name, component in self.components.items():
             if component is not None:
@@ -609,10 +620,12 @@ class DDADPipeline(DiffusionPipeline):
         for timestep, repainted in self.repaint(images, mask, generator):
             yield timestep, repainted, None
         denoiser, config = self.denoiser, self.denoiser.config
-        grain = self.timestep_of(config.grain_step)
-        alpha_bar, _ = self.scheduler.alpha_bars(torch.full((len(images),), grain))
-        predicted = self.predict_original(alpha_bar.sqrt().to(images) * images, grain)
-        detailed = denoiser.borrow_grain(images, mask, predicted, repainted)
+        candidates = [repainted]
+        if self.refiner is None:  # which makes the grain itself, at the photograph's own size
+            grain = self.timestep_of(config.grain_step)
+            alpha_bar, _ = self.scheduler.alpha_bars(torch.full((len(images),), grain))
+            predicted = self.predict_original(alpha_bar.sqrt().to(images) * images, grain)
+            candidates.append(denoiser.borrow_grain(images, mask, predicted, repainted))
 
         level = sorted(self.timesteps)[len(self.timesteps) // 2]
         normal = self.normality.config.statistics["mahalanobis_mean"][self.normality.index([level])[0]]
@@ -620,8 +633,7 @@ class DDADPipeline(DiffusionPipeline):
         weight = F.adaptive_avg_pool2d(mask, self.normality.config.grid_size)  # [N, 1, g, g]
         gaussian = self.normality.residuals
         yield level, images, self.normality_distance(images, target, weight, gaussian)
-        measured = (self.measure(candidate, target, weight, gaussian) for candidate in (repainted, detailed))
-        state = denoiser.begin(*measured, normal)
+        state = denoiser.begin([self.measure(one, target, weight, gaussian) for one in candidates], normal)
         for number in range(1, num_steps + 1):
             chosen = state.active.nonzero()[:, 0]
             if len(chosen) == 0:
@@ -724,6 +736,13 @@ class DDADPipeline(DiffusionPipeline):
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"`output_type` must be one of ('pil', 'np', 'pt'), found {output_type!r}.")
 
+    @staticmethod
+    def _draw_seeds(count: int, generator: torch.Generator | None) -> list[int]:
+        """Seeds of the detail of so many images; without a generator the same at every call."""
+        if generator is None:
+            return [0] * count
+        return torch.randint(2**31, (count,), generator=generator, device=generator.device).tolist()
+
     def judging_levels(
         self, alpha: float, timesteps: Sequence[int], pixel_score: str, feature_score: str, threshold: float | None
     ) -> tuple[float, float]:
@@ -811,11 +830,13 @@ class DDADPipeline(DiffusionPipeline):
         threshold, mask_level = self.judging_levels(alpha, timesteps, pixel_score, feature_score, threshold)
         originals = self.image_processor.read_images(image) if given is None else given.images
         noise = None if given is not None else self.get_noise(timesteps, generator)  # one for all batches
+        seeds = self._draw_seeds(len(originals), generator)
 
         image_scores: list[float] = []
         intermediates: list[list[Any]] = []
         distances: list[tuple[float, float] | None] = []
-        drawing = DDADDrawing(self.image_processor, originals, threshold, output_type)
+        refiner = None if denoise == "whole" else self.refiner
+        drawing = DDADDrawing(self.image_processor, originals, threshold, output_type, refiner=refiner, seeds=seeds)
         for first in range(0, len(originals), batch_size):
             chosen = slice(first, first + batch_size)
             batch = originals[chosen]

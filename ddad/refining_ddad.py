@@ -15,6 +15,9 @@ from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import nn
 
+# Pixels around a repaired region that are looked at.
+SURROUNDINGS = 64
+
 
 class ResidualBlock(nn.Module):
     """x + two convolutions of SiLU(x), without norm: crops and whole photographs must be treated alike."""
@@ -37,7 +40,7 @@ class DDADRefiner(ModelMixin, ConfigMixin):
     Args:
         channels: at a half, a quarter and an eighth of the picture's size, and so on.
         middle_blocks: residual blocks at the coarsest, dilated by 1, 2, 4, 1, ...: how far it looks.
-        image_size: longest side in pixels of the photographs that it was trained on; longer ones are refined at it.
+        image_size: longest side in pixels at which it knows photographs; larger ones get the detail of this size.
     """
 
     source_code = Path(__file__).read_text(encoding="utf-8")
@@ -48,7 +51,12 @@ class DDADRefiner(ModelMixin, ConfigMixin):
     }
 
     @register_to_config
-    def __init__(self, channels: tuple[int, ...] = (32, 80, 144), middle_blocks: int = 6, image_size: int = 640):
+    def __init__(
+        self,
+        channels: tuple[int, ...] = (32, 80, 144),
+        middle_blocks: int = 6,
+        image_size: int = 640,  # noqa: ARG002 - kept in the config
+    ):
         super().__init__()
         self.enter = nn.Conv2d(5 * 4, channels[0], 3, padding=1)
         self.down = nn.ModuleList(
@@ -91,3 +99,48 @@ class DDADRefiner(ModelMixin, ConfigMixin):
             values = merge(torch.cat([up(values), finer.pop()], dim=1))
         detail = F.pixel_shuffle(self.leave(F.silu(values)), 2)[..., :height, :width]
         return images + mask * detail
+
+    @torch.no_grad()
+    def add_detail(self, image: torch.Tensor, mask: torch.Tensor, seed: int, grey: bool = False) -> torch.Tensor:
+        """A repaired photograph with detail in the repaired region; the network sees that and its surroundings.
+
+        Args:
+            image: `[3, H, W]` in [0, 1].
+            mask: `[1, H, W]` in [0, 1].
+            seed: of what draws the detail.
+            grey: whether the detail must have no colour.
+
+        Returns:
+            `[3, H, W]` in [0, 1]; where the mask is zero, the image bit for bit.
+        """
+        if not mask.any():
+            return image
+        height, width = image.shape[1:]
+        scale = min(1.0, self.config.image_size / max(height, width))
+        size = (max(1, round(scale * height)), max(1, round(scale * width)))
+        seen, region = image[None], mask[None]
+        if scale < 1:
+            seen, region = (
+                F.interpolate(values, size=size, mode="bilinear", antialias=True, align_corners=False)
+                for values in (seen, region)
+            )
+        rows, columns = (self._span(region[0, 0].amax(dim=side) > 0) for side in (1, 0))
+        noise = torch.randn(1, 1, *size, generator=torch.Generator().manual_seed(seed))
+        cut = [values[..., rows, columns].to(self.device, self.dtype) for values in (2 * seen - 1, region, noise)]
+        detail = torch.zeros(1, 3, *size)
+        detail[..., rows, columns] = (self(*cut) - cut[0]).float().cpu() / 2
+        if grey:
+            detail = detail.mean(dim=1, keepdim=True).expand_as(detail)
+        result = torch.empty_like(image)
+        for i, channel in enumerate(image):  # a photograph of 64 megapixels takes 256 MB a channel
+            added = detail[:, i : i + 1]
+            if scale < 1:
+                added = F.interpolate(added, size=(height, width), mode="bilinear", align_corners=False)
+            result[i] = torch.where(mask[0] > 0, (channel + added[0, 0].to(channel)).clamp(0, 1), channel)
+        return result
+
+    @staticmethod
+    def _span(covered: torch.Tensor) -> slice:
+        """From the first to the last that is covered, and what surrounds them."""
+        places = covered.nonzero()[:, 0]
+        return slice(max(0, int(places[0]) - SURROUNDINGS), int(places[-1]) + 1 + SURROUNDINGS)

@@ -84,7 +84,7 @@ def test_a_step_that_raises_the_distance_is_refused(images):
     gradient = torch.ones_like(images)
     near, far = torch.tensor([1.0, 3.0]), torch.tensor([2.0, 2.0])
     first, second = (denoiser.measured(images + i, one, gradient * i) for i, one in enumerate((near, far)))
-    state = denoiser.begin(first, second, normal_distance=0.5)
+    state = denoiser.begin([first, second], normal_distance=0.5)
     assert torch.equal(state.images[0], images[0]) and torch.equal(state.images[1], images[1] + 1)
     assert state.distance.tolist() == [1.0, 2.0] and state.active.all()
     candidate = denoiser.measured(images * 0, torch.tensor([0.4, 5.0]), gradient)

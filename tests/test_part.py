@@ -13,6 +13,7 @@ from ddad.app.categories import Categories
 from ddad.calibration.calibration import few_limit
 from ddad.calibration.part import PartReport, expect_false_alarms
 from ddad.cli import main
+from ddad.refining_ddad import DDADRefiner
 from tests.conftest import create_tiny_pipeline
 from tests.test_calibration import striped_images
 
@@ -25,6 +26,7 @@ def base(tmp_path_factory):
     for name in ("unet", "scheduler", "feature_extractor"):
         getattr(pipe, name).save_pretrained(folder / name)
     pipe.feature_extractor.save_pretrained(folder / "appearance_extractor")
+    DDADRefiner(channels=(4, 8), middle_blocks=1).save_pretrained(folder / "refiner")
     return folder
 
 
@@ -48,7 +50,7 @@ def stained(path):
 def test_a_few_photographs_are_enough_to_find_a_stain(fitted, photographs):
     pipe, report = fitted
     assert pipe.config.category == "stripes" and pipe.config.alpha == 0
-    assert pipe.config.feature_score == "appearance"
+    assert pipe.config.feature_score == "appearance" and pipe.refiner.config.middle_blocks == 1
     result = pipe([PIL.Image.open(photographs[0]), stained(photographs[0])])
     assert result.is_anomalous == [False, True]
     y, x = np.unravel_index(result.anomaly_map[1].argmax(), result.anomaly_map[1].shape)

@@ -40,6 +40,7 @@ from ddad.datasets.layouts import read_dataset
 from ddad.datasets.lookalikes import group_lookalikes, split_images
 from ddad.features_ddad import DDADFeatureExtractor
 from ddad.images_ddad import DDADImageProcessor
+from ddad.refining_ddad import DDADRefiner
 from ddad.scheduling_ddad import DDADScheduler
 from ddad.training.config import PRESETS, TrainConfig
 from ddad.training.corruption import Corruption
@@ -443,7 +444,17 @@ def finish_base(trained: Path, backbone: str, output: Path) -> None:
     create_feature_extractor(APPEARANCE_BACKBONE).half().save_pretrained(output / "appearance_extractor")
     unet.half().save_pretrained(output / "unet", max_shard_size=MAX_SHARD_SIZE)
     DDADScheduler(prediction_type="sample", detail_std=DETAIL_STD).save_pretrained(output / "scheduler")
+    refiner = assemble_refiner(trained)
+    refiner.half().save_pretrained(output / "refiner", max_shard_size=MAX_SHARD_SIZE)
+    record["refiner"] = json.loads((trained / "refiner.json").read_text())
     (output / RECORD_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def assemble_refiner(trained: Path) -> DDADRefiner:
+    """The refiner that `tools.refiner train` wrote."""
+    refiner = DDADRefiner()
+    refiner.load_state_dict(load_file(trained / "refiner.safetensors"))
+    return refiner.eval().requires_grad_(False)
 
 
 def finish_part(trained: Path, name: str, data: str, source: str, backbone: str, output: Path) -> None:
@@ -463,7 +474,15 @@ def finish_part(trained: Path, name: str, data: str, source: str, backbone: str,
     large = [ImageFolder(paths, size) for paths in (train_paths, held_out)]
     extractor = create_appearance_extractor(size, features)
     pipe, calibration = build_pipeline(
-        config, unet, features, create_scheduler(config), tuple(folders), DDADImageProcessor(), extractor, tuple(large)
+        config,
+        unet,
+        features,
+        create_scheduler(config),
+        tuple(folders),
+        DDADImageProcessor(),
+        extractor,
+        tuple(large),
+        assemble_refiner(trained),
     )
     settings = dataclasses.asdict(config) | {"data": Path(data).name, "output": name}
     record = trained_record | {

@@ -30,6 +30,7 @@ from ddad.denoising_ddad import DDADDenoiser
 from ddad.features_ddad import DDADFeatureExtractor
 from ddad.images_ddad import DDADImageProcessor, decoding, open_picture
 from ddad.pipeline import DDADPipeline, ImageInput
+from ddad.refining_ddad import DDADRefiner
 from ddad.scheduling_ddad import DDADScheduler
 from ddad.unet_ddad import DDADUNet2DModel
 
@@ -106,7 +107,7 @@ class PartReport:
 
 
 def load_base(base: str | Path | None) -> dict[str, Any]:
-    """Network, diffusion process and feature extractors of a base network; that of appearance may be missing.
+    """Networks, diffusion process and feature extractors of a base; refiner and that of appearance may be missing.
 
     Raises:
         OSError: if there is none.
@@ -118,8 +119,8 @@ def load_base(base: str | Path | None) -> dict[str, Any]:
     for name in classes:
         if not (folder / name).is_dir():
             raise OSError(f"{base or folder} is no base network: its folder {name} is missing.")
-    if (folder / "appearance_extractor").is_dir():
-        classes["appearance_extractor"] = DDADFeatureExtractor
+    optional = {"appearance_extractor": DDADFeatureExtractor, "refiner": DDADRefiner}
+    classes |= {name: kind for name, kind in optional.items() if (folder / name).is_dir()}
     loaded = {name: kind.from_pretrained(folder / name) for name, kind in classes.items()}
     for network in loaded.values():
         if isinstance(network, torch.nn.Module):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ddad.checkpoint.loading import find_folder
 from ddad.checkpoint.names import BUNDLED_BASE
+from ddad.refining_ddad import DDADRefiner
 from ddad.scheduling_ddad import DDADScheduler
 from ddad.training.config import PRESETS, TrainConfig
 from ddad.unet_ddad import DDADUNet2DModel
@@ -72,6 +73,14 @@ def create_from_base(config: TrainConfig, feature_channels: int) -> DDADUNet2DMo
     if unexpected or any(not name.startswith(FEATURE_HEAD) for name in missing):
         raise OSError(f"{config.base} is damaged: its weights are not those of its configuration.")
     return unet.requires_grad_(True)
+
+
+def load_refiner(base: str) -> DDADRefiner | None:
+    """What adds detail to repairs, from the base's folder or repository; None where that has none."""
+    folder = find_folder(base, {}) / "refiner" if base else Path()
+    if not (folder / DDADRefiner.config_name).is_file():
+        return None
+    return DDADRefiner.from_pretrained(folder, use_safetensors=True).float().requires_grad_(False).eval()
 
 
 def describe_base(base: str) -> str:

@@ -21,8 +21,9 @@ from ddad.denoising_ddad import DDADDenoiser
 from ddad.features_ddad import DDADFeatureExtractor
 from ddad.images_ddad import DDADImageProcessor
 from ddad.pipeline import DDADPipeline
+from ddad.refining_ddad import DDADRefiner
 from ddad.scheduling_ddad import DDADScheduler
-from ddad.training.base_network import choose_base, describe_base
+from ddad.training.base_network import choose_base, describe_base, load_refiner
 from ddad.training.config import TrainConfig
 from ddad.training.loop import create_scheduler, train_unet
 from ddad.training.state import read_record, state_folder
@@ -120,6 +121,7 @@ def train(config: TrainConfig) -> None:
         processor,
         extractor,
         (large[0], large[1]),
+        load_refiner(config.base),
     )
     settings = dataclasses.asdict(config)
     settings["backbone_weights"] = Path(config.backbone_weights).name if config.backbone_weights else None
@@ -150,6 +152,7 @@ def build_pipeline(
     processor: DDADImageProcessor,
     extractor: DDADFeatureExtractor,
     large: tuple[Images, Images],
+    refiner: DDADRefiner | None,
 ) -> tuple[DDADPipeline, dict[str, Any]]:
     """Fits, calibrates and assembles the pipeline of a run; all weights are exact in float16.
 
@@ -162,6 +165,7 @@ def build_pipeline(
         processor: what reads them.
         extractor: what appearance is judged by.
         large: the same images at its size.
+        refiner: what adds detail to repairs.
 
     Returns:
         The pipeline, and what was chosen.
@@ -170,7 +174,7 @@ def build_pipeline(
     features = features.to(memory_format=torch.contiguous_format)
     extractor = extractor.to(unet.device)
     extractor.fit(batches(large[0]))
-    for network in (unet, features, extractor):
+    for network in filter(None, (unet, features, extractor, refiner)):
         round_to_half(network)
     count = sum(len(image) for image in images)
     normality = create_normality(
@@ -185,6 +189,7 @@ def build_pipeline(
         image_processor=processor,
         appearance_extractor=extractor,
         appearance=create_appearance(extractor).to(unet.device),
+        refiner=None if refiner is None else refiner.to(unet.device),
         category=config.category,
         feature_score="appearance",
     )
