@@ -5,6 +5,8 @@ import os
 import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # beside another, two threads each are slower than one
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
 
