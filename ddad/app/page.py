@@ -167,7 +167,7 @@ def create_page(checkpoints: str | Path) -> gr.Blocks:
             with gr.Tab("Many images"):
                 add_many_images(categories, visits, category, tabs, work)
             with gr.Tab("Your part"):
-                add_your_part(categories, visits, category, known, own, work, tabs)
+                add_your_part(page, categories, visits, category, known, own, work, tabs)
             with gr.Tab("About"):
                 add_about()
         with gr.Accordion("Another category from the Hugging Face Hub", open=False):

@@ -14,6 +14,7 @@ import gradio as gr
 
 from ddad.app.categories import OWN_MARK, Categories, label_choices, readable
 from ddad.app.compute import LONG, evaluates_networks, give_way, needs_gpu
+from ddad.app.home import add_home_training
 from ddad.app.many import open_all
 from ddad.app.uploads import create_image_input, open_category, output_path, refusal
 from ddad.app.visits import Run, Stopped, Visits
@@ -325,6 +326,7 @@ def without(files: list[str] | None, names: list[str]) -> list[str]:
 
 
 def add_your_part(
+    page: gr.Blocks,
     categories: Categories,
     visits: Visits,
     category: gr.Dropdown,
@@ -336,6 +338,7 @@ def add_your_part(
     """Builds the tab.
 
     Args:
+        page: it.
         categories: the categories.
         visits: the visitors.
         category: the page's choice, which the new category becomes.
@@ -433,6 +436,10 @@ def add_your_part(
         label="What it learnt from", columns=8, height=260, object_fit="cover", interactive=False, visible=False
     )
     learnt, unlike = gr.State(""), gr.State([])
+    trained = add_home_training(
+        page, categories, visits, (learnt, files), (known, own), offer, [category, known, own, told, learnt]
+    )
+    trained.success(land, [learnt, told], [*single.places.all, tabs, told], api_visibility="private")
     hidden: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None}
     options: dict[str, Any] = {**hidden, "show_progress_on": told}
     outputs = [category, known, own, told, download, learnt, unlike, leave_out, sheet]

@@ -13,8 +13,12 @@ from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ddad.unet_ddad import DDADUNet2DModel
+
 FOLDER = "training_state"
 STATE_NAME, RECORD_NAME = "state.safetensors", "state.json"
+# The averaged weights as a network that can be loaded: what the run has learnt so far.
+AVERAGE_NAME = "average"
 
 
 def state_folder(output: str | Path) -> Path:
@@ -47,12 +51,12 @@ def checksum(path: Path) -> str:
 def save_state(
     output: str | Path,
     step: int,
-    unet: nn.Module,
+    unet: DDADUNet2DModel,
     ema: EMAModel,
     optimizer: torch.optim.Optimizer,
     record: dict[str, Any],
 ) -> None:
-    """Saves weights, their average, the optimiser's moments and the record after `step` steps.
+    """Saves weights, their average (as a network too), the optimiser's moments and the record after `step` steps.
 
     The new state is written beside the old one and then takes its place, so that a kill at any moment leaves one.
 
@@ -70,6 +74,10 @@ def save_state(
         fresh.mkdir(parents=True)
         weights = fresh / STATE_NAME
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, weights)
+        ema.store(unet.parameters())
+        ema.copy_to(unet.parameters())
+        unet.save_pretrained(fresh / AVERAGE_NAME)
+        ema.restore(unet.parameters())
         values = {"step": step, "checksum": checksum(weights), **record}
         (fresh / RECORD_NAME).write_text(json.dumps(values, indent=2), encoding="utf-8")
     except Exception as error:  # of the system, or of safetensors

@@ -1,0 +1,144 @@
+"""A part's own network from the page: who may train, what is read of a training, and that it outlives the page."""
+
+import os
+import shutil
+import signal
+import sys
+import time
+from types import SimpleNamespace
+
+import gradio as gr
+import pytest
+
+from ddad.app import home
+from ddad.app.categories import Categories
+from ddad.app.home import HomeTraining, Training, describe, is_at_home
+from tests.conftest import create_tiny_pipeline
+from tests.test_calibration import striped_images
+
+LOG = (
+    "8 good images train.\nMeasuring the features of the good images.\n"
+    "Training:   0%|          | 0/1000 [00:00<?, ?it/s]\r"
+    "Training:   1%|          | 9/1000 [00:10<18:20,  1.11s/it, pixel=0.021, variance=0.008, feature=0.5]\r"
+    "Training:   2%|▏         | 20/1000 [00:22<18:09,  1.11s/it, pixel=0.019, variance=1e-05, feature=0.44]\r"
+)
+# Stands for `ddad train`, whose process is watched: it works until it is told to end.
+PROGRAM = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+print("Training:  10%|# | 100/1000 [00:10<01:30,  9.9it/s, pixel=0.02, feature=0.4]", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("DDAD_HOME", str(tmp_path))
+    monkeypatch.delenv("SPACE_ID", raising=False)
+    return tmp_path / "parts"
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    return [str(path) for path in sorted(striped_images(tmp_path / "photographs", 6, seed=1).rglob("*.png"))]
+
+
+def visitor(host):
+    return SimpleNamespace(headers={"host": host})
+
+
+def test_who_sits_at_the_machine_may_train_and_nobody_else(monkeypatch):
+    assert is_at_home(visitor("127.0.0.1:7860")) and is_at_home(visitor("localhost:7860"))
+    assert not is_at_home(visitor("192.168.0.7:7860")) and not is_at_home(visitor("abc.gradio.live"))
+    assert not is_at_home(visitor("localhost.evil.example:80")) and not is_at_home(None)
+    monkeypatch.setenv("SPACE_ID", "factory/ddad")
+    assert not is_at_home(visitor("localhost:7860"))
+
+
+def test_photographs_are_kept_under_names_that_say_nothing(photographs, folder, tmp_path):
+    archive = shutil.make_archive(str(tmp_path / "more"), "zip", tmp_path / "photographs")
+    renamed = shutil.copy(photographs[0], tmp_path / "bad angle.png")
+    training = Training.create("bracket", [renamed, archive])
+    assert [path.name for path in sorted(training.photographs.iterdir())] == [f"{n:04d}.png" for n in range(1, 8)]
+    assert training.folder == folder / "bracket"
+    assert Training.create("bracket", photographs).name == "bracket_2"
+    assert [one.name for one in Training.every()] == ["bracket", "bracket_2"]
+
+
+def test_how_far_it_is_stands_in_its_output(photographs):
+    training = Training.create("bracket", photographs)
+    assert training.glance().what == "Starting" and training.state == "unfinished"
+    training.log.write_text(LOG, encoding="utf-8")
+    glance = training.glance()
+    assert (glance.what, glance.done, glance.count, glance.left) == ("Training", 20, 1000, "18:09")
+    assert [loss["step"] for loss in glance.losses] == [9, 20] and glance.losses[1]["variance"] == 1e-5
+    assert "Measuring the features" in describe(training, glance) and "*Go on*" in describe(training, glance)
+    with training.log.open("a", encoding="utf-8") as log:
+        log.write("\nddad: error: 2 good images are too few.\n")
+    assert "too few" in describe(training, training.glance())
+    training.output.mkdir()
+    (training.output / "model_index.json").write_text("{}")
+    assert training.state == "finished" and "*Open*" in describe(training, training.glance())
+
+
+def test_a_training_outlives_the_page_and_ends_when_it_is_told_to(photographs, monkeypatch, tmp_path):
+    program = tmp_path / "train.py"
+    program.write_text(PROGRAM)
+    monkeypatch.setattr(Training, "command", property(lambda self: [sys.executable, str(program), str(self.output)]))
+    training = Training.create("bracket", photographs)
+    assert training.start() == "bracket"
+    while not training.glance().losses:
+        time.sleep(0.05)
+    assert training.state == "running" and "100 of 1000" in describe(training, training.glance())
+    with pytest.raises(gr.Error, match="Bracket is being trained"):
+        Training.create("other", photographs).start()
+    # A page that was started anew knows it by its number alone.
+    child = Training._children.pop(training.folder)
+    again = next(one for one in Training.every() if one.name == "bracket")
+    assert again.state == "running"
+    os.kill(child.pid, signal.SIGTERM)
+    child.wait(10)
+    assert again.state == "unfinished"
+    again.start()
+    assert again.state == "running"
+    again.stop()
+    assert again.state == "unfinished"
+    # The number of a process that ended may be given to another one.
+    again.pid.write_text(str(os.getpid()))
+    Training._children.clear()
+    assert again.state == "unfinished"
+
+
+def test_nothing_is_trained_before_something_was_learnt(tmp_path):
+    create_tiny_pipeline().save_pretrained(tmp_path / "checkpoints" / "tiny")
+    work = HomeTraining(Categories(tmp_path / "checkpoints", "cpu"))
+    for learnt, files in (("", ["a.png"]), ("bracket~1", None)):
+        with pytest.raises(gr.Error, match="Learn the part first"):
+            work.begin(learnt, files)
+    with pytest.raises(gr.Error, match="Choose a part"):
+        work.find("unknown")
+    assert not home.parts_folder().exists()
+
+
+@pytest.mark.slow
+def test_a_network_is_trained_watched_stopped_and_goes_on(photographs, tmp_path):
+    training = Training.create("stripes", photographs)
+    training.start()
+    until = time.monotonic() + 240
+    while training.glance().done < 3 and time.monotonic() < until:
+        assert training.state == "running", training.glance().last
+        time.sleep(1)
+    training.stop()
+    glance = training.glance()
+    assert training.state == "unfinished" and glance.done >= 3
+    unet = training.load_average()
+    assert unet is not None and unet.config.patch_size == 4 and training.saved_at > 0
+    create_tiny_pipeline().save_pretrained(tmp_path / "checkpoints" / "tiny")
+    with pytest.raises(gr.Error, match="not finished"):
+        HomeTraining(Categories(tmp_path / "checkpoints", "cpu")).open(training)
+    training.start()
+    while training.glance().done <= glance.done and time.monotonic() < until:
+        assert training.state == "running", training.glance().last
+        time.sleep(1)
+    training.stop()
+    assert training.glance().done > glance.done
