@@ -54,7 +54,7 @@ class Rival:
         """Its own maps and image scores."""
         seen = look(self.pipe, images)
         output = self.model(backbone_input(judged_by(self.pipe), seen))
-        return output.anomaly_map.view(len(seen), *seen.shape[2:]).numpy(), output.pred_score.flatten().numpy()
+        return output.anomaly_map.reshape(len(seen), *seen.shape[2:]).numpy(), output.pred_score.flatten().numpy()
 
     def size(self) -> int:
         """All of it at half precision."""

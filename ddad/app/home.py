@@ -61,7 +61,7 @@ def is_at_home(request: gr.Request | None) -> bool:
 def check_home(request: gr.Request | None) -> None:
     """Raises a gr.Error for a visitor who does not sit at the machine."""
     if not is_at_home(request):
-        raise refusal("Networks are trained by who sits at this machine alone.", TITLE)
+        raise refusal("This is for who sits at the machine itself, and opens the page there.", "Not from here")
 
 
 @dataclass(frozen=True)

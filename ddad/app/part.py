@@ -5,7 +5,6 @@ import logging
 import re
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,7 +15,8 @@ from ddad.app.categories import OWN_MARK, Categories, label_choices, readable
 from ddad.app.compute import LONG, evaluates_networks, give_way, needs_gpu
 from ddad.app.home import add_home_training
 from ddad.app.many import open_all
-from ddad.app.uploads import create_image_input, open_category, output_path, refusal
+from ddad.app.sharing import add_sharing
+from ddad.app.uploads import create_image_input, open_category, output_path, refusal, unpack_checkpoint
 from ddad.app.visits import Run, Stopped, Visits
 from ddad.app.work import SingleImage
 from ddad.calibration.calibration import FEW_IMAGES, recalibrate
@@ -34,9 +34,6 @@ from ddad.pipeline import DDADPipeline
 logger = logging.getLogger(__name__)
 
 MOST_IMAGES = 300
-MOST_BYTES = 400 * 2**20
-CHECKPOINT_SUFFIXES = (".json", ".safetensors")
-NAME_PART = re.compile(r"[\w-][\w.-]{0,95}", flags=re.ASCII)
 ZERO_GPU_SECONDS = 180
 # How many of the images the category as it was is asked about.
 ASKED = 40
@@ -270,36 +267,6 @@ class YourPart:
         self.visits.of(request).other.stop()
 
 
-def unpack_checkpoint(path: str, folder: Path) -> Path:
-    """The settings and weights of a checkpoint's zip, and nothing else of it, below `folder`.
-
-    Raises:
-        gr.Error: if it is no such zip.
-    """
-    title = "This zip cannot be opened"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = [
-                member for member in archive.infolist() if PurePosixPath(member.filename).suffix in CHECKPOINT_SUFFIXES
-            ]
-            roots = {PurePosixPath(member.filename).parts[0] for member in members}
-            if len(roots) != 1 or sum(member.file_size for member in members) > MOST_BYTES:
-                raise refusal("Give a zip as this page makes it: one checkpoint in one folder.", title)
-            for member in members:
-                parts = PurePosixPath(member.filename).parts
-                if not 2 <= len(parts) <= 3 or not all(NAME_PART.fullmatch(part) for part in parts):
-                    raise refusal("Give a zip as this page makes it: one checkpoint in one folder.", title)
-                target = folder.joinpath(*parts)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(member) as source, target.open("wb") as stream:
-                    shutil.copyfileobj(source, stream)
-    except gr.Error:
-        raise
-    except Exception:  # decompressors raise what they like
-        raise refusal("This zip is damaged or none.", title) from None
-    return folder / roots.pop()
-
-
 def add_photograph(photograph: str | None, files: list[str] | None) -> tuple[Any, ...]:
     """One more photograph of the device's camera."""
     if photograph is None:
@@ -436,6 +403,7 @@ def add_your_part(
         label="What it learnt from", columns=8, height=260, object_fit="cover", interactive=False, visible=False
     )
     learnt, unlike = gr.State(""), gr.State([])
+    add_sharing(download)
     trained = add_home_training(
         page, categories, visits, (learnt, files), (known, own), offer, [category, known, own, told, learnt]
     )

@@ -1,7 +1,10 @@
 """What visitors give: images and names of categories, read with messages that are for them."""
 
+import re
 import secrets
-from pathlib import Path
+import shutil
+import zipfile
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import gradio as gr
@@ -12,6 +15,10 @@ from gradio.utils import get_upload_folder
 from ddad.app.categories import Categories, Category, CategoryError
 from ddad.images_ddad import decoding, open_picture
 
+# What the zip of a checkpoint may hold.
+MOST_BYTES = 400 * 2**20
+CHECKPOINT_SUFFIXES = (".json", ".safetensors")
+NAME_PART = re.compile(r"[\w-][\w.-]{0,95}", flags=re.ASCII)
 UNREADABLE_TITLE = "This image cannot be inspected"
 
 
@@ -65,3 +72,33 @@ def output_path(name: str) -> Path:
     folder = Path(get_upload_folder()) / secrets.token_hex(16)
     folder.mkdir(parents=True)
     return folder / name
+
+
+def unpack_checkpoint(path: str, folder: Path) -> Path:
+    """The settings and weights of a checkpoint's zip, and nothing else of it, below `folder`.
+
+    Raises:
+        gr.Error: if it is no such zip.
+    """
+    title = "This zip cannot be opened"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [
+                member for member in archive.infolist() if PurePosixPath(member.filename).suffix in CHECKPOINT_SUFFIXES
+            ]
+            roots = {PurePosixPath(member.filename).parts[0] for member in members}
+            if len(roots) != 1 or sum(member.file_size for member in members) > MOST_BYTES:
+                raise refusal("Give a zip as this page makes it: one checkpoint in one folder.", title)
+            for member in members:
+                parts = PurePosixPath(member.filename).parts
+                if not 2 <= len(parts) <= 3 or not all(NAME_PART.fullmatch(part) for part in parts):
+                    raise refusal("Give a zip as this page makes it: one checkpoint in one folder.", title)
+                target = folder.joinpath(*parts)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(member) as source, target.open("wb") as stream:
+                    shutil.copyfileobj(source, stream)
+    except gr.Error:
+        raise
+    except Exception:  # decompressors raise what they like
+        raise refusal("This zip is damaged or none.", title) from None
+    return folder / roots.pop()

@@ -14,7 +14,7 @@ from ddad.calibration.fitting import Fit, Images, fit_residuals, spread
 from ddad.calibration.gaussians import Moments, principal_components, shrink
 from ddad.calibration.progress import Report, track
 from ddad.datasets.folder import ImagesInMemory
-from ddad.datasets.nuisance import Nuisance, vary
+from ddad.datasets.nuisance import Nuisance, change_one, vary
 from ddad.pipeline import DDADPipeline
 
 COMPONENT_IMAGES = 48
@@ -155,13 +155,12 @@ def gather_looks(
     )
 
 
-def vary_half(images: Images, degrees: float, nuisance: Nuisance, seed: int) -> ImagesInMemory:
-    """Held-out images as they judge: every other one varied, as tomorrow's photographs will be."""
+def vary_half(images: Images, nuisance: Nuisance) -> ImagesInMemory:
+    """Held-out images as they judge: every other one changed in one way, as tomorrow's photographs may be."""
     judged = ImagesInMemory()
     for index in range(len(images)):
-        generator = torch.Generator().manual_seed(7_000_003 * (seed + 1) + index)
         image = images[index]
-        judged.append(image if index % 2 == 0 else vary(image[None], degrees, nuisance, generator)[0])
+        judged.append(image if index % 2 == 0 else change_one(image[None], index // 2, nuisance)[0])
     return judged
 
 

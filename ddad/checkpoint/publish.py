@@ -107,8 +107,14 @@ def prepare(pipe: Any, folder: Path, repository: str, example: str | None = None
         yield staged
 
 
-def publish(staged: Path, repository: str, options: PublishOptions) -> str:
+def publish(staged: Path, repository: str, options: PublishOptions, token: str | None = None) -> str:
     """Sends a prepared folder; files that the repository has already are not sent again.
+
+    Args:
+        staged: it.
+        repository: USER/NAME.
+        options: how.
+        token: of the account; None takes that of this machine.
 
     Returns:
         The address of the commit or pull request.
@@ -116,7 +122,7 @@ def publish(staged: Path, repository: str, options: PublishOptions) -> str:
     Raises:
         OSError: if the Hub refuses or cannot be reached; what was sent so far need not be sent again.
     """
-    api = HfApi()
+    api = HfApi(token=token)
     api.create_repo(repository, private=options.private, exist_ok=True)
     if options.revision is not None and not options.create_pr:
         api.create_branch(repository, branch=options.revision, exist_ok=True)

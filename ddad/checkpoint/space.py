@@ -68,6 +68,9 @@ def card_data(title: str, hardware: str, repositories: Sequence[str]) -> SpaceCa
         tags=list(TAGS),
         models=list(repositories) or None,
         preload_from_hub=list(repositories) or None,
+        # Visitors publish what they have learnt under their own login; nothing else of theirs is asked for.
+        hf_oauth=True,
+        hf_oauth_scopes=["contribute-repos"],
     )
 
 

@@ -97,25 +97,37 @@ def vary(image: torch.Tensor, degrees: float, nuisance: Nuisance, generator: tor
     copy = copy.clamp(-1, 1)
     if happens():
         copy = compress(
-            copy, round(100 - (100 - QUALITY) * min(1.6, strength) * float(torch.rand(1, generator=generator)))
+            copy, round(100 - (100 - lowest_quality(strength)) * float(torch.rand(1, generator=generator)))
         )
     return copy
 
 
-def _noise(images: torch.Tensor) -> torch.Tensor:
-    return add_noise(images, NOISE, torch.Generator().manual_seed(0))
+def lowest_quality(strength: float) -> int:
+    """The lowest JPEG quality of a strength."""
+    return round(100 - (100 - QUALITY) * min(1.6, strength))
 
 
-# What an evaluation changes good test images by, one at a time, at mild strength.
-NUISANCES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+def _noise(images: torch.Tensor, strength: float) -> torch.Tensor:
+    return add_noise(images, NOISE * strength, torch.Generator().manual_seed(0))
+
+
+# What changes one at a time, each as far as it goes at a strength: an evaluation changes good test images by them, and
+# held-out images that judge are changed by one each.
+NUISANCES: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
     "noise": _noise,
-    "less light": lambda images: change_light(images, 1 - LIGHT),
-    "more light": lambda images: change_light(images, 1 + LIGHT),
-    "less contrast": lambda images: change_contrast(images, 1 - LIGHT),
-    "more contrast": lambda images: change_contrast(images, 1 + LIGHT),
-    "JPEG": lambda images: compress(images, QUALITY),
-    "shift": lambda images: move(images, SHIFT, -SHIFT, 1.0),
-    "zoom in": lambda images: move(images, 0.0, 0.0, 1 + ZOOM),
-    "zoom out": lambda images: move(images, 0.0, 0.0, 1 - ZOOM),
-    "blur": lambda images: blur(images, BLUR),
+    "less light": lambda images, strength: change_light(images, 1 - LIGHT * strength),
+    "more light": lambda images, strength: change_light(images, 1 + LIGHT * strength),
+    "less contrast": lambda images, strength: change_contrast(images, 1 - LIGHT * strength),
+    "more contrast": lambda images, strength: change_contrast(images, 1 + LIGHT * strength),
+    "JPEG": lambda images, strength: compress(images, lowest_quality(strength)),
+    "shift": lambda images, strength: move(images, SHIFT * strength, -SHIFT * strength, 1.0),
+    "zoom in": lambda images, strength: move(images, 0.0, 0.0, 1 + ZOOM * strength),
+    "zoom out": lambda images, strength: move(images, 0.0, 0.0, 1 - ZOOM * strength),
+    "blur": lambda images, strength: blur(images, BLUR * strength),
 }
+
+
+def change_one(image: torch.Tensor, number: int, nuisance: Nuisance) -> torch.Tensor:
+    """`[1, 3, S, S]` in [-1, 1], changed by one of `NUISANCES`, by number."""
+    change = list(NUISANCES.values())[number % len(NUISANCES)]
+    return change(image, STRENGTHS[nuisance]).clamp(-1, 1) if STRENGTHS[nuisance] else image

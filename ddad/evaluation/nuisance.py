@@ -23,7 +23,7 @@ def evaluate_nuisances(pipe: DDADPipeline, good: Sequence[Path]) -> dict[str, fl
     alarms = dict.fromkeys(("none", *NUISANCES), 0)
     for path in tqdm(chosen, desc="Nuisances", mininterval=1, unit="image"):
         image = pipe.image_processor.read_image(path)[None] * 2 - 1
-        changed = [image, *(change(image) for change in NUISANCES.values())]
+        changed = [image, *(change(image, 1.0) for change in NUISANCES.values())]
         verdicts = pipe([(image[0].clamp(-1, 1) + 1) / 2 for image in changed], denoise=False).is_anomalous
         for name, verdict in zip(alarms, verdicts, strict=True):
             alarms[name] += verdict
