@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import gradio as gr
+from gradio.utils import get_space
 from huggingface_hub import get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
@@ -24,7 +25,7 @@ LICENSES = ("", "cc-by-4.0", "cc-by-nc-sa-4.0", "apache-2.0", "mit", "other")
 
 def has_login() -> bool:
     """Whether visitors can log in here with their own account: on a Space that asks for it."""
-    return bool(os.environ.get("SPACE_ID") and os.environ.get("OAUTH_CLIENT_ID"))
+    return get_space() is not None and "OAUTH_CLIENT_ID" in os.environ
 
 
 def publish_archive(
