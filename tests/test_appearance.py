@@ -6,7 +6,7 @@ import torch
 
 from ddad import DDADPipeline
 from ddad.appearance_ddad import DDADAppearanceModel
-from ddad.calibration.appearance import Statistics, store
+from ddad.calibration.appearance import Statistics, store, vary_half
 from ddad.calibration.calibration import create_appearance, recalibrate
 from ddad.calibration.factors import Factors
 from ddad.calibration.fitting import CalibrationConfig
@@ -101,12 +101,30 @@ def test_nuisance_is_as_strong_as_it_says():
     shifted = move(image, 8 / 64, 0.0, 1.0)
     torch.testing.assert_close(shifted[..., 8:, :], image[..., :-8, :], atol=1e-3, rtol=0)
     assert 0 < (compress(image, 95) - image).abs().mean() < (compress(image, 50) - image).abs().mean()
+    smooth = torch.nn.functional.interpolate(image[..., :4, :4], size=(64, 64), mode="bicubic").clamp(-1, 1)
     for name, change in NUISANCES.items():
-        assert change(image).shape == image.shape, name
+        mild, strong = (change(smooth, strength) for strength in (1.0, 2.0))
+        assert mild.shape == smooth.shape and 0 < (mild - smooth).abs().mean() < (strong - smooth).abs().mean(), name
     plain = vary(image, 0.0, "none", torch.Generator().manual_seed(2))
     assert plain.shape == image.shape and plain.min() >= -1 and plain.max() <= 1
     first, second = (vary(image, 5.0, "mild", torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(first, second)
+
+
+def test_every_other_image_judges_changed_in_one_way():
+    images = [torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(n)) * 1.6 - 0.8 for n in range(22)]
+    judged = vary_half(images, "mild")
+    for number, (image, shown) in enumerate(zip(images, judged, strict=True)):
+        if number % 2 == 0:
+            assert (shown - image).abs().max() <= 1.01 / 255  # it was kept in bytes
+    names = list(NUISANCES)
+    noisy, dark = judged[1] - images[1], judged[3] - images[3]
+    assert names[:2] == ["noise", "less light"]
+    assert noisy.std() == pytest.approx(6 / 255, rel=0.1)
+    torch.testing.assert_close(dark, -0.1 * (images[3] + 1), atol=1.1 / 255, rtol=0)
+    assert (judged[21] - judged[1]).abs().mean() > 0.1  # the eleventh begins anew, on another image
+    plain = vary_half(images, "none")
+    assert all((shown - image).abs().max() <= 1.01 / 255 for image, shown in zip(images, plain, strict=True))
 
 
 @pytest.fixture(scope="module")
