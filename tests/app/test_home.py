@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
-from ddad.app import home
 from ddad.app.categories import Categories
-from ddad.app.home import HomeTraining, Training, describe, is_at_home
+from ddad.app.home import HomeTraining, is_at_home
+from ddad.app.trainings import Training, describe, parts_folder
 from tests.conftest import create_tiny_pipeline
 from tests.test_calibration import striped_images
 
@@ -117,7 +117,7 @@ def test_nothing_is_trained_before_something_was_learnt(tmp_path):
             work.begin(learnt, files)
     with pytest.raises(gr.Error, match="Choose a part"):
         work.find("unknown")
-    assert not home.parts_folder().exists()
+    assert not parts_folder().exists()
 
 
 @pytest.mark.slow
