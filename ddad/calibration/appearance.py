@@ -155,12 +155,13 @@ def gather_looks(
     )
 
 
-def vary_half(images: Images, nuisance: Nuisance) -> ImagesInMemory:
-    """Held-out images as they judge: every other one changed in one way, as tomorrow's photographs may be."""
+def vary_half(images: Images, nuisance: Nuisance, seed: int) -> ImagesInMemory:
+    """Held-out images as they judge: every other one moved and changed, as tomorrow's photographs may be."""
     judged = ImagesInMemory()
     for index in range(len(images)):
+        generator = torch.Generator().manual_seed(7_000_003 * (seed + 1) + index)
         image = images[index]
-        judged.append(image if index % 2 == 0 else change_one(image[None], index // 2, nuisance)[0])
+        judged.append(image if index % 2 == 0 else change_one(image[None], index // 2, nuisance, generator)[0])
     return judged
 
 

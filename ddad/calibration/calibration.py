@@ -272,7 +272,7 @@ def calibrate(
     judged, varied = held_out, held_out
     if large is not None:
         folds = views.fold[views.original]
-        varied = vary_half(large[1], config.nuisance)
+        varied = vary_half(large[1], config.nuisance, config.seed)
         judged = [shrink_to(pipe, image) for image in varied]
         looks = gather_looks(
             pipe, *large, varied, folds, config.rotation_degrees, config.nuisance, config.seed, report

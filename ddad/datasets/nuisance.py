@@ -111,8 +111,7 @@ def _noise(images: torch.Tensor, strength: float) -> torch.Tensor:
     return add_noise(images, NOISE * strength, torch.Generator().manual_seed(0))
 
 
-# What changes one at a time, each as far as it goes at a strength: an evaluation changes good test images by them, and
-# held-out images that judge are changed by one each.
+# What an evaluation changes good test images by, one at a time, each as far as it goes at a strength.
 NUISANCES: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
     "noise": _noise,
     "less light": lambda images, strength: change_light(images, 1 - LIGHT * strength),
@@ -127,7 +126,18 @@ NUISANCES: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
 }
 
 
-def change_one(image: torch.Tensor, number: int, nuisance: Nuisance) -> torch.Tensor:
-    """`[1, 3, S, S]` in [-1, 1], changed by one of `NUISANCES`, by number."""
-    change = list(NUISANCES.values())[number % len(NUISANCES)]
-    return change(image, STRENGTHS[nuisance]).clamp(-1, 1) if STRENGTHS[nuisance] else image
+# What else than its place can change of a photograph, by name.
+OF_THE_CAMERA = ("noise", "less light", "more light", "less contrast", "more contrast", "JPEG", "blur")
+
+
+def change_one(image: torch.Tensor, number: int, nuisance: Nuisance, generator: torch.Generator) -> torch.Tensor:
+    """`[1, 3, S, S]` in [-1, 1], moved at random, and changed by one of `OF_THE_CAMERA`, by number.
+
+    A part never lies exactly where it lay. A nuisance of the camera comes as strong as it may, and alone.
+    """
+    strength = STRENGTHS[nuisance]
+    if not strength:
+        return image
+    down, right, larger = (2 * torch.rand(3, generator=generator) - 1).tolist()
+    moved = move(image, SHIFT * strength * down, SHIFT * strength * right, 1 + ZOOM * strength * larger)
+    return NUISANCES[OF_THE_CAMERA[number % len(OF_THE_CAMERA)]](moved.clamp(-1, 1), strength).clamp(-1, 1)
