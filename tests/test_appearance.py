@@ -122,7 +122,7 @@ def test_every_other_image_judges_moved_and_changed_in_one_way():
         else:
             assert not torch.equal(judged[number], other[number])  # moved elsewhere
     detail = [(image[:, 1:] - image[:, :-1]).std() for image in (images[1], judged[1], images[3], judged[3])]
-    assert detail[1] > 2 * detail[0] and detail[3] < 1.2 * detail[2]  # the first is noisy
+    assert detail[1] > 1.5 * detail[0] and detail[3] < 1.2 * detail[2]  # the first is noisy
     assert (judged[3] + 1).mean() == pytest.approx(0.9 * float((images[3] + 1).mean()), rel=0.05)  # the next is dark
     plain = vary_half(images, "none", 0)
     assert all((shown - image).abs().max() <= 1.01 / 255 for image, shown in zip(images, plain, strict=True))
