@@ -170,15 +170,16 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     dataset = read_dataset(arguments.data)
     output = arguments.output or RESULTS / f"{dataset.name}.json"
-    pipe = DDADPipeline.from_pretrained(arguments.checkpoint)
-    results: dict[str, Any] = {
-        "data": dataset.describe(),
-        "looked_at": describe_looks(pipe),
-        "machine": describe_machine(),
-        "methods": {},
-    }
+    results: dict[str, Any]
     if output.is_file():
         results = json.loads(output.read_text(encoding="utf-8"))
+    else:
+        results = {
+            "data": dataset.describe(),
+            "looked_at": describe_looks(DDADPipeline.from_pretrained(arguments.checkpoint)),
+            "machine": describe_machine(),
+            "methods": {},
+        }
     done = set(results["methods"]) | ({PARTS} if "kl" in results["methods"] else set())
     for name in arguments.methods or [one for one in ORDER if one not in done]:
         print(f"{name} ...", flush=True)

@@ -89,21 +89,24 @@ def split_part(name: str, folder: str) -> tuple[list[Path], list[Path]]:
     return list(train), list(held_out)
 
 
+def pack_images(key: str, store: torch.Tensor, quality: int) -> dict[str, np.ndarray]:
+    """The entries of a pack for some images, `[M, C, S, S]` uint8, as WebP; `unpack` reads them."""
+    blobs = []
+    for image in store:
+        picture = PIL.Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy())
+        data = io.BytesIO()
+        picture.save(data, "WEBP", quality=quality)
+        blobs.append(np.frombuffer(data.getvalue(), dtype=np.uint8))
+    print(f"{key}: {len(blobs)}, {sum(map(len, blobs)) / 2**20:.1f} MB", flush=True)
+    return {f"{key}/bytes": np.concatenate(blobs), f"{key}/sizes": np.array([len(blob) for blob in blobs])}
+
+
 def pack(output: str, folders: dict[str, str]) -> None:
     """Writes the images of all parts as WebP at the model's size into one file."""
     entries: dict[str, np.ndarray] = {}
     for name, folder in folders.items():
         for split, paths in zip(("train", "held_out"), split_part(name, folder), strict=True):
-            store = ImageFolder(paths, SIZE).load()
-            blobs = []
-            for image in store:
-                picture = PIL.Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy())
-                data = io.BytesIO()
-                picture.save(data, "WEBP", quality=QUALITY)
-                blobs.append(np.frombuffer(data.getvalue(), dtype=np.uint8))
-            entries[f"{name}/{split}/bytes"] = np.concatenate(blobs)
-            entries[f"{name}/{split}/sizes"] = np.array([len(blob) for blob in blobs])
-            print(f"{name}: {len(blobs)} {split}, {sum(map(len, blobs)) / 2**20:.1f} MB", flush=True)
+            entries |= pack_images(f"{name}/{split}", ImageFolder(paths, SIZE).load(), QUALITY)
     np.savez(output, **entries)
 
 

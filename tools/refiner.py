@@ -11,7 +11,6 @@ adversary that sees patches, and its features.
 
 import argparse
 import copy
-import io
 import json
 import time
 from pathlib import Path
@@ -26,12 +25,11 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from ddad.datasets.folder import ImageFolder
 from ddad.denoising_ddad import DDADDenoiser
-from ddad.features_ddad import DDADFeatureExtractor
 from ddad.refining_ddad import DDADRefiner
 from ddad.scheduling_ddad import DDADScheduler
 from ddad.training.corruption import Corruption
 from ddad.unet_ddad import DDADUNet2DModel
-from tools.base_network import DETAIL_STD, assemble, prefetch, split_part, unpack
+from tools.base_network import DETAIL_STD, assemble, pack_images, prefetch, split_part, standardised, unpack
 
 SIZE = 256
 CROP = 192
@@ -48,15 +46,9 @@ def pack(output: str, folders: dict[str, str], quality: int) -> None:
     entries: dict[str, np.ndarray] = {}
     for name, folder in folders.items():
         for split, paths in zip(("train", "held_out"), split_part(name, folder), strict=True):
-            blobs = []
-            for image in ImageFolder(paths[:400] if split == "train" else paths[:24], SIDES.get(name, SIDE)).load():
-                picture = PIL.Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy())
-                data = io.BytesIO()
-                picture.save(data, "WEBP", quality=quality)
-                blobs.append(np.frombuffer(data.getvalue(), dtype=np.uint8))
-            entries[f"{name}/{split}/bytes"] = np.concatenate(blobs)
-            entries[f"{name}/{split}/sizes"] = np.array([len(blob) for blob in blobs])
-            print(f"{name}: {len(blobs)} {split}, {sum(map(len, blobs)) / 2**20:.1f} MB", flush=True)
+            chosen = paths[:400] if split == "train" else paths[:24]
+            store = ImageFolder(chosen, SIDES.get(name, SIDE)).load()
+            entries |= pack_images(f"{name}/{split}", store, quality)
     np.savez(output, **entries)
 
 
@@ -181,17 +173,14 @@ def train(path: str, networks: Path, backbone: str, output: Path, seconds: float
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     started = time.monotonic()
     corruption = Corruption(SIZE, device, 1)
-    features = DDADFeatureExtractor.from_pretrained(backbone).float().to(device, memory_format=torch.channels_last)
+    statistics = json.loads((networks / "base.json").read_text())["features"]
+    features = standardised(backbone, statistics).to(device, memory_format=torch.channels_last)
     sources, held_out = [], {}
     for number, (name, one) in enumerate(unpack(path).items()):
         own = name if (networks / f"{name}.json").exists() else "base"
         unet = assemble(networks, own)[0].to(device, memory_format=torch.channels_last)
-        if "statistics" not in locals():
-            statistics = json.loads((networks / "base.json").read_text())["features"]
         sources.append((name, Repairs(one["train"].to(device), unet, corruption, number)))
         held_out[name] = Repairs(one["held_out"].to(device), unet, corruption, 0)
-    features.feature_mean.copy_(torch.tensor(statistics["mean"]))
-    features.feature_std.copy_(torch.tensor(statistics["std"]))
     torch.manual_seed(0)
     refiner = DDADRefiner(image_size=max(SIDES.values())).to(device, memory_format=torch.channels_last)
     averaged = copy.deepcopy(refiner).requires_grad_(False)

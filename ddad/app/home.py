@@ -133,12 +133,13 @@ class HomePlace:
 
     def show(self, name: str | None) -> dict[Any, Any]:
         """What stands in a part's folder, and buttons for what can be done."""
-        names = [one.name for one in Training.every()]
-        chosen = name if name in names else (names[-1] if names else None)
+        trainings = {one.name: one for one in Training.every()}
+        names = list(trainings)
+        chosen = name if name in trainings else (names[-1] if names else None)
         view = {self.parts: gr.Dropdown(choices=label_choices(names), value=chosen, visible=bool(names))}
         if chosen is None:
             return {**view, self.told: NOTHING_YET, self.timer: gr.Timer(active=False)}
-        training = self.work.find(chosen)
+        training = trainings[chosen]
         glance = training.glance()
         drawn = draw_losses(glance.losses) if len(glance.losses) > 1 else None
         return {

@@ -14,7 +14,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from ddad.app.home import check_home
 from ddad.app.uploads import refusal, unpack_checkpoint
-from ddad.checkpoint.loading import load_pipeline, read_json, refresh
+from ddad.checkpoint.loading import read_json, refresh
 from ddad.checkpoint.names import RECORD_NAME
 from ddad.checkpoint.publish import PublishOptions, prepare, publish
 from ddad.pipeline import DDADPipeline
@@ -64,8 +64,7 @@ def publish_archive(
         record = read_json(folder / RECORD_NAME)
         record["config"] |= {"license": license_name, "data_source": source.strip()}
         (folder / RECORD_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        refresh(DDADPipeline, folder)  # the zip holds no code; what is published does
-        pipe = load_pipeline(DDADPipeline, folder)
+        pipe = refresh(DDADPipeline, folder)  # the zip holds no code; what is published does
         try:
             with prepare(pipe, folder, repository.strip()) as staged:
                 return publish(staged, repository.strip(), PublishOptions(private=not public), token)

@@ -21,6 +21,7 @@ from typing import Any, Literal
 from ddad.app.categories import readable
 from ddad.app.many import open_all
 from ddad.app.uploads import refusal
+from ddad.checkpoint.names import AVERAGE_NAME, STATE_FOLDER
 from ddad.pipeline import DDADPipeline
 from ddad.unet_ddad import DDADUNet2DModel
 
@@ -77,6 +78,7 @@ class Training:
     def __init__(self, folder: Path):
         self.folder, self.name = folder, folder.name
         self.photographs, self.output = folder / "good", folder / "checkpoint"
+        self.average = self.output / STATE_FOLDER / AVERAGE_NAME
         self.log, self.pid = folder / "train.log", folder / "pid"
 
     @classmethod
@@ -185,17 +187,14 @@ class Training:
     @property
     def saved_at(self) -> float:
         """When what it has learnt was last saved; 0 for never."""
-        folder = self.output / "training_state" / "average"
         with contextlib.suppress(OSError):
-            return folder.stat().st_mtime
+            return self.average.stat().st_mtime
         return 0.0
 
     def load_average(self) -> DDADUNet2DModel | None:
         """What it has learnt so far; None before it has saved, and while it saves."""
         try:
-            unet = DDADUNet2DModel.from_pretrained(
-                self.output / "training_state" / "average", use_safetensors=True, local_files_only=True
-            )
+            unet = DDADUNet2DModel.from_pretrained(self.average, use_safetensors=True, local_files_only=True)
         except (OSError, ValueError):
             return None
         return unet.float().requires_grad_(False).eval()

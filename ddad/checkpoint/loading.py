@@ -315,8 +315,11 @@ def load_component(cls: Any, folder: Path, name: str, dtype: torch.dtype | None,
     return component
 
 
-def refresh(cls: Any, folder: Path) -> None:
+def refresh(cls: Any, folder: Path) -> Any:
     """Writes the code and the settings of this version into a checkpoint; settings that were changed are accepted.
+
+    Returns:
+        The pipeline.
 
     Raises:
         OSError, ValueError: as `load_pipeline`.
@@ -334,3 +337,4 @@ def refresh(cls: Any, folder: Path) -> None:
         kept = {key: value for key, value in settings.items() if key in known or key.startswith("_")}
         path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     pipe.save_config(folder)
+    return pipe

@@ -19,3 +19,6 @@ TAGS = (TAG, "anomaly-detection", "defect-detection", "diffusers")
 
 BUNDLED_BASE = Path(__file__).parents[2] / "checkpoints" / "base"
 """The base network that a clone of the project holds; an installed package has none."""
+# Of an unfinished training in a checkpoint's folder; in it the averaged weights as a network that can be loaded: what
+# the run has learnt so far.
+STATE_FOLDER, AVERAGE_NAME = "training_state", "average"

@@ -13,17 +13,15 @@ from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ddad.checkpoint.names import AVERAGE_NAME, STATE_FOLDER
 from ddad.unet_ddad import DDADUNet2DModel
 
-FOLDER = "training_state"
 STATE_NAME, RECORD_NAME = "state.safetensors", "state.json"
-# The averaged weights as a network that can be loaded: what the run has learnt so far.
-AVERAGE_NAME = "average"
 
 
 def state_folder(output: str | Path) -> Path:
     """Where the state of the run that writes to `output` lies while it is unfinished."""
-    return Path(output) / FOLDER
+    return Path(output) / STATE_FOLDER
 
 
 class DamagedStateError(ValueError):
@@ -64,7 +62,7 @@ def save_state(
         OSError: if it cannot be written; the last state is kept.
     """
     folder = state_folder(output)
-    fresh = folder.with_name(FOLDER + ".new")
+    fresh = folder.with_name(STATE_FOLDER + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
     tensors = {f"unet.{name}": value for name, value in unet.state_dict().items()}
     tensors |= {f"ema.{index}": value for index, value in enumerate(ema.shadow_params)}
@@ -86,7 +84,7 @@ def save_state(
             f"The state after step {step} cannot be saved to {folder} ({error}). The last saved state is kept: make"
             " room and give the same command again."
         ) from error
-    old = folder.with_name(FOLDER + ".old")
+    old = folder.with_name(STATE_FOLDER + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         os.replace(folder, old)
@@ -97,7 +95,7 @@ def save_state(
 def remove_state(output: str | Path) -> None:
     """Deletes what an unfinished run has saved, if there is one."""
     for ending in ("", ".new", ".old"):
-        shutil.rmtree(state_folder(output).with_name(FOLDER + ending), ignore_errors=True)
+        shutil.rmtree(state_folder(output).with_name(STATE_FOLDER + ending), ignore_errors=True)
 
 
 def read_record(output: str | Path) -> dict[str, Any] | None:
@@ -107,7 +105,7 @@ def read_record(output: str | Path) -> dict[str, Any] | None:
         DamagedStateError: if the state is not whole.
     """
     folder = state_folder(output)
-    old = folder.with_name(FOLDER + ".old")
+    old = folder.with_name(STATE_FOLDER + ".old")
     if not folder.exists() and old.exists():
         os.replace(old, folder)
     if not folder.exists():
