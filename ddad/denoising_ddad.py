@@ -268,5 +268,5 @@ class DDADDenoiser(SchedulerMixin, ConfigMixin):
         return (1 - scale**2) ** 0.5 * images + scale * direction
 
     def most_steps(self, num_steps: int, whole: bool = False) -> int:
-        """How many steps there are at most, the image as it came included."""
-        return num_steps + 1 + (0 if whole else len(self.config.inpainting_steps))
+        """How many steps there are at most: the image as it came and, repainted, the first and the last among them."""
+        return num_steps + 1 + (0 if whole else len(self.config.inpainting_steps) + 2)

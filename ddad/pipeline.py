@@ -564,6 +564,11 @@ class DDADPipeline(DiffusionPipeline):
         output = self.unet(noisy.to(self.unet.dtype), levels).sample.float()
         return self.scheduler.predict_original_sample(output, noisy, levels)
 
+    def predict_clean(self, images: torch.Tensor, timestep: int) -> torch.Tensor:
+        """x0_hat of images as they are, taken for the signal of x_t: without what the U-Net takes for noise there."""
+        alpha_bar, _ = self.scheduler.alpha_bars(torch.full((len(images),), timestep))
+        return self.predict_original(alpha_bar.sqrt().to(images) * images, timestep)
+
     def posterior_mean(self, noisy: torch.Tensor, timestep: int) -> torch.Tensor:
         """The mean of p(x_{t-1} | x_t), in [-1, 1]: the paper's denoising step, `[N, 3, S, S]`."""
         levels = torch.full((len(noisy),), timestep, device=noisy.device)
@@ -612,6 +617,9 @@ class DDADPipeline(DiffusionPipeline):
         The distance is that of the features to those that the U-Net predicts at the middle noise level for this very
         part without its defect. With a small model the paper's recipe, `descend_whole`, raises it instead.
 
+        Gradients of a backbone draw what it alone sees, too. Where a refiner adds the detail it must not take that for
+        the part's own: there a last denoising step removes it.
+
         Yields:
             The timestep of the U-Net's evaluation or 0, the images so far, and their distance `[N]`, first that of the
             images as they came; None before the target is known.
@@ -622,9 +630,7 @@ class DDADPipeline(DiffusionPipeline):
         denoiser, config = self.denoiser, self.denoiser.config
         candidates = [repainted]
         if self.refiner is None:  # which makes the grain itself, at the photograph's own size
-            grain = self.timestep_of(config.grain_step)
-            alpha_bar, _ = self.scheduler.alpha_bars(torch.full((len(images),), grain))
-            predicted = self.predict_original(alpha_bar.sqrt().to(images) * images, grain)
+            predicted = self.predict_clean(images, self.timestep_of(config.grain_step))
             candidates.append(denoiser.borrow_grain(images, mask, predicted, repainted))
 
         level = sorted(self.timesteps)[len(self.timesteps) // 2]
@@ -634,6 +640,7 @@ class DDADPipeline(DiffusionPipeline):
         gaussian = self.normality.residuals
         yield level, images, self.normality_distance(images, target, weight, gaussian)
         state = denoiser.begin([self.measure(one, target, weight, gaussian) for one in candidates], normal)
+        yield 0, state.images, state.distance
         for number in range(1, num_steps + 1):
             chosen = state.active.nonzero()[:, 0]
             if len(chosen) == 0:
@@ -649,6 +656,10 @@ class DDADPipeline(DiffusionPipeline):
             if number % config.check_every == 0:
                 denoiser.check_progress(state)
             yield timestep, state.images, state.distance
+        if self.refiner is not None:
+            timestep = self.timestep_of(config.denoising_step)
+            denoised = state.images + mask * (self.predict_clean(state.images, timestep) - state.images)
+            yield timestep, denoised, self.normality_distance(denoised, target, weight, gaussian)
 
     def descend_whole(self, images: torch.Tensor, num_steps: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
         """Gradient denoising as the paper has it: the whole image, the features themselves, a fixed number of steps.
@@ -716,7 +727,8 @@ class DDADPipeline(DiffusionPipeline):
         assert before is not None and distance is not None  # every run measures both
         for position, i in enumerate(chosen):
             distances[i] = (float(before[position]), float(distance[position]))
-            frames[i].append((current[position] + 1) / 2)
+            if timestep == 0:  # the others are among the steps already
+                frames[i].append((current[position] + 1) / 2)
         return frames, distances
 
     # ----------------------------------------------------------------------------------------------------- inference

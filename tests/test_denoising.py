@@ -79,6 +79,32 @@ def test_descent_lowers_the_distance_and_ends_when_it_is_normal(pipe, images, ma
     assert torch.equal(last[:, :, 16:], images[:, :, 16:])
 
 
+def test_what_repainting_alone_made_normal_is_repaired(pipe, images, mask):
+    statistics = pipe.normality.config.statistics | {"mahalanobis_mean": [10.0, 10.0]}
+    pipe.normality.register_to_config(statistics=statistics)
+    pipe.set_progress_bar_config(disable=True)
+    frames, distances = pipe.denoise(images, mask, whole=False, num_steps=60)
+    inside, before = frames[0][-1][:, 8:16, 8:16], (images[0, :, 8:16, 8:16] + 1) / 2
+    assert (inside - (GREY + 1) / 2).abs().mean() < 0.05 < (before - (GREY + 1) / 2).abs().mean()
+    assert distances[0][1] < distances[0][0]
+
+
+def test_before_detail_is_added_the_last_step_removes_what_gradients_drew(pipe, images, mask, monkeypatch):
+    plain = [timestep for timestep, _, _ in pipe.descend(images, mask, 3, None)]
+    monkeypatch.setattr(pipe, "refiner", torch.nn.Identity())
+    seen = []
+    monkeypatch.setattr(pipe, "predict_clean", lambda x, t: seen.append(x) or torch.full_like(x, GREY))
+    steps = list(pipe.descend(images, mask, 3, None))
+    assert plain[-1] == 0 and steps[-1][0] == pipe.timestep_of(pipe.denoiser.config.denoising_step)
+    (before,), (_, last, distance) = seen, steps[-1]
+    assert torch.equal(before, steps[-2][1]) and torch.equal(last[:, :, 16:], images[:, :, 16:])
+    assert (last[:, :, 8:16, 8:16] == GREY).all() and (distance < 1e-12).all()
+    pipe.set_progress_bar_config(disable=True)
+    frames, _ = pipe.denoise(images, mask, whole=False, num_steps=3)
+    assert torch.equal(frames[0][-1], (last[0] + 1) / 2) and not torch.equal(frames[0][-2], frames[0][-1])
+    assert len(steps) <= pipe.denoiser.most_steps(3)
+
+
 def test_a_step_that_raises_the_distance_is_refused(images):
     denoiser = DDADDenoiser()
     gradient = torch.ones_like(images)
@@ -104,7 +130,7 @@ def test_settings_are_used(pipe, images, mask):
     assert [timestep for timestep, _, _ in steps(denoise_every=1, denoising_step=4)].count(pipe.timestep_of(4)) > 3
     first = next(one for _, one, distance in steps(step_size=1e-4) if distance is not None)
     assert torch.equal(first, images)  # the image as it came is the first that is measured
-    assert len(steps(step_size=1e-5)) == 7 + 1 + 1  # after one step it is below the smallest
+    assert len(steps(step_size=1e-5)) == 7 + 2 + 1  # after one step it is below the smallest
 
 
 def test_the_mask_grows_from_seeds_and_is_empty_without_them():

@@ -1,44 +1,54 @@
-"""The second stage of a repair, trained once for all parts: crops of good photographs, blurred by the parts' networks.
+"""The second stage of a repair, trained once for all: crops of good photographs, repaired by the parts' networks.
 
-    python -m tools.refiner pack --output PACK NAME=FOLDER ...                      # here
-    python -m tools.refiner train --pack PACK --networks FOLDER --output FOLDER     # where there is a GPU
+    python -m tools.refiner pack --output PACK NAME=FOLDER ...
+    python -m tools.refiner train --pack PACK --output FOLDER NAME=CHECKPOINT ...
 
-Pictures that calibrate a category judge, and do not train. What is refined is what the pipeline makes: a damaged
-picture, repainted at 256 pixels by the part's network and put into the photograph. The loss is that of LaMa
-("Resolution-robust Large Mask Inpainting with Fourier Convolutions", Suvorov et al., 2022): a perceptual distance, an
-adversary that sees patches, and its features.
+Pictures that calibrate a category judge, and do not train. What is refined is what the pipelines make: a damaged
+picture, repainted at 256 pixels and put into the photograph. The loss is that of LaMa ("Resolution-robust Large Mask
+Inpainting with Fourier Convolutions", Suvorov et al., 2022), a perceptual distance, an adversary that sees patches and
+its features; and how much of each frequency there is ("Watch Your Up-Convolution", Durall et al., 2020), since an
+adversary alone lets patterns and too much grain pass.
 """
 
 import argparse
-import copy
 import json
 import time
+from collections import deque
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from ddad import DDADPipeline
+from ddad.checkpoint.names import RECORD_NAME
+from ddad.checkpoint.saving import MAX_SHARD_SIZE
 from ddad.datasets.folder import ImageFolder
 from ddad.denoising_ddad import DDADDenoiser
+from ddad.features_ddad import DDADFeatureExtractor
 from ddad.refining_ddad import DDADRefiner
-from ddad.scheduling_ddad import DDADScheduler
 from ddad.training.corruption import Corruption
-from ddad.unet_ddad import DDADUNet2DModel
-from tools.base_network import DETAIL_STD, assemble, pack_images, prefetch, split_part, standardised, unpack
+from tools.base_network import pack_images, prefetch, split_part, unpack
 
 SIZE = 256
 CROP = 192
 # The side at which photographs of a part train: their own, as a square.
-SIDES = {"bottle": 512, "alien": 512, "cookie": 512, "magnetic_tile": 320, "circuit_board": 512}
+SIDES = {"bottle": 512, "alien": 512, "cookie": 512, "magnetic_tile": 320}
 SIDE = 300
-TIMESTEPS = (321, 133, 25)  # of the repainting's steps the first, one in the middle and the last
+INPAINTING_STEPS = (80, 33, 6)  # of a pipeline's the first, one in the middle and the last
 CONTENTS = ("fill", "grey", "other", "brightness")
-BATCH = 32
+# Of a batch so many photographs are repaired anew; the others were before, and are cut and turned differently.
+NEW = 2
+POOL = 96  # repaired photographs that are kept, of each part
+PATCH = 32  # side of the patches whose frequencies are compared
+WARM_UP = 100
+PEAK_RATE = 2e-4
+WEIGHTS = {"coarse": 4.0, "fine": 1.0, "perceptual": 0.5, "matching": 2.0, "fooling": 0.3, "power": 0.5}
+POWER_FLOOR = 0.02  # power below which nobody sees a frequency: noise with a standard deviation of 0.01
 
 
 def pack(output: str, folders: dict[str, str], quality: int) -> None:
@@ -74,35 +84,27 @@ class Adversary(nn.Module):
 
 
 class Repairs:
-    """Crops of photographs with a region that a part's network repainted."""
+    """Photographs of a part with a region that a pipeline repainted.
 
-    def __init__(self, store: torch.Tensor, unet: DDADUNet2DModel, corruption: Corruption, seed: int):
-        self.store, self.unet, self.corruption = store, unet, corruption
-        self.scheduler = DDADScheduler(prediction_type="sample", detail_std=DETAIL_STD).training_process()
+    Args:
+        store: the photographs, `[M, 3, H, W]` uint8.
+        pipe: the pipeline, whose network knows the part.
+        corruption: what damages.
+        seed: of everything random.
+    """
+
+    def __init__(self, store: torch.Tensor, pipe: DDADPipeline, corruption: Corruption, seed: int):
+        self.store, self.corruption = store, corruption
+        self.pipe = DDADPipeline.from_pipe(pipe, denoiser=DDADDenoiser(inpainting_steps=INPAINTING_STEPS))
         self.generator = torch.Generator().manual_seed(seed)
+        self.pool: deque[torch.Tensor] = deque(maxlen=POOL)
 
     @torch.no_grad()
-    def repaint(self, images: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """What the pipeline makes of a damaged picture, in fewer steps."""
-        noise = torch.randn_like(images[:1]).expand_as(images)
-        inside, current = noise, images
-        for timestep in TIMESTEPS:
-            levels = torch.full((len(images),), timestep)
-            alpha_bar, _ = self.scheduler.alpha_bars(levels)
-            alpha_bar = alpha_bar.to(images.device)
-            noisy = DDADDenoiser.renoise(current, mask, inside, noise, alpha_bar)
-            with torch.autocast(images.device.type, torch.bfloat16):
-                output = self.unet(noisy.contiguous(memory_format=torch.channels_last), levels.to(images.device))
-            clean = self.scheduler.predict_original_sample(output.sample.float(), noisy, levels)
-            current, inside = DDADDenoiser.repaint_step(images, mask, noisy, clean, alpha_bar)
-        return current
-
     def draw(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Whole photographs, damaged, with the repaired region, and the region: at the photographs' size."""
         generator, device = self.generator, self.store.device
         chosen = torch.randint(len(self.store), (count,), generator=generator).to(device)
         photographs = self.store[chosen].float() / 127.5 - 1
-        turn, mirrored = torch.randint(4, (2,), generator=generator).tolist()
         small = F.interpolate(photographs, size=(SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False)
         place = self.corruption.draw_masks(count, generator)
         kind = CONTENTS[int(torch.randint(len(CONTENTS), (1,), generator=generator))]
@@ -110,32 +112,42 @@ class Repairs:
         mask = F.avg_pool2d(
             F.max_pool2d(place, 17, stride=1, padding=8), 9, stride=1, padding=4, count_include_pad=False
         )
-        repaired = self.repaint(damaged.clamp(-1, 1), mask)
+        with torch.autocast(device.type, torch.bfloat16):
+            *_, (_, repaired) = self.pipe.repaint(damaged.clamp(-1, 1), mask, generator)
         size = photographs.shape[-2:]
         repaired, mask, damaged = (
-            F.interpolate(value, size=size, mode="bilinear", align_corners=False)
+            F.interpolate(value.float(), size=size, mode="bilinear", align_corners=False)
             for value in (repaired, mask, damaged)
         )
         merged = photographs + mask * (repaired.clamp(-1, 1) - photographs)
-        values = (photographs, photographs + (mask > 0) * (damaged - photographs), merged, mask)
-        if mirrored % 2:
-            values = tuple(value.flip(3) for value in values)
-        return tuple(torch.rot90(value, turn, dims=(2, 3)) for value in values)
+        return photographs, photographs + (mask > 0) * (damaged - photographs), merged, mask
 
-    def __call__(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Crops of photographs, with a repaired region, and the region; where most of the region is."""
-        photographs, _, merged, mask = self.draw(BATCH)
-        side, device = photographs.shape[-1], photographs.device
-        places = torch.randint(0, side - CROP + 1, (len(mask), 8, 2), generator=self.generator).to(device)
-        weights = F.avg_pool2d(mask, CROP, stride=1)[:, 0]  # [N, side - CROP + 1, ...]
-        count = torch.arange(len(mask), device=device)
-        found = weights[count[:, None], places[..., 0], places[..., 1]].argmax(dim=1)
-        top, left = places[count, found].T
-        rows = (top[:, None] + torch.arange(CROP, device=device))[:, :, None]
-        columns = (left[:, None] + torch.arange(CROP, device=device))[:, None, :]
-        crops = torch.cat([photographs, merged, mask], dim=1).permute(0, 2, 3, 1)[count[:, None, None], rows, columns]
-        photographs, merged, mask = crops.permute(0, 3, 1, 2).split((3, 3, 1), dim=1)
+    def crops(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Photographs, with a repaired region, and the region: cut where most of it is, `[count, ., CROP, CROP]`."""
+        generator = self.generator
+        photographs, _, merged, mask = self.draw(NEW if self.pool else count)
+        self.pool.extend(torch.cat([photographs, merged, mask], dim=1).half())
+        latest = list(range(len(self.pool) - len(mask), len(self.pool)))
+        chosen = latest + torch.randint(len(self.pool), (count - len(mask),), generator=generator).tolist()
+        cut = []
+        for one in (self.pool[number].float() for number in chosen):
+            places = torch.randint(0, one.shape[-1] - CROP + 1, (8, 2), generator=generator)
+            candidates = [one[:, top : top + CROP, left : left + CROP] for top, left in places.tolist()]
+            crop = max(candidates, key=lambda candidate: float(candidate[6].mean()))
+            turn, mirrored = torch.randint(4, (2,), generator=generator).tolist()
+            cut.append(torch.rot90(crop.flip(2) if mirrored % 2 else crop, turn, dims=(1, 2)))
+        photographs, merged, mask = torch.stack(cut).split((3, 3, 1), dim=1)
         return photographs, merged, mask
+
+
+def power(images: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Logarithm of each frequency's mean power in a region, of windowed patches, `[N, 3, PATCH, PATCH // 2 + 1]`."""
+    window = torch.hann_window(PATCH, periodic=False, device=images.device)
+    patches = images.unfold(2, PATCH, PATCH // 2).unfold(3, PATCH, PATCH // 2)  # [N, 3, a, b, PATCH, PATCH]
+    patches = (patches - patches.mean(dim=(4, 5), keepdim=True)) * window * window[:, None]
+    weights = F.avg_pool2d(mask, PATCH, stride=PATCH // 2)[..., None, None]
+    found = (torch.fft.rfft2(patches).abs().square() * weights).sum(dim=(2, 3))
+    return (found / weights.sum(dim=(2, 3)).clamp(min=1e-3) + POWER_FLOOR).log()
 
 
 def energy_in(images: torch.Tensor, mask: torch.Tensor) -> float:
@@ -147,77 +159,75 @@ def energy_in(images: torch.Tensor, mask: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def judge(refiner: DDADRefiner, held_out: dict[str, Repairs], sheet: Path | None) -> dict[str, list[float]]:
-    """By part: gradient energy in the region against the photograph's, before and after; and a contact sheet."""
+def judge(refiner: DDADRefiner, held_out: dict[str, list[torch.Tensor]], sheet: Path) -> dict[str, list[float]]:
+    """How photographs that do not train are refined, by part; draws a contact sheet.
+
+    Returns:
+        Gradient energy in the region against the photograph's, then distance of the frequencies, before and after.
+    """
     values, rows = {}, []
-    for name, repairs in held_out.items():
-        repairs.generator.manual_seed(5)
-        torch.manual_seed(5)
-        photographs, damaged, merged, mask = repairs.draw(8)
-        refined = refiner(merged, mask, torch.randn_like(mask)).clamp(-1, 1)
-        truth = energy_in(photographs, mask)
+    for name, (photographs, damaged, merged, mask) in held_out.items():
+        noise = torch.randn(mask.shape, generator=torch.Generator().manual_seed(5)).to(mask)
+        refined = refiner(merged, mask, noise).clamp(-1, 1)
+        truth, wanted = energy_in(photographs, mask), power(photographs, mask)
         values[name] = [round(energy_in(images, mask) / truth, 3) for images in (merged, refined)]
-        if sheet is not None:
-            shown = [F.interpolate(x[:4], size=(320, 320), mode="bilinear", antialias=True) for x in
-                     (damaged, merged, refined, photographs)]  # fmt: skip
-            rows.append(torch.cat([torch.cat(list(x), dim=2) for x in shown], dim=1))
-    if sheet is not None:
-        picture = ((torch.cat(rows, dim=1).clamp(-1, 1) + 1) * 127.5).byte().permute(1, 2, 0).cpu().numpy()
-        PIL.Image.fromarray(picture).save(sheet, quality=80)
+        values[name] += [round(float((power(x, mask) - wanted).abs().mean()), 3) for x in (merged, refined)]
+        shown = [F.interpolate(x, size=(320, 320), mode="bilinear", antialias=True) for x in
+                 (damaged, merged, refined, photographs)]  # fmt: skip
+        rows.append(torch.cat([torch.cat(list(x), dim=2) for x in shown], dim=1))
+    picture = ((torch.cat(rows, dim=1).clamp(-1, 1) + 1) * 127.5).byte().permute(1, 2, 0).cpu().numpy()
+    PIL.Image.fromarray(picture).save(sheet, quality=80)
     return values
 
 
-def train(path: str, networks: Path, backbone: str, output: Path, seconds: float) -> None:
-    """Trains the refiner for so many seconds."""
+def train(path: str, checkpoints: list[tuple[str, str]], start: str, output: Path, seconds: float, batch: int) -> None:
+    """Trains the refiner for so many seconds; what it has become so far is written six times on the way."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    started = time.monotonic()
-    corruption = Corruption(SIZE, device, 1)
-    statistics = json.loads((networks / "base.json").read_text())["features"]
-    features = standardised(backbone, statistics).to(device, memory_format=torch.channels_last)
-    sources, held_out = [], {}
-    for number, (name, one) in enumerate(unpack(path).items()):
-        own = name if (networks / f"{name}.json").exists() else "base"
-        unet = assemble(networks, own)[0].to(device, memory_format=torch.channels_last)
-        sources.append((name, Repairs(one["train"].to(device), unet, corruption, number)))
-        held_out[name] = Repairs(one["held_out"].to(device), unet, corruption, 0)
+    output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    refiner = DDADRefiner(image_size=max(SIDES.values())).to(device, memory_format=torch.channels_last)
-    averaged = copy.deepcopy(refiner).requires_grad_(False)
+    corruption = Corruption(SIZE, device, 1)
+    stores = unpack(path)
+    sources, held_out = [], {}
+    for number, (name, folder) in enumerate(checkpoints):
+        pipe = DDADPipeline.from_pretrained(folder).to(device)
+        pipe.unet.to(memory_format=torch.channels_last)
+        sources.append(Repairs(stores[name]["train"].to(device), pipe, corruption, number))
+        judging = Repairs(stores[name]["held_out"].to(device), pipe, corruption, 1000)
+        held_out[f"{name} by {Path(folder).name}"] = list(judging.draw(4))
+    folder = str(Path(start).parent / "appearance_extractor")
+    features = DDADFeatureExtractor.from_pretrained(folder).float().to(device, memory_format=torch.channels_last)
+    refiner = DDADRefiner.from_pretrained(start).float().to(device, memory_format=torch.channels_last).train()
+    averaged = DDADRefiner.from_pretrained(start).float().to(device).requires_grad_(False)
+    ema = EMAModel(refiner.parameters(), decay=0.998, foreach=True)
     adversary = Adversary().to(device, memory_format=torch.channels_last)
     optimizers = [
-        torch.optim.AdamW(refiner.parameters(), lr=4e-4, betas=(0.5, 0.99), weight_decay=0.01),
-        torch.optim.AdamW(adversary.parameters(), lr=4e-4, betas=(0.5, 0.99), weight_decay=0.01),
+        torch.optim.AdamW(network.parameters(), lr=PEAK_RATE, betas=(0.5, 0.99), weight_decay=0.01)
+        for network in (refiner, adversary)
     ]
-    chances = torch.tensor([len(source.store) for _, source in sources]).double().sqrt()
+    chances = torch.tensor([len(source.store) for source in sources]).double().sqrt()
     chooser = torch.Generator().manual_seed(0)
-
-    def draw() -> tuple[torch.Tensor, ...]:
-        return sources[int(torch.multinomial(chances, 1, generator=chooser))][1]()
-
-    source = prefetch(draw)
-    record: dict = {"losses": [], "sharpness": []}
-    print(f"ready after {time.monotonic() - started:.0f} s", flush=True)
-    started, step, judged = time.monotonic(), 0, 0.0
+    source = prefetch(lambda: sources[int(torch.multinomial(chances, 1, generator=chooser))].crops(batch))
+    record: dict = {"losses": [], "judged": []}
+    started, step, due = time.monotonic(), 0, 0.0
     while (spent := time.monotonic() - started) < seconds:
-        rate = min(1.0, (step + 1) / 100) * min(1.0, 0.02 + (1 - spent / seconds) / 0.3)
+        rate = min(1.0, (step + 1) / WARM_UP) * min(1.0, 0.02 + (1 - spent / seconds) / 0.3)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = 4e-4 * rate
+                group["lr"] = PEAK_RATE * rate
         photographs, merged, mask = (x.contiguous(memory_format=torch.channels_last) for x in next(source))
-        noise = torch.randn_like(mask)
         with torch.autocast(device.type, torch.bfloat16):
-            refined = refiner(merged, mask, noise)
+            refined = refiner(merged, mask, torch.randn_like(mask))
         refined = refined.float()
-        # The adversary learns: what was photographed, and of a refined picture what lies outside the region, is real.
+        # The adversary learns: what was photographed is real, what lies in the region of a refined picture is not.
         with torch.autocast(device.type, torch.bfloat16):
             real, _ = adversary(photographs, mask)
             fake, _ = adversary(refined.detach(), mask)
         where = F.interpolate(mask, size=fake.shape[-2:], mode="area")
         real, fake = real.float(), fake.float()
         inside = where.sum().clamp(min=1)
-        loss_d = (F.relu(1 - real) * where).sum() / inside + (F.relu(1 + fake) * where).sum() / inside
-        loss_d.backward()
+        losses = {"adversary": (F.relu(1 - real) * where).sum() / inside + (F.relu(1 + fake) * where).sum() / inside}
+        losses["adversary"].backward()
         optimizers[1].step()
         optimizers[1].zero_grad(set_to_none=True)
         # The refiner learns.
@@ -229,39 +239,43 @@ def train(path: str, networks: Path, backbone: str, output: Path, seconds: float
                 target = features(photographs)
             seen = features(refined)
         share = mask.mean().clamp(min=0.01)
-        coarse = (F.avg_pool2d(refined - photographs, 8).abs()).mean() / share
-        fine = (refined - photographs).abs().mean() / share
-        perceptual = (seen.float() - target.float()).abs().mean() / share
-        matching = sum((a.float() - b.float()).abs().mean() for a, b in zip(kept, wanted, strict=True)) / share
-        fooling = -(fake.float() * where).sum() / inside
-        warm = min(1.0, step / 300)
-        loss = 4 * coarse + 1 * fine + 0.5 * perceptual + warm * (2 * matching + 0.3 * fooling)
-        loss.backward()
+        losses["coarse"] = F.avg_pool2d(refined - photographs, 8).abs().mean() / share
+        losses["fine"] = (refined - photographs).abs().mean() / share
+        losses["perceptual"] = (seen.float() - target.float()).abs().mean() / share
+        losses["matching"] = (
+            sum((a.float() - b.float()).abs().mean() for a, b in zip(kept, wanted, strict=True)) / share
+        )
+        losses["fooling"] = -(fake.float() * where).sum() / inside
+        losses["power"] = (power(refined, mask) - power(photographs, mask)).abs().mean()
+        warm = min(1.0, step / WARM_UP)  # until then the adversary knows nothing
+        factors = WEIGHTS | {"matching": warm * WEIGHTS["matching"], "fooling": warm * WEIGHTS["fooling"]}
+        sum(factor * losses[name] for name, factor in factors.items()).backward()
         torch.nn.utils.clip_grad_norm_(refiner.parameters(), 1.0)
         optimizers[0].step()
         optimizers[0].zero_grad(set_to_none=True)
         adversary.requires_grad_(True)
+        ema.step(refiner.parameters())
         step += 1
-        with torch.no_grad():
-            decay = min(0.998, step / (step + 10))
-            for mine, other in zip(averaged.parameters(), refiner.parameters(), strict=True):
-                mine.lerp_(other, 1 - decay)
-        if step % 100 == 0:
-            names = ("coarse", "fine", "perceptual", "matching", "fooling", "adversary")
-            values = dict(zip(names, (coarse, fine, perceptual, matching, fooling, loss_d), strict=True))
-            record["losses"].append({"step": step, **{name: round(float(value), 4) for name, value in values.items()}})
-        if spent - judged > seconds / 6:
-            judged = spent
-            record["sharpness"].append({"step": step, **judge(averaged, held_out, None)})
-            print(f"{spent:.0f} s", json.dumps(record["losses"][-1:]), json.dumps(record["sharpness"][-1]), flush=True)
-    output.mkdir(parents=True, exist_ok=True)
-    record["sharpness"].append({"step": step, **judge(averaged, held_out, output / "sheet.jpg")})
-    record |= {"steps": step, "batch_size": BATCH, "seconds": round(seconds)}
-    print(json.dumps(record["losses"][-1]), json.dumps(record["sharpness"][-1]), step, flush=True)
-    save_file(
-        {n: v.half().cpu().contiguous() for n, v in averaged.state_dict().items()}, output / "refiner.safetensors"
-    )
-    (output / "refiner.json").write_text(json.dumps(record))
+        if step % 50 == 0:
+            record["losses"].append({"step": step, **{name: round(float(x), 4) for name, x in losses.items()}})
+            print(f"{spent:.0f} s", json.dumps(record["losses"][-1]), flush=True)
+        last = time.monotonic() - started >= seconds
+        if last or spent >= due:
+            due = spent + seconds / 6
+            ema.copy_to(averaged.parameters())
+            record["judged"].append({"step": step, **judge(averaged, held_out, output / "sheet.jpg")})
+            record |= {"steps": step, "batch_size": batch, "seconds": round(spent), "learning_rate": PEAK_RATE}
+            averaged.save_pretrained(output / "refiner", max_shard_size=MAX_SHARD_SIZE)
+            (output / RECORD_NAME).write_text(json.dumps(record))
+            print(json.dumps(record["judged"][-1]), flush=True)
+
+
+def pair(text: str) -> tuple[str, str]:
+    """NAME=FOLDER."""
+    name, separator, folder = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"NAME=FOLDER is meant, found {text!r}")
+    return name, folder
 
 
 def main() -> None:
@@ -271,18 +285,32 @@ def main() -> None:
     packing = commands.add_parser("pack")
     packing.add_argument("--output", required=True)
     packing.add_argument("--quality", type=int, default=90)
-    packing.add_argument("folders", nargs="+", metavar="NAME=FOLDER")
+    packing.add_argument("folders", nargs="+", type=pair, metavar="NAME=FOLDER")
     training = commands.add_parser("train")
     training.add_argument("--pack", required=True)
-    training.add_argument("--networks", type=Path, required=True, help="folder that `tools.base_network train` wrote")
-    training.add_argument("--backbone", required=True, help="folder of a feature extractor")
+    training.add_argument("--start", default="checkpoints/base/refiner", help="folder of the refiner that learns more")
     training.add_argument("--output", type=Path, required=True)
-    training.add_argument("--seconds", type=float, default=240)
+    training.add_argument("--seconds", type=float, default=3600)
+    training.add_argument("--batch", type=int, default=8)
+    training.add_argument(
+        "checkpoints",
+        nargs="+",
+        type=pair,
+        metavar="NAME=CHECKPOINT",
+        help="of a packed part; more than one may know it",
+    )
     arguments = parser.parse_args()
     if arguments.command == "pack":
-        pack(arguments.output, dict(one.split("=", 1) for one in arguments.folders), arguments.quality)
+        pack(arguments.output, dict(arguments.folders), arguments.quality)
     else:
-        train(arguments.pack, arguments.networks, arguments.backbone, arguments.output, arguments.seconds)
+        train(
+            arguments.pack,
+            arguments.checkpoints,
+            arguments.start,
+            arguments.output,
+            arguments.seconds,
+            arguments.batch,
+        )
 
 
 if __name__ == "__main__":
