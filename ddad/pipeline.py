@@ -609,6 +609,13 @@ class DDADPipeline(DiffusionPipeline):
             current, inside = self.denoiser.repaint_step(images, mask, noisy, original, alpha_bar)
             yield timestep, current
 
+    def most_gradient_steps(self, whole: bool = False) -> int:
+        """How many gradient steps a call takes at most that names no number.
+
+        Where a refiner follows, of more than ten the denoising step before it leaves nothing.
+        """
+        return 60 if whole or self.refiner is None else 10
+
     def descend(
         self, images: torch.Tensor, mask: torch.Tensor, num_steps: int, generator: torch.Generator | None
     ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor | None]]:
@@ -734,9 +741,9 @@ class DDADPipeline(DiffusionPipeline):
     # ----------------------------------------------------------------------------------------------------- inference
 
     @staticmethod
-    def _check_counts(**counts: int) -> None:
+    def _check_counts(**counts: int | None) -> None:
         for name, count in counts.items():
-            if count < 1:
+            if count is not None and count < 1:
                 raise ValueError(f"`{name}` must be at least 1, found {count}.")
 
     @staticmethod
@@ -781,7 +788,7 @@ class DDADPipeline(DiffusionPipeline):
         timesteps: Sequence[int] | None = None,
         threshold: float | None = None,
         denoise: bool | Literal["masked", "whole"] = True,
-        num_denoising_steps: int = 60,
+        num_denoising_steps: int | None = None,
         pixel_score: PixelScore | None = None,
         feature_score: FeatureScore | None = None,
         batch_size: int = 4,
@@ -802,7 +809,7 @@ class DDADPipeline(DiffusionPipeline):
                 timesteps and scores.
             denoise: whether to make the image without its defects. True and `"masked"` repair what the anomaly map
                 marks and leave an image without defects as it is; `"whole"` is the paper's form.
-            num_denoising_steps: the most gradient steps.
+            num_denoising_steps: the most gradient steps; None takes `most_gradient_steps`.
             pixel_score: `"kl"`, or `"rgb"` for the baseline that the paper compares with; None takes KL.
             feature_score: `"appearance"`, how unusual the features themselves are; `"mahalanobis"`, how unusual the
                 error of the U-Net's prediction of them; `"sum"`, the mean of both; `"mse"`, the paper's squared error;
@@ -876,9 +883,9 @@ class DDADPipeline(DiffusionPipeline):
                 if denoise != "whole":
                     seeds = (self.normality.pool(maps) > threshold).float()
                     mask = self.denoiser.defect_mask(seeds, maps, mask_level)
-                frames, moved = self.denoise(
-                    self.prepare(batch), mask, denoise == "whole", num_denoising_steps, generator, callback_on_step_end
-                )
+                whole = denoise == "whole"
+                steps = num_denoising_steps or self.most_gradient_steps(whole)
+                frames, moved = self.denoise(self.prepare(batch), mask, whole, steps, generator, callback_on_step_end)
                 distances += moved
                 intermediates += [
                     [self.image_processor.to_image(image, output_type) for image in each] for each in frames

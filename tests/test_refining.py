@@ -91,6 +91,22 @@ def test_a_repair_gets_detail_and_a_good_part_none(refiner, picture):
     assert np.array_equal(whole[0].denoised_image[0], whole[1].denoised_image[0])
 
 
+def test_a_call_takes_fewer_gradient_steps_where_detail_is_added(refiner, picture, monkeypatch):
+    plain = create_tiny_pipeline()
+    pipe, counts = DDADPipeline.from_pipe(plain, refiner=refiner), []
+
+    def denoise(images, mask, whole, num_steps, *_):
+        counts.append(num_steps)
+        return [[(image + 1) / 2] for image in images], [(1.0, 1.0)] * len(images)
+
+    for one in (plain, pipe):
+        monkeypatch.setattr(one, "denoise", denoise)
+        one(picture, threshold=-1e6)
+    pipe(picture, threshold=-1e6, denoise="whole")
+    pipe(picture, threshold=-1e6, num_denoising_steps=25)
+    assert counts == [60, 10, 60, 25]
+
+
 def test_a_generator_draws_the_detail(refiner, picture):
     pipe = DDADPipeline.from_pipe(create_tiny_pipeline(), refiner=refiner)
     pipe.set_progress_bar_config(disable=True)

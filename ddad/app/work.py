@@ -29,7 +29,6 @@ from ddad.images_ddad import DDADImageProcessor, open_picture
 from ddad.pipeline import DDADPipeline, DDADPipelineOutput
 from ddad.report.drawing import save_animation
 
-DENOISING_STEPS = 60
 TALLEST = 560  # of pictures on the screen, in its pixels
 SLOW_PIXELS = 12_000_000
 PIXELS_A_SECOND = 4_000_000
@@ -136,7 +135,7 @@ class SingleImage:
     def _repair(self, inspection: Inspection, settings: Settings, run: Run, progress: gr.Progress) -> Inspection:
         """Makes the normal version; returns the inspection with the steps and the last of them."""
         pipe = self.open(inspection.category).pipe
-        most = pipe.denoiser.most_steps(DENOISING_STEPS)
+        most = pipe.denoiser.most_steps(pipe.most_gradient_steps())
         progress(0, desc="Removing the defect")
 
         def after_step(_: DDADPipeline, step: int, __: int, ___: dict[str, Any]) -> None:
@@ -147,7 +146,6 @@ class SingleImage:
         result = pipe(
             inspection.scores,
             **settings.arguments,
-            num_denoising_steps=DENOISING_STEPS,
             callback_on_step_end=after_step,
         )
         return replace(inspection, frames=result.intermediates[0], normal=result.denoised_image[0])
