@@ -12,6 +12,7 @@ from ddad.images_ddad import DDADImageProcessor
 from ddad.refining_ddad import DDADRefiner
 from ddad.training.base_network import load_refiner
 from tests.conftest import CHECKPOINT, create_tiny_pipeline
+from tools.refiner import PATCH, POWER_FLOOR, power
 
 BASE = CHECKPOINT.parent / "base"
 
@@ -147,3 +148,19 @@ def test_the_base_brings_it_and_it_sharpens_what_was_blurred():
         for image in (blurred, refiner.add_detail(blurred, mask, 0, grey=True), photograph)
     )
     assert before < 0.7 * truth < 0.8 * truth < after < 1.2 * truth
+
+
+def test_the_frequencies_of_a_region_tell_a_pattern_from_grain():
+    generator = torch.Generator().manual_seed(0)
+    grain, other = (0.1 * torch.randn(1, 3, 96, 96, generator=generator) for _ in range(2))
+    weave = 0.1 * ((torch.arange(96)[:, None] + torch.arange(96)) % 4 < 2).float().mul(2).sub(1).expand(1, 3, 96, 96)
+    region = torch.zeros(1, 1, 96, 96)
+    region[..., 32:] = 1
+    wanted = power(grain, region)
+    assert wanted.shape == (1, 3, PATCH, PATCH // 2 + 1)
+
+    def distance(images):
+        return float((power(images, region) - wanted).abs().mean())
+
+    assert distance(other) < 0.5 < 1.0 < distance(weave) and distance(0.4 * other) > 1.0
+    assert torch.allclose(power(grain * (region > 0), region * 0), torch.full_like(wanted, POWER_FLOOR).log())
