@@ -11,6 +11,7 @@ from ddad.cli import main
 from ddad.datasets.layouts import read_dataset
 from ddad.evaluation.evaluate import evaluate
 from ddad.evaluation.metrics import auroc
+from ddad.evaluation.restoration import same_place
 from ddad.evaluation.scoring import FORMS as ALL_FORMS
 from tests.conftest import create_tiny_pipeline
 from tests.hub.conftest import RECORD
@@ -61,6 +62,15 @@ def test_the_command_prints_tables_and_keeps_them_with_the_checkpoint(striped_da
     assert main([*command, "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
     assert again == {key: value for key, value in recorded.items() if key != "denoising"}
+
+
+def test_a_region_lies_at_the_same_place_in_an_image_of_another_size():
+    region = np.zeros((40, 60), dtype=bool)
+    region[10:20, 30:45] = True
+    assert np.array_equal(same_place(region, (40, 60)), region)
+    larger = same_place(region, (80, 240))
+    assert larger[20:40, 120:180].all() and larger.sum() == 20 * 60
+    assert np.array_equal(same_place(larger, (40, 60)), region)
 
 
 def test_without_defective_images_nothing_is_measured(striped_data, checkpoint, capsys):

@@ -11,7 +11,7 @@ from ddad.pipeline import DDADPipeline
 
 
 def gradient_energy(image: np.ndarray, region: np.ndarray) -> float:
-    """Mean squared difference of neighbouring pixels in a region: how sharp it is.
+    """Mean squared difference of neighbouring pixels in a region: how sharp it is; NaN of an empty one.
 
     Args:
         image: `[H, W]` in [0, 1].
@@ -20,6 +20,12 @@ def gradient_energy(image: np.ndarray, region: np.ndarray) -> float:
     right = (image[:-1, 1:] - image[:-1, :-1]) ** 2
     down = (image[1:, :-1] - image[:-1, :-1]) ** 2
     return float((right + down)[region[:-1, :-1]].mean())
+
+
+def same_place(region: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """A region of one image in another image of that size, `[H, W]`: both show the part whole."""
+    rows, columns = (np.arange(wanted) * own // wanted for wanted, own in zip(size, region.shape, strict=True))
+    return region[rows[:, None], columns]
 
 
 def evaluate_denoising(pipe: DDADPipeline, good: list[Sample], defective: list[Sample]) -> dict[str, Any]:
@@ -72,10 +78,9 @@ def evaluate_denoising(pipe: DDADPipeline, good: list[Sample], defective: list[S
             if truth.any():  # a defect of a few pixels can fall between those of a smaller image
                 covered.append(100 * changed[truth].mean())
             outside.append(100 * changed[~truth].mean())
-        same_size = [reference for reference in references if reference.shape == changed.shape]
-        if same_size and changed.any():
-            usual = np.median([gradient_energy(reference, changed) for reference in same_size])
-            sharpness.append(gradient_energy(denoised.mean(dim=0).numpy(), changed) / usual)
+        if references and changed[:-1, :-1].any():
+            usual = [gradient_energy(reference, same_place(changed, reference.shape)) for reference in references]
+            sharpness.append(gradient_energy(denoised.mean(dim=0).numpy(), changed) / np.nanmedian(usual))
     if not before:
         return report | {"defective_images": len(defective), "found": 0}
     return report | {
