@@ -33,15 +33,15 @@ from ddad.calibration.backbone import (
     create_appearance_extractor,
     create_feature_extractor,
 )
-from ddad.checkpoint.names import RECORD_NAME
+from ddad.checkpoint.names import BUNDLED_BASE, RECORD_NAME
 from ddad.checkpoint.saving import MAX_SHARD_SIZE, library_versions, save_checkpoint
 from ddad.datasets.folder import ImageFolder, rotate
 from ddad.datasets.layouts import read_dataset
 from ddad.datasets.lookalikes import group_lookalikes, split_images
 from ddad.features_ddad import DDADFeatureExtractor
 from ddad.images_ddad import DDADImageProcessor
-from ddad.refining_ddad import DDADRefiner
 from ddad.scheduling_ddad import DDADScheduler
+from ddad.training.base_network import load_refiner
 from ddad.training.config import PRESETS, TrainConfig
 from ddad.training.corruption import Corruption
 from ddad.training.loop import create_scheduler
@@ -440,24 +440,14 @@ def standardised(backbone: str, statistics: dict[str, list[float]]) -> DDADFeatu
 
 
 def finish_base(trained: Path, backbone: str, output: Path) -> None:
-    """The base as `ddad train` and `ddad fit` take it: U-Net, process, extractors, and what it saw."""
+    """The base as `ddad train` and `ddad fit` take it: U-Net, process, extractors, what it saw; not its refiner."""
     unet, record = assemble(trained, "base")
     features = standardised(backbone, record.pop("features"))
     features.half().save_pretrained(output / "feature_extractor", max_shard_size=MAX_SHARD_SIZE)
     create_feature_extractor(APPEARANCE_BACKBONE).half().save_pretrained(output / "appearance_extractor")
     unet.half().save_pretrained(output / "unet", max_shard_size=MAX_SHARD_SIZE)
     DDADScheduler(prediction_type="sample", detail_std=DETAIL_STD).save_pretrained(output / "scheduler")
-    refiner = assemble_refiner(trained)
-    refiner.half().save_pretrained(output / "refiner", max_shard_size=MAX_SHARD_SIZE)
-    record["refiner"] = json.loads((trained / "refiner.json").read_text())
     (output / RECORD_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-
-def assemble_refiner(trained: Path) -> DDADRefiner:
-    """The refiner that `tools.refiner train` wrote."""
-    refiner = DDADRefiner()
-    refiner.load_state_dict(load_file(trained / "refiner.safetensors"))
-    return refiner.eval().requires_grad_(False)
 
 
 def finish_part(trained: Path, name: str, data: str, source: str, backbone: str, output: Path) -> None:
@@ -485,7 +475,7 @@ def finish_part(trained: Path, name: str, data: str, source: str, backbone: str,
         DDADImageProcessor(),
         extractor,
         tuple(large),
-        assemble_refiner(trained),
+        load_refiner(str(BUNDLED_BASE)),
     )
     settings = dataclasses.asdict(config) | {"data": Path(data).name, "output": name}
     record = trained_record | {

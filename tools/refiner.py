@@ -2,6 +2,7 @@
 
     python -m tools.refiner pack --output PACK NAME=FOLDER ...
     python -m tools.refiner train --pack PACK --output FOLDER NAME=CHECKPOINT ...
+    python -m tools.refiner finish FOLDER                                            # into checkpoints/base
 
 Pictures that calibrate a category judge, and do not train. What is refined is what the pipelines make: a damaged
 picture, repainted at 256 pixels and put into the photograph. The loss is that of LaMa ("Resolution-robust Large Mask
@@ -15,6 +16,7 @@ import json
 import time
 from collections import deque
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -25,8 +27,8 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from ddad import DDADPipeline
-from ddad.checkpoint.names import RECORD_NAME
-from ddad.checkpoint.saving import MAX_SHARD_SIZE
+from ddad.checkpoint.names import BUNDLED_BASE, RECORD_NAME
+from ddad.checkpoint.saving import MAX_SHARD_SIZE, library_versions
 from ddad.datasets.folder import ImageFolder
 from ddad.denoising_ddad import DDADDenoiser
 from ddad.features_ddad import DDADFeatureExtractor
@@ -208,7 +210,7 @@ def train(path: str, checkpoints: list[tuple[str, str]], start: str, output: Pat
     chances = torch.tensor([len(source.store) for source in sources]).double().sqrt()
     chooser = torch.Generator().manual_seed(0)
     source = prefetch(lambda: sources[int(torch.multinomial(chances, 1, generator=chooser))].crops(batch))
-    record: dict = {"losses": [], "judged": []}
+    record: dict[str, Any] = {"losses": [], "judged": []}
     started, step, due = time.monotonic(), 0, 0.0
     while (spent := time.monotonic() - started) < seconds:
         rate = min(1.0, (step + 1) / WARM_UP) * min(1.0, 0.02 + (1 - spent / seconds) / 0.3)
@@ -264,10 +266,28 @@ def train(path: str, checkpoints: list[tuple[str, str]], start: str, output: Pat
             due = spent + seconds / 6
             ema.copy_to(averaged.parameters())
             record["judged"].append({"step": step, **judge(averaged, held_out, output / "sheet.jpg")})
-            record |= {"steps": step, "batch_size": batch, "seconds": round(spent), "learning_rate": PEAK_RATE}
+            record |= {
+                "steps": step,
+                "batch_size": batch,
+                "seconds": round(spent),
+                "learning_rate": PEAK_RATE,
+                "versions": library_versions(),
+            }
             averaged.save_pretrained(output / "refiner", max_shard_size=MAX_SHARD_SIZE)
             (output / RECORD_NAME).write_text(json.dumps(record))
             print(json.dumps(record["judged"][-1]), flush=True)
+
+
+def finish(trained: Path) -> None:
+    """Puts a trained refiner into the base, in float16: `ddad train` and `ddad fit` take it from there.
+
+    Its record is added to those of the runs that it went on from.
+    """
+    DDADRefiner.from_pretrained(trained / "refiner").half().save_pretrained(BUNDLED_BASE / "refiner")
+    path = BUNDLED_BASE / RECORD_NAME
+    record = json.loads(path.read_text(encoding="utf-8"))
+    record["refiner"] = [*record["refiner"], json.loads((trained / RECORD_NAME).read_text(encoding="utf-8"))]
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def pair(text: str) -> tuple[str, str]:
@@ -299,8 +319,12 @@ def main() -> None:
         metavar="NAME=CHECKPOINT",
         help="of a packed part; more than one may know it",
     )
+    finishing = commands.add_parser("finish")
+    finishing.add_argument("trained", type=Path, help="folder that `train` wrote")
     arguments = parser.parse_args()
-    if arguments.command == "pack":
+    if arguments.command == "finish":
+        finish(arguments.trained)
+    elif arguments.command == "pack":
         pack(arguments.output, dict(arguments.folders), arguments.quality)
     else:
         train(
