@@ -283,7 +283,10 @@ def finish(trained: Path) -> None:
 
     Its record is added to those of the runs that it went on from.
     """
-    DDADRefiner.from_pretrained(trained / "refiner").half().save_pretrained(BUNDLED_BASE / "refiner")
+    learnt = DDADRefiner.from_pretrained(trained / "refiner")
+    refiner = DDADRefiner(**{key: value for key, value in learnt.config.items() if not key.startswith("_")})
+    refiner.load_state_dict(learnt.state_dict())
+    refiner.half().save_pretrained(BUNDLED_BASE / "refiner")
     path = BUNDLED_BASE / RECORD_NAME
     record = json.loads(path.read_text(encoding="utf-8"))
     record["refiner"] = [*record["refiner"], json.loads((trained / RECORD_NAME).read_text(encoding="utf-8"))]
