@@ -873,7 +873,8 @@ class DDADPipeline(DiffusionPipeline):
 
             # 3. Fuse
             anomaly = self.normality.fuse(pixel, feature, alpha)  # [N, S, S]
-            image_scores += self.normality.image_score(anomaly).tolist()
+            batch_scores = self.normality.image_score(anomaly)
+            image_scores += batch_scores.tolist()
             drawing.maps += torch.stack([anomaly, pixel.mean(dim=1), feature.mean(dim=1)], dim=1)
 
             # 4. Denoise what lies above the threshold, or all of the image
@@ -881,7 +882,9 @@ class DDADPipeline(DiffusionPipeline):
                 maps = anomaly[:, None].to(self._execution_device)
                 mask = torch.ones_like(maps)  # [N, 1, S, S]
                 if denoise != "whole":
-                    seeds = (self.normality.pool(maps) > threshold).float()
+                    # Single cells of a good image may lie above the threshold: its score is the mean of the highest.
+                    found = (batch_scores > threshold).to(maps.device).view(-1, 1, 1, 1)
+                    seeds = (found & (self.normality.pool(maps) > threshold)).float()
                     mask = self.denoiser.defect_mask(seeds, maps, mask_level)
                 whole = denoise == "whole"
                 steps = num_denoising_steps or self.most_gradient_steps(whole)

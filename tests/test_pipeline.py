@@ -164,6 +164,17 @@ def test_a_good_image_comes_out_as_it_went_in(tiny_pipe, picture):
     assert len(evaluations) == 1  # nothing was denoised
 
 
+def test_an_image_that_passes_is_not_repaired_where_single_cells_are_high(tiny_pipe, picture):
+    tiny_pipe.normality.register_to_config(num_top_cells=16)
+    judged = tiny_pipe(picture, denoise=False, output_type="pt")
+    score, highest = judged.image_score[0], float(tiny_pipe.normality.pool(judged.anomaly_map[0][None, None]).max())
+    assert highest > score + 1e-3
+    passed, failed = (tiny_pipe(picture, threshold=score + step, num_denoising_steps=2) for step in (1e-3, -1e-3))
+    assert passed.is_anomalous == [False] and passed.normality_distance == [None]
+    np.testing.assert_array_equal(np.array(passed.denoised_image[0]), picture)
+    assert failed.is_anomalous == [True] and failed.normality_distance != [None]
+
+
 def test_pixels_outside_the_mask_stay_as_they_were(tiny_pipe, picture):
     tiny_pipe.normality.calibration_maps.fill_(1e4)  # no growth beyond the threshold
     threshold = tiny_pipe(picture, denoise=False).image_score[0] - 1e-3

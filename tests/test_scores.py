@@ -44,7 +44,8 @@ def test_the_kind_of_scores_stays_what_it_was(tiny_pipe, picture):
 
 def test_normal_maps_are_what_the_threshold_is_measured_on(solar_pipe):
     maps = solar_pipe.normality.normal_maps(0.5, [20, 201, 401])
-    quantile = torch.quantile(maps.amax(dim=1), solar_pipe.normality.config.threshold_quantile)
+    scores = solar_pipe.normality.top_cells(maps, solar_pipe.normality.config.num_top_cells)
+    quantile = torch.quantile(scores, solar_pipe.normality.config.threshold_quantile)
     assert float(quantile) == pytest.approx(solar_pipe.normality.limits(0.5, [20, 201, 401])[0])
 
 

@@ -8,8 +8,8 @@ import numpy as np
 from ddad import DDADPipeline
 
 pipe = DDADPipeline.from_pretrained("checkpoints/solar_cell_mono")
-good = pipe.score(sorted(Path(sys.argv[1]).glob("*.png")))  # evaluates the networks once
-suspect = pipe.score(sys.argv[2])
+good = pipe.score(sorted(Path(sys.argv[1]).glob("*.png")), pixel_score="kl")  # evaluates the networks once
+suspect = pipe.score(sys.argv[2], pixel_score="kl")
 
 for alpha in (0.0, 0.5, 1.0):  # the feature score alone, both, the pixel score alone: no network runs here
     normal_scores = pipe(good, alpha=alpha, denoise=False).image_score

@@ -63,8 +63,10 @@ def test_a_defect_is_found_shown_and_removed(open_page, defective, solar_pipe):
     changes = sum(not np.array_equal(before, after) for before, after in itertools.pairwise(steps))
     assert frames.format == "GIF" and len(steps) > 10 and abs(frames.n_frames - (changes + 1)) <= 2
     page.get_by_role("button", name=re.compile("Why: the maps")).click()
-    for caption in ("Pixel score (KL)", "Feature score", "Combined"):
+    for caption in ("Feature score", "Combined"):
         expect(page.get_by_text(caption, exact=True).first).to_be_visible()
+    assert solar_pipe.config.alpha == 0  # the pixel score was not evaluated
+    expect(page.get_by_text("Pixel score (KL)", exact=True)).to_have_count(0)
 
 
 def test_a_good_example_stays_dark_and_as_it_was(open_page):
@@ -95,11 +97,14 @@ def test_what_if(open_page, defective, solar_pipe):
     page.get_by_role("button", name="Make the normal version with these settings").click()
     slider_images(page)
     alpha = page.get_by_label(re.compile("number input for Alpha"))
-    alpha.fill("0")
+    alpha.fill("0.5")
     alpha.press("Enter")
     alpha.blur()
     expect(page.get_by_role("heading", name=FOUND)).to_be_visible()
     assert score(page)[0] != measured[0] and score(page)[1] < 10  # measured anew
+    page.get_by_role("button", name=re.compile("Why: the maps")).click()
+    for caption in ("Pixel score (KL)", "Feature score", "Combined"):
+        expect(page.get_by_text(caption, exact=True).first).to_be_visible()
     page.get_by_role("button", name=re.compile("Back to the pipeline")).click()
     expect(verdict(page, f"Score {measured[0]}, above the threshold of {measured[1]}")).to_be_visible()
     for level in ("20", "201", "401"):

@@ -1,0 +1,1 @@
+../../../ddad/appearance_ddad.py

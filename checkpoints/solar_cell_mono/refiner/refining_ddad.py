@@ -1,0 +1,1 @@
+../../../ddad/refining_ddad.py
