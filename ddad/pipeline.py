@@ -71,7 +71,8 @@ class DDADPipelineOutput(BaseOutput):
         intermediates: the denoising steps of each image from the image itself to the last, at the model's size;
             a single entry where no defect was found; None if not asked for.
         normality_distance: (before, after) of the distance that gradient denoising lowers, averaged over the repaired
-            region, before a refiner adds detail; None for an image without defects. Normal is the root of the dimensions modelled: 8 of 64.
+            region, before a refiner adds detail; None for an image without defects. Normal is the root of the
+            dimensions modelled: 8 of 64.
 
     Images are PIL images, arrays `[H, W, 3]` or tensors `[3, H, W]` in [0, 1] by `output_type`; maps are tensors for
     `"pt"` and arrays otherwise. Maps, overlays and denoised images are computed when they are read.
