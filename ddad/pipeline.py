@@ -874,8 +874,8 @@ class DDADPipeline(DiffusionPipeline):
 
             # 3. Fuse
             anomaly = self.normality.fuse(pixel, feature, alpha)  # [N, S, S]
-            batch_scores = self.normality.image_score(anomaly)
-            image_scores += batch_scores.tolist()
+            batch_scores = self.normality.image_score(anomaly).tolist()
+            image_scores += batch_scores
             drawing.maps += torch.stack([anomaly, pixel.mean(dim=1), feature.mean(dim=1)], dim=1)
 
             # 4. Denoise what lies above the threshold, or all of the image
@@ -884,8 +884,8 @@ class DDADPipeline(DiffusionPipeline):
                 mask = torch.ones_like(maps)  # [N, 1, S, S]
                 if denoise != "whole":
                     # Single cells of a good image may lie above the threshold: its score is the mean of the highest.
-                    found = (batch_scores > threshold).to(maps.device).view(-1, 1, 1, 1)
-                    seeds = (found & (self.normality.pool(maps) > threshold)).float()
+                    found = torch.tensor([score > threshold for score in batch_scores], device=maps.device)
+                    seeds = (found.view(-1, 1, 1, 1) & (self.normality.pool(maps) > threshold)).float()
                     mask = self.denoiser.defect_mask(seeds, maps, mask_level)
                 whole = denoise == "whole"
                 steps = num_denoising_steps or self.most_gradient_steps(whole)

@@ -489,13 +489,21 @@ def finish_part(trained: Path, name: str, data: str, source: str, backbone: str,
     save_checkpoint(pipe, record, output)
 
 
+def pair(text: str) -> tuple[str, str]:
+    """NAME=FOLDER."""
+    name, separator, folder = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"NAME=FOLDER is meant, found {text!r}")
+    return name, folder
+
+
 def main() -> None:
     """The commands."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     packing = commands.add_parser("pack")
     packing.add_argument("--output", required=True)
-    packing.add_argument("folders", nargs="+", metavar="NAME=FOLDER")
+    packing.add_argument("folders", nargs="+", type=pair, metavar="NAME=FOLDER")
     training = commands.add_parser("train")
     training.add_argument("--pack", required=True)
     training.add_argument("--backbone", required=True, help="folder of a feature extractor")
@@ -518,7 +526,7 @@ def main() -> None:
             arguments.trained, arguments.name, arguments.data, arguments.source, arguments.backbone, arguments.output
         )
     elif arguments.command == "pack":
-        pack(arguments.output, dict(one.split("=", 1) for one in arguments.folders))
+        pack(arguments.output, dict(arguments.folders))
     else:
         train(arguments.pack, arguments.backbone, arguments.output, arguments.seconds, arguments.scale, arguments.only)
 

@@ -34,7 +34,7 @@ from ddad.denoising_ddad import DDADDenoiser
 from ddad.features_ddad import DDADFeatureExtractor
 from ddad.refining_ddad import DDADRefiner
 from ddad.training.corruption import Corruption
-from tools.base_network import pack_images, prefetch, split_part, unpack
+from tools.base_network import pack_images, pair, prefetch, split_part, unpack
 
 SIZE = 256
 CROP = 192
@@ -111,9 +111,7 @@ class Repairs:
         place = self.corruption.draw_masks(count, generator)
         kind = CONTENTS[int(torch.randint(len(CONTENTS), (1,), generator=generator))]
         damaged = small + place * (self.corruption.content(kind, small, place, generator) - small)
-        mask = F.avg_pool2d(
-            F.max_pool2d(place, 17, stride=1, padding=8), 9, stride=1, padding=4, count_include_pad=False
-        )
+        mask = DDADDenoiser.defect_mask(place, torch.zeros_like(place), 1.0)
         with torch.autocast(device.type, torch.bfloat16):
             *_, (_, repaired) = self.pipe.repaint(damaged.clamp(-1, 1), mask, generator)
         size = photographs.shape[-2:]
@@ -291,14 +289,6 @@ def finish(trained: Path) -> None:
     record = json.loads(path.read_text(encoding="utf-8"))
     record["refiner"] = [*record["refiner"], json.loads((trained / RECORD_NAME).read_text(encoding="utf-8"))]
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-
-def pair(text: str) -> tuple[str, str]:
-    """NAME=FOLDER."""
-    name, separator, folder = text.partition("=")
-    if not separator:
-        raise argparse.ArgumentTypeError(f"NAME=FOLDER is meant, found {text!r}")
-    return name, folder
 
 
 def main() -> None:

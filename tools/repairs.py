@@ -17,13 +17,16 @@ SIDE, GAP, COLUMNS = 128, 4, 6
 def found_defects(pipes: list[DDADPipeline], paths: list[Path], count: int) -> list[list[PIL.Image.Image]]:
     """So many of the images that the first pipeline calls defective, evenly, each with its normal versions by all."""
     found: list[list[PIL.Image.Image]] = []
+    processor = pipes[0].image_processor
     order = [path for first in range(count) for path in paths[first::count]]  # a part from everywhere first
     for path in sorted(order[: 2 * count], key=paths.index):
-        processor = pipes[0].image_processor
+        if len(found) == count:
+            break
         original = processor.read_image(path)
-        if len(found) < count and pipes[0](original, denoise=False).is_anomalous[0]:
-            normal = [pipe(original).denoised_image[0] for pipe in pipes]
-            found.append([processor.to_image(original, "pil"), *normal])
+        first = pipes[0](original)  # repairs what it finds alone
+        if first.is_anomalous[0]:
+            results = [first, *(pipe(original) for pipe in pipes[1:])]
+            found.append([processor.to_image(original, "pil"), *(one.denoised_image[0] for one in results)])
     return found
 
 
