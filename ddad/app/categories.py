@@ -23,6 +23,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
+from ddad.app.words import as_text
 from ddad.checkpoint.names import CHOSEN_NAME, TAG
 from ddad.pipeline import DDADPipeline
 
@@ -266,8 +267,8 @@ class Categories:
         card = info.card_data.to_dict() if info.card_data else {}
         code = sum(name.endswith(".py") for name in files)
         description = (
-            f"**{repository}**: {megabytes(size)} of weights and settings, licence:"
-            f" {card.get('license_name') or card.get('license') or 'not stated'}."
+            f"**{as_text(repository)}**: {megabytes(size)} of weights and settings, licence:"
+            f" {as_text(card.get('license_name') or card.get('license') or 'not stated')}."
             f" It also holds {code} program files. **They are not run here and not even downloaded**: this page reads"
             " the repository's numbers into its own, installed networks, which can do no harm. So a repository that"
             " needs its own program cannot be opened here. In Python, `trust_remote_code=True` would run that program"

@@ -1,9 +1,12 @@
 """A part's own network, trained from the page where the page runs at home."""
 
+import ipaddress
 import os
+import re
 import shutil
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import gradio as gr
 import PIL.Image
@@ -13,6 +16,7 @@ from ddad.app.compute import SLOW, evaluates_networks, give_way
 from ddad.app.trainings import TITLE, Training, describe
 from ddad.app.uploads import refusal
 from ddad.app.visits import Visits
+from ddad.app.words import Words, as_text, refused
 from ddad.checkpoint.curve import draw_losses
 from ddad.pipeline import DDADPipeline
 
@@ -20,18 +24,51 @@ LOOK_SECONDS = 5
 NOTHING_YET = "Nothing is trained yet."
 
 
-def is_at_home(request: gr.Request | None) -> bool:
-    """Whether a visitor sits at the machine itself: nobody else may keep its processors busy for half an hour."""
-    if os.environ.get("SPACE_ID") or request is None:
+# What proxies, tunnels and load balancers add: who comes through one sits elsewhere, whatever the rest says.
+FORWARDED = re.compile(
+    r"forwarded|via|x-forwarded-.+|x-real-ip|x-client-ip|x-cluster-client-ip|true-client-ip|cf-.+|fly-.+|fastly-.+"
+    r"|x-envoy-.+|x-amzn-.+|x-original-.+|x-proxy.*|ngrok-.+|tailscale-.+"
+)
+HOME_NAMES = ("localhost", "127.0.0.1", "::1")
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an IP address is this machine's own."""
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
         return False
-    host = str(request.headers.get("host", ""))
-    return host.rpartition(":")[0] in ("localhost", "127.0.0.1", "[::1]")
+    mapped = getattr(found, "ipv4_mapped", None)
+    return (mapped or found).is_loopback
+
+
+def is_at_home(request: gr.Request | None) -> bool:
+    """Whether a visitor sits at the machine itself: nobody else may keep its processors busy, or use its Hub login.
+
+    The connection must come from this machine, by no proxy; the client's headers only ever take away from that. Host
+    and Origin must name this machine too, so that a page of another name that resolves to it (DNS rebinding) asks in
+    vain. A proxy on this machine that adds no header of its own cannot be told apart: `DDAD_HOME_TRAINING=0` switches
+    all of this off.
+    """
+    if request is None or os.environ.get("SPACE_ID") or os.environ.get("DDAD_HOME_TRAINING") == "0":
+        return False
+    client = getattr(request, "client", None)
+    if client is None or not is_loopback(str(client.host)):
+        return False
+    headers = {str(name).lower(): str(value) for name, value in request.headers.items()}
+    if any(FORWARDED.fullmatch(name) for name in headers):
+        return False
+    asked = [f"//{headers.get('host', '')}", *(headers[name] for name in ("origin", "referer") if name in headers)]
+    try:
+        return all(urlsplit(address).hostname in HOME_NAMES for address in asked)
+    except ValueError:
+        return False
 
 
 def check_home(request: gr.Request | None) -> None:
     """Raises a gr.Error for a visitor who does not sit at the machine."""
     if not is_at_home(request):
-        raise refusal("This is for who sits at the machine itself, and opens the page there.", "Not from here")
+        raise refusal("Open the page in a browser on the machine that serves it.", "Only available on that machine")
 
 
 class HomeTraining:
@@ -117,7 +154,7 @@ class HomePlace:
                 self.stop = gr.Button("Stop the training", variant="stop", visible=False, min_width=80)
                 self.go_on = gr.Button("Go on", visible=False, min_width=80)
                 self.open = gr.Button("Open", variant="primary", visible=False, min_width=80)
-            self.told = gr.Markdown(NOTHING_YET, container=True)
+            self.told = Words(NOTHING_YET, container=True)
             with gr.Row():
                 self.curve = gr.Image(label="Loss", visible=False, interactive=False, buttons=[], height=260)
                 self.so_far = gr.ImageSlider(
@@ -164,7 +201,7 @@ class HomePlace:
             check_home(request)
             return self.show(action())
         except gr.Error as error:
-            return {self.told: f"**{error.title}.** {error.message}"}
+            return {self.told: refused(error)}
 
     def begin(self, learnt: str, files: list[str] | None, request: gr.Request) -> dict[Any, Any]:
         """Starts a training on what was learnt."""
@@ -222,7 +259,7 @@ def add_home_training(
     def open_finished(name: str, known: list[str], own: list[str] | None, request: gr.Request) -> dict[Any, Any]:
         check_home(request)
         training = work.find(name)
-        words = f"**{readable(training.name)}** has a network of its own now, and is chosen above."
+        words = f"**{as_text(readable(training.name))}** has a network of its own now, and is chosen above."
         return offer(work.open(training), words, known, own)
 
     hidden: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}

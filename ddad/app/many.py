@@ -19,6 +19,7 @@ from ddad.app.categories import Categories
 from ddad.app.compute import evaluates_networks, give_way, needs_gpu
 from ddad.app.uploads import open_category, output_path
 from ddad.app.visits import Run, Settings, Stopped, Visits
+from ddad.app.words import Words, refused
 from ddad.app.work import MOMENT, SingleImage
 from ddad.datasets.layouts import IMAGE_SUFFIXES
 from ddad.datasets.names import is_hidden
@@ -187,7 +188,7 @@ class ManyImages:
         try:
             pipe = open_category(self.categories, category).pipe
         except gr.Error as error:
-            yield f"**{error.title}.** {error.message}", [], None
+            yield refused(error), [], None
             return
         visit = self.visits.of(request)
         run, settings = visit.begin_other(), visit.settings.get(category)
@@ -270,7 +271,7 @@ def add_many_images(
             with gr.Row():
                 start = gr.Button("Inspect all", variant="primary", min_width=100)
                 stop = gr.Button("Stop", variant="stop", min_width=80)
-    progress = gr.Markdown("Nothing inspected yet.", container=True)
+    progress = Words("Nothing inspected yet.", container=True)
     order = gr.Radio(ORDERS, value=ORDERS[0], show_label=False, label="Order of the table", container=False)
     table = gr.Dataframe(
         headers=HEADERS, datatype=DATATYPES, interactive=False, label="Results", max_height=700,

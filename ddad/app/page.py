@@ -14,6 +14,7 @@ from ddad.app.many import add_many_images
 from ddad.app.part import add_your_part
 from ddad.app.single import KEEP_SECONDS, MOST_WAITING, add_single_image
 from ddad.app.visits import Visits
+from ddad.app.words import Words, as_text
 from ddad.app.work import MOMENT, SingleImage
 
 TITLE = "ddad: find the defect, see the part without it"
@@ -56,6 +57,11 @@ LAUNCH = {
 }
 
 
+def cannot_be_opened(name: str, error: CategoryError) -> str:
+    """What stands where a repository was asked for."""
+    return f"**{as_text(name)} cannot be opened.** {as_text(error)}"
+
+
 def add_hub(categories: Categories, work: SingleImage, category: gr.Dropdown, known: gr.State) -> gr.Textbox:
     """The place where a visitor opens a repository that is not in the list: first what it is, then the question."""
 
@@ -64,22 +70,22 @@ def add_hub(categories: Categories, work: SingleImage, category: gr.Dropdown, kn
             _, description = categories.look_up(repository)
         except CategoryError as error:
             # What is wrong stays readable where it was asked.
-            return f"**{repository.strip() or 'Nothing'} cannot be opened.** {error}", gr.Button(visible=False), ""
+            return cannot_be_opened(repository.strip() or "Nothing", error), gr.Button(visible=False), ""
         return description, gr.Button(visible=True), repository.strip()
 
     def open_repository(name: str, known: list[str]):
         try:
             categories.get(name)
         except CategoryError as error:
-            return gr.skip(), gr.skip(), f"**{name} cannot be opened.** {error}", gr.Button(visible=True)
+            return gr.skip(), gr.skip(), cannot_be_opened(name, error), gr.Button(visible=True)
         names = [*known, *([] if name in known else [name])]
         chosen = gr.Dropdown(choices=label_choices(names), value=name)
-        return chosen, names, f"**{name}** is open.", gr.Button(visible=False)
+        return chosen, names, f"**{as_text(name)}** is open.", gr.Button(visible=False)
 
     with gr.Row():
         repository = gr.Textbox(label="Repository", placeholder="user/name", scale=3, max_lines=1)
         check = gr.Button("What is it?", scale=1)
-    description = gr.Markdown()
+    description = Words()
     agree = gr.Button("Open it", variant="primary", visible=False)
     hidden = {"api_visibility": "private"}
     # What is opened is what was described, whatever stands in the field by then.
@@ -110,7 +116,9 @@ def add_welcome(
         names += [chosen] if chosen not in names else []
         unknown = asked is not None and chosen != asked
         if unknown:
-            words = f"## There is no category *{readable(asked)}* here\n\nThe link names it. Choose another above"
+            words = (
+                f"## There is no category *{as_text(readable(asked))}* here\n\nThe link names it. Choose another above"
+            )
             if REPOSITORY.fullmatch(asked):
                 words += ", or look it up below, under *Another category from the Hugging Face Hub*"
             view = work.welcome_with(chosen, f"{words}.", request)

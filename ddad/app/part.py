@@ -18,6 +18,7 @@ from ddad.app.many import open_all
 from ddad.app.sharing import add_sharing
 from ddad.app.uploads import create_image_input, open_category, output_path, refusal, unpack_checkpoint
 from ddad.app.visits import Run, Stopped, Visits
+from ddad.app.words import Words, as_text, refused
 from ddad.app.work import SingleImage
 from ddad.calibration.calibration import FEW_IMAGES, recalibrate
 from ddad.calibration.fitting import CalibrationConfig
@@ -145,9 +146,9 @@ def describe(name: str, facts: dict[str, Any], quantile: float) -> str:
     """What a visitor reads when it is done."""
     if "words" in facts:
         sign = "✓" if facts["works"] else "⚠"
-        first, *rest = facts["words"]
+        first, *rest = map(as_text, facts["words"])
         lines = [
-            f"## {sign} {readable(name).partition(',')[0]} is learnt from {facts['images']} photographs",
+            f"## {sign} {as_text(readable(name).partition(',')[0])} is learnt from {facts['images']} photographs",
             f"{first} {rest[0]}",
             *rest[1:],
             "**Now give a good photograph that it has not seen**, then a defective one. The normal version comes from"
@@ -170,7 +171,7 @@ def describe(name: str, facts: dict[str, Any], quantile: float) -> str:
         " it is a checkpoint for Python, the command line, a page of your own and the Hub; or give the zip back here."
     )
     if facts["problems"]:
-        shown = "; ".join(facts["problems"][:3])
+        shown = as_text("; ".join(facts["problems"][:3]))
         lines.append(f"{len(facts['problems'])} files were left out. {shown}")
     return "\n\n".join(lines)
 
@@ -344,7 +345,7 @@ def add_your_part(
         except Stopped:
             return {told: "Stopped: nothing was changed.", learnt: ""}
         except gr.Error as error:  # stays where it was asked, longer than a message that fades
-            return {told: f"**{error.title}.** {error.message}", learnt: ""}
+            return {told: refused(error), learnt: ""}
         return {
             **offer(new, text, known, own),
             download: gr.File(archive, visible=True),
@@ -363,14 +364,14 @@ def add_your_part(
         try:
             name = work.take(path)
         except gr.Error as error:
-            return {told: f"**{error.title}.** {error.message}", learnt: ""}
-        return offer(name, f"**{readable(name)}** is open again and chosen above, for you alone.", known, own)
+            return {told: refused(error), learnt: ""}
+        return offer(name, f"**{as_text(readable(name))}** is open again and chosen above, for you alone.", known, own)
 
     def add_shown(files: list[str] | None, request: gr.Request) -> list[str] | None:
         """The image that is shown under One image teaches too: somebody knows that it is good."""
         path = visits.of(request).path
         if path is None:
-            raise refusal("Show an image under *One image* first.", "No image yet")
+            raise refusal("Show an image under One image first.", "No image yet")
         return [*(files or []), path]
 
     category_place, known_place, own_place = category, known, own
@@ -386,7 +387,7 @@ def add_your_part(
             )
             with gr.Accordion("Take photographs here", open=False):
                 camera = create_image_input(sources=["webcam"], label="One good part after the other", height=260)
-                counter = gr.Markdown()
+                counter = Words()
         with gr.Column(scale=2, min_width=260):
             what = gr.Radio(choices, value=choices[0], label="What is it?")
             name = gr.Textbox("my part", label="What is the part called?", max_lines=1, visible=work.learns)
@@ -396,7 +397,7 @@ def add_your_part(
             folder = gr.UploadButton("Choose a whole folder", file_count="directory", size="sm")
             correct = gr.Button("The image under One image is good: add it and learn again", size="sm")
             back = gr.UploadButton("Open a zip that you downloaded here", file_types=[".zip"], size="sm")
-    told = gr.Markdown("Nothing learnt yet.", container=True)
+    told = Words("Nothing learnt yet.", container=True)
     leave_out = gr.Button("Leave out what is unlike the rest, and learn again", visible=False)
     download = gr.File(label="The checkpoint", interactive=False, visible=False)
     sheet = gr.Gallery(

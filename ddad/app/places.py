@@ -5,6 +5,8 @@ from typing import Any
 
 import gradio as gr
 
+from ddad.app.words import Words
+
 
 @dataclass(frozen=True)
 class Places:
@@ -12,7 +14,7 @@ class Places:
 
     image: gr.Image
     truth: gr.Image
-    answer: gr.Markdown
+    answer: Words
     heatmap: gr.Image
     slider: gr.ImageSlider
     histogram: gr.HTML

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +15,15 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from ddad.app.home import check_home
 from ddad.app.uploads import refusal, unpack_checkpoint
+from ddad.app.words import Words, as_text, refused
 from ddad.checkpoint.loading import read_json, refresh
 from ddad.checkpoint.names import RECORD_NAME
 from ddad.checkpoint.publish import PublishOptions, prepare, publish
 from ddad.pipeline import DDADPipeline
 
 TITLE = "Nothing was published"
+# What the Hub answers with and the page makes a link of.
+ADDRESS = re.compile(r"https?://[\w./:-]+", flags=re.ASCII)
 LICENSES = ("", "cc-by-4.0", "cc-by-nc-sa-4.0", "apache-2.0", "mit", "other")
 
 
@@ -94,13 +98,14 @@ def add_sharing(download: gr.File) -> None:
         source = gr.Textbox(label="What do they show, and where do they come from? (a sentence for the card)")
         public = gr.Checkbox(False, label="Everybody may see it")
         send = gr.Button("Publish")
-        told = gr.Markdown(container=True)
+        told = Words(container=True)
 
     def tell(action: Callable[[], str]) -> str:
         try:
-            return f"### ✓ Published\n\n{action()}"
+            address = action()
+            return f"### ✓ Published\n\n{address if ADDRESS.fullmatch(address) else as_text(address)}"
         except gr.Error as error:
-            return f"**{error.title}.** {error.message}"
+            return refused(error)
 
     def send_from_home(
         archive: str | None, repository: str, license_name: str, source: str, public: bool, request: gr.Request

@@ -13,6 +13,7 @@ from ddad.app.examples import OPACITY, Example, Examples
 from ddad.app.places import Places
 from ddad.app.uploads import create_image_input
 from ddad.app.visits import Visits
+from ddad.app.words import Words, as_text
 from ddad.app.work import FILM, MAPS, MOMENT, TALLEST, WELCOME, SingleImage, introduce
 
 KEEP_SECONDS = 3600
@@ -64,13 +65,13 @@ def create_input(first: str | None, words: str) -> tuple[Any, ...]:
             label="Mask of the true defects: every pixel above zero", sources=["upload", "clipboard"], height=200,
             alt_text="The mask of the true defects", elem_id="truth",
         )  # fmt: skip
-    source = gr.Markdown(words, elem_id="source")
+    source = Words(as_text(words), elem_id="source")
     return image, find, stop, truth, source
 
 
 def create_results(values: dict[str, Any]) -> tuple[Any, ...]:
     """The column that shows what was found, down to its regions; at first what the page opens with."""
-    answer = gr.Markdown(values.get("answer", WELCOME), container=True, elem_id="verdict")
+    answer = Words(values.get("answer", WELCOME), container=True, elem_id="verdict")
     with gr.Row():
         with gr.Column(min_width=280):
             gr.Markdown("**Heatmap.** Without colour where the part is like good ones.")

@@ -21,6 +21,8 @@ from typing import Any, Literal
 from ddad.app.categories import readable
 from ddad.app.many import open_all
 from ddad.app.uploads import refusal
+from ddad.app.words import as_text
+from ddad.checkpoint.loading import load_weights
 from ddad.checkpoint.names import AVERAGE_NAME, STATE_FOLDER
 from ddad.pipeline import DDADPipeline
 from ddad.unet_ddad import DDADUNet2DModel
@@ -194,7 +196,7 @@ class Training:
     def load_average(self) -> DDADUNet2DModel | None:
         """What it has learnt so far; None before it has saved, and while it saves."""
         try:
-            unet = DDADUNet2DModel.from_pretrained(self.average, use_safetensors=True, local_files_only=True)
+            unet = load_weights(DDADUNet2DModel, self.average)
         except (OSError, ValueError):
             return None
         return unet.float().requires_grad_(False).eval()
@@ -202,11 +204,11 @@ class Training:
 
 def describe(training: Training, glance: Glance) -> str:
     """How far it is, in words."""
-    name = readable(training.name)
+    name = as_text(readable(training.name))
     if glance.state == "finished":
         return f"### ✓ {name} has a network of its own\n\nPress *Open*: it is chosen above then."
     if glance.state == "unfinished":
-        why = f"\n\n`{glance.last}`" if glance.last else ""
+        why = f"\n\n{as_text(glance.last)}" if glance.last else ""
         return f"### {name} is not finished\n\nPress *Go on*.{why}"
     of = f" {glance.done} of {glance.count}" if glance.count else ""
     left = "" if "?" in glance.left or glance.done == 0 else f", {glance.left} left of this"
@@ -216,6 +218,6 @@ def describe(training: Training, glance: Glance) -> str:
             f"{key} {value:.3f}" for key, value in glance.losses[-1].items() if key != "step"
         )
     return (
-        f"### {name}: {glance.what.lower()}{of}{left}{loss}\n\nIt goes on when this page is closed, and uses"
+        f"### {name}: {as_text(glance.what.lower())}{of}{left}{loss}\n\nIt goes on when this page is closed, and uses"
         " all processors: other things take longer meanwhile."
     )

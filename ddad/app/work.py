@@ -24,6 +24,7 @@ from ddad.app.inspection import Finding, Inspection
 from ddad.app.places import Places
 from ddad.app.uploads import open_category, output_path, read_mask, refusal
 from ddad.app.visits import Run, Settings, Stopped, Visit, Visits
+from ddad.app.words import as_text
 from ddad.checkpoint.saving import load_record
 from ddad.images_ddad import DDADImageProcessor, open_picture
 from ddad.pipeline import DDADPipeline, DDADPipelineOutput
@@ -171,7 +172,7 @@ class SingleImage:
         if path is None:
             yield visit.show(run, {**places.cleared(WELCOME), **start})
             return
-        words = f"Looking at your image as *{readable(category)}* ...{time_needed(path)}"
+        words = f"Looking at your image as *{as_text(readable(category))}* ...{time_needed(path)}"
         yield visit.show(run, {**places.cleared(words), **start})
         preview = self.preview(visit, path)
         if preview:
@@ -248,7 +249,7 @@ class SingleImage:
             if visit.inspection is None:
                 yield visit.show(run, places.cleared("Stopped. *Find defects* looks again."))
         except gr.Error as error:
-            yield visit.show(run, places.cleared(f"## ✗ {error.title}\n\n{error.message}"))
+            yield visit.show(run, places.cleared(f"## ✗ {as_text(error.title)}\n\n{as_text(error.message)}"))
         yield self.places.nothing
 
     def ensure_repaired(self, visit: Visit, run: Run, inspection: Inspection, progress: gr.Progress) -> Inspection:
@@ -351,7 +352,7 @@ class SingleImage:
                 return views.draw_heatmap(image, result, finding.regions, opacity, read_mask(truth))
             except (ValueError, gr.Error) as error:
                 reason = error.message if isinstance(error, gr.Error) else str(error)
-                gr.Warning(reason, title="This ground truth cannot be drawn")
+                gr.Warning(as_text(reason), title="This ground truth cannot be drawn")
         return views.draw_heatmap(image, result, finding.regions, opacity)
 
     def slider_values(self, pipe: DDADPipeline, settings: Settings, score: float, threshold: float) -> dict[Any, Any]:
@@ -430,14 +431,14 @@ class SingleImage:
         except Stopped:
             return self.places.nothing
         except gr.Error as error:
-            gr.Warning(error.message, title=error.title)
+            gr.Warning(as_text(error.message), title=as_text(error.title))
             return self.places.nothing
         except ValueError as error:
             with visit.lock:
                 visit.settings.pop(category, None)
                 if before is not None:
                     visit.settings[category] = before
-            gr.Warning(str(error), title="This setting cannot be used")
+            gr.Warning(as_text(error), title="This setting cannot be used")
             return self.places.nothing
 
     def redraw(self, opacity: float, truth: str | None, request: gr.Request) -> dict[Any, Any]:
@@ -535,7 +536,7 @@ class SingleImage:
         if category == visit.category:
             return self.places.nothing
         run = visit.begin(category, None, moment)
-        words = f"*{readable(category)}* is chosen. Drop an image, click an example, or press *Find defects*."
+        words = f"*{as_text(readable(category))}* is chosen. Drop an image, click an example, or press *Find defects*."
         return visit.show(run, {**self.places.cleared(words), self.places.shown: run.number})
 
     def welcome(self, category: str, request: gr.Request) -> dict[Any, Any]:
@@ -567,7 +568,11 @@ class SingleImage:
         """The category's examples, and whose images they are."""
         examples = self.examples.of(category)
         words = introduce(self.categories.folder / category) if examples else ""
-        return gr.Row(visible=bool(examples)), words, [(example.path, example.caption) for example in examples]
+        return (
+            gr.Row(visible=bool(examples)),
+            as_text(words),
+            [(example.path, example.caption) for example in examples],
+        )
 
     def settle(self, shown: int, request: gr.Request) -> dict[Any, Any]:
         """After every run: if something of an older one was under way and came last, shows the newest again."""

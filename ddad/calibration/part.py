@@ -21,7 +21,7 @@ from ddad.calibration.backbone import IMAGE_SIZES, create_appearance_extractor, 
 from ddad.calibration.calibration import FEW_IMAGES, create_normality, few_limit, held_out_scores, recalibrate
 from ddad.calibration.fitting import CalibrationConfig
 from ddad.calibration.progress import Report, track
-from ddad.checkpoint.loading import find_folder
+from ddad.checkpoint.loading import find_folder, load_weights
 from ddad.checkpoint.names import BUNDLED_BASE
 from ddad.checkpoint.saving import library_versions
 from ddad.datasets.folder import ImagesInMemory, measure_max_value
@@ -115,17 +115,21 @@ def load_base(base: str | Path | None) -> dict[str, Any]:
     if base is None and not (BUNDLED_BASE / "unet").is_dir():
         raise OSError("A base network is needed: name its folder or repository, such as checkpoints/base of a clone.")
     folder = find_folder(base or BUNDLED_BASE, {})
-    classes = {"unet": DDADUNet2DModel, "scheduler": DDADScheduler, "feature_extractor": DDADFeatureExtractor}
-    for name in classes:
+    for name in ("unet", "scheduler", "feature_extractor"):
         if not (folder / name).is_dir():
             raise OSError(f"{base or folder} is no base network: its folder {name} is missing.")
-    optional = {"appearance_extractor": DDADFeatureExtractor, "refiner": DDADRefiner}
-    classes |= {name: kind for name, kind in optional.items() if (folder / name).is_dir()}
-    loaded = {name: kind.from_pretrained(folder / name) for name, kind in classes.items()}
-    for network in loaded.values():
-        if isinstance(network, torch.nn.Module):
-            network.float().requires_grad_(False).eval()
-    return loaded
+    classes = {
+        "unet": DDADUNet2DModel,
+        "feature_extractor": DDADFeatureExtractor,
+        "appearance_extractor": DDADFeatureExtractor,
+        "refiner": DDADRefiner,
+    }
+    networks = {
+        name: load_weights(kind, folder / name).float().requires_grad_(False).eval()
+        for name, kind in classes.items()
+        if (folder / name).is_dir()
+    }
+    return {**networks, "scheduler": DDADScheduler.from_pretrained(folder / "scheduler")}
 
 
 def shorter_side(image: ImageInput) -> int:

@@ -5,6 +5,7 @@ import importlib
 import inspect
 import json
 import logging
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def load_pipeline(cls: Any, pretrained_model_name_or_path: Any, accept_settings:
     if kwargs.pop("use_safetensors", None) is False:
         raise ValueError("Weights are loaded from safetensors only: leave out `use_safetensors=False`.")
     dtype, variant = kwargs.pop("torch_dtype", None), kwargs.pop("variant", None)
-    dtype = kwargs.pop("dtype", dtype)
+    dtype = read_dtype(kwargs.pop("dtype", dtype))
     device = one_device(kwargs.pop("device_map", None))
     hub = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
     known = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
@@ -279,6 +280,28 @@ def component_class(cls: Any, name: str) -> Any:
     return getattr(importlib.import_module(f"{cls.__module__.rpartition('.')[0]}.{module}"), class_name)
 
 
+# diffusers and accelerate load weights with torch's own functions exchanged for the whole process: modules that
+# another thread builds meanwhile would stay without weights, and two loads at once restore each other's exchange.
+_loading = threading.RLock()
+
+
+def load_weights(built: Any, folder: Path, **options: Any) -> Any:
+    """A component with weights, from safetensors, as its `from_pretrained` gives it; safe in threads.
+
+    One is loaded at a time, and none without memory of its own at first (`low_cpu_mem_usage`), since a module that is
+    built elsewhere in the meantime would have none either.
+
+    Args:
+        built: its class.
+        folder: holds it.
+        options: as its `from_pretrained`'s.
+    """
+    with _loading:
+        return built.from_pretrained(
+            folder, **{"use_safetensors": True, "low_cpu_mem_usage": False, "local_files_only": True, **options}
+        )
+
+
 def load_component(cls: Any, folder: Path, name: str, dtype: torch.dtype | None, variant: str | None) -> Any:
     """One component.
 
@@ -296,15 +319,11 @@ def load_component(cls: Any, folder: Path, name: str, dtype: torch.dtype | None,
     if variant is not None and not any(variant_of(path.name) == variant for path in (folder / name).iterdir()):
         raise OSError(f"The checkpoint {folder} has no variant {variant!r} of {name}.")
     try:
-        component, info = built.from_pretrained(
-            folder / name,
-            torch_dtype=dtype,
-            variant=variant,
-            use_safetensors=True,
-            output_loading_info=True,
+        component, info = load_weights(
+            built, folder / name, torch_dtype=dtype, variant=variant, output_loading_info=True
         )
     except Exception as error:
-        raise OSError(f"The checkpoint's {folder / name} cannot be loaded: {error}") from error
+        raise OSError(f"The checkpoint's {folder / name} cannot be loaded: {' '.join(str(error).split())}") from error
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info.get(kind):
             keys = ", ".join(sorted(map(str, info[kind]))[:3])
@@ -312,7 +331,23 @@ def load_component(cls: Any, folder: Path, name: str, dtype: torch.dtype | None,
                 f"The checkpoint's {folder / name} has {len(info[kind])} {kind.replace('_', ' ')} ({keys}, ...):"
                 " download it again."
             )
-    return component
+    return component.to(dtype or torch.float32)  # a file may hold several types
+
+
+def read_dtype(dtype: Any) -> Any:
+    """A floating-point type as an object or by name, or a table of these by component.
+
+    Raises:
+        ValueError: for anything else; diffusers would take float32 without a word.
+    """
+    if isinstance(dtype, dict):
+        return {name: read_dtype(one) for name, one in dtype.items()}
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if found is None and dtype is None:
+        return None
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"`dtype` must be such as torch.float16 or 'float16', found {dtype!r}.")
+    return found
 
 
 def refresh(cls: Any, folder: Path) -> Any:

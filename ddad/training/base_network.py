@@ -5,7 +5,7 @@ import json
 import logging
 from pathlib import Path
 
-from ddad.checkpoint.loading import find_folder
+from ddad.checkpoint.loading import find_folder, load_weights
 from ddad.checkpoint.names import BUNDLED_BASE
 from ddad.refining_ddad import DDADRefiner
 from ddad.scheduling_ddad import DDADScheduler
@@ -59,7 +59,7 @@ def create_from_base(config: TrainConfig, feature_channels: int) -> DDADUNet2DMo
     predicts = DDADScheduler.from_pretrained(folder / "scheduler").config.prediction_type
     if predicts != config.prediction_type:
         raise ValueError(f"{config.base} predicts {predicts!r}: train with `--prediction-type {predicts}`.")
-    base = DDADUNet2DModel.from_pretrained(folder / "unet", use_safetensors=True)
+    base = load_weights(DDADUNet2DModel, folder / "unet")
     settings = {key: value for key, value in base.config.items() if not key.startswith("_")}
     settings |= {"sample_size": config.image_size, "feature_channels": feature_channels, "num_class_embeds": None}
     unet = DDADUNet2DModel(**settings)
@@ -80,7 +80,7 @@ def load_refiner(base: str) -> DDADRefiner | None:
     folder = find_folder(base, {}) / "refiner" if base else Path()
     if not (folder / DDADRefiner.config_name).is_file():
         return None
-    return DDADRefiner.from_pretrained(folder, use_safetensors=True).float().requires_grad_(False).eval()
+    return load_weights(DDADRefiner, folder).float().requires_grad_(False).eval()
 
 
 def describe_base(base: str) -> str:

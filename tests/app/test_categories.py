@@ -3,7 +3,9 @@
 import threading
 
 import pytest
+import torch
 
+from ddad import DDADPipeline
 from ddad.app import categories as module
 from ddad.app.categories import Categories, CategoryError, readable
 from tests.conftest import create_tiny_pipeline
@@ -35,6 +37,40 @@ def test_all_visitors_share_one_copy(folder):
     for visitor in visitors:
         visitor.join()
     assert len({id(one) for one in found}) == 1
+
+
+def test_loads_in_threads_do_not_disturb_each_other(folder):
+    """Loading exchanges functions of torch for the whole process: eight at once each get all their weights."""
+    categories, found, errors = Categories(folder, "cpu"), [], []
+
+    def run(load, name) -> None:
+        try:
+            found.append((name, load(name)))
+        except Exception as error:
+            errors.append(error)
+
+    def load_pipeline(name):
+        return DDADPipeline.from_pretrained(folder / name)
+
+    def add_own(name):
+        return categories.get(categories.add_own(name, folder / name)).pipe
+
+    def get(name):
+        return categories.get(name).pipe
+
+    jobs = [(load, name) for name in ("bolt", "nut", "screw") for load in (load_pipeline, add_own, get)]
+    threads = [threading.Thread(target=run, args=job) for job in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors and len(found) == len(jobs)
+    for name, pipe in found:
+        alone = DDADPipeline.from_pretrained(folder / name)
+        for key, component in alone.components.items():
+            if isinstance(component, torch.nn.Module):
+                state = getattr(pipe, key).state_dict()
+                assert all(torch.equal(state[weight], value) for weight, value in component.state_dict().items())
 
 
 def test_what_cannot_be_had_is_said_without_paths(folder, tmp_path):

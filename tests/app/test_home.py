@@ -1,10 +1,13 @@
 """A part's own network from the page: who may train, what is read of a training, and that it outlives the page."""
 
+import json
 import os
 import shutil
 import signal
+import socket
 import sys
 import time
+import urllib.request
 from types import SimpleNamespace
 
 import gradio as gr
@@ -43,16 +46,93 @@ def photographs(tmp_path):
     return [str(path) for path in sorted(striped_images(tmp_path / "photographs", 6, seed=1).rglob("*.png"))]
 
 
-def visitor(host):
-    return SimpleNamespace(headers={"host": host})
+def visitor(host, client="127.0.0.1", **headers):
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return SimpleNamespace(headers={"host": host, **named}, client=SimpleNamespace(host=client))
 
 
 def test_who_sits_at_the_machine_may_train_and_nobody_else(monkeypatch):
-    assert is_at_home(visitor("127.0.0.1:7860")) and is_at_home(visitor("localhost:7860"))
-    assert not is_at_home(visitor("192.168.0.7:7860")) and not is_at_home(visitor("abc.gradio.live"))
-    assert not is_at_home(visitor("localhost.evil.example:80")) and not is_at_home(None)
+    for host, client in (
+        ("127.0.0.1:7860", "127.0.0.1"), ("localhost:7860", "::1"), ("[::1]:7860", "::ffff:127.0.0.1"),
+        ("localhost", "127.0.0.1"),
+    ):  # fmt: skip
+        assert is_at_home(visitor(host, client))
+        assert is_at_home(visitor(host, client, origin="http://localhost:7860", referer="http://127.0.0.1:7860/"))
+    for host in (
+        "192.168.0.7:7860",
+        "abc.gradio.live",
+        "localhost.evil.example:80",
+        "evil.example",
+        "",
+        "localhost@x",
+    ):
+        assert not is_at_home(visitor(host))
+    # The client writes its headers itself; only the connection says where it is.
+    for client in ("192.168.0.9", "10.0.0.3", "203.0.113.5", "fe80::1", "testclient", ""):
+        assert not is_at_home(visitor("localhost:7860", client))
+    assert not is_at_home(SimpleNamespace(headers={"host": "localhost:7860"}, client=None)) and not is_at_home(None)
     monkeypatch.setenv("SPACE_ID", "factory/ddad")
     assert not is_at_home(visitor("localhost:7860"))
+    monkeypatch.delenv("SPACE_ID")
+    monkeypatch.setenv("DDAD_HOME_TRAINING", "0")
+    assert not is_at_home(visitor("localhost:7860"))
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["forwarded", "via", "x_forwarded_for", "x_forwarded_host", "x_real_ip", "cf_connecting_ip", "X_Forwarded_For"],
+)
+def test_who_comes_through_a_proxy_sits_elsewhere(header):
+    assert not is_at_home(visitor("localhost:7860", **{header: "127.0.0.1"}))
+
+
+def test_a_page_of_another_name_may_not_ask(monkeypatch):
+    assert not is_at_home(visitor("localhost:7860", origin="http://evil.example"))
+    assert not is_at_home(visitor("localhost:7860", origin="null"))
+    assert not is_at_home(visitor("localhost:7860", referer="https://evil.example/localhost"))
+
+
+def address_of_this_machine() -> str | None:
+    """An address of this machine that is not loopback; None where it has none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing
+        except OSError:
+            return None
+        return probe.getsockname()[0]
+
+
+@pytest.mark.parametrize("forged", ["localhost", "127.0.0.1"])
+def test_a_forged_host_header_starts_nothing_on_a_served_page(forged):
+    """As the page is really served: on every address, asked over the network by a client that lies."""
+    address = address_of_this_machine()
+    if address is None or address.startswith("127."):
+        pytest.skip("this machine has no address but its own")
+
+    def who(request: gr.Request) -> str:
+        return str(is_at_home(request))
+
+    with gr.Blocks() as page:
+        out = gr.Textbox()
+        gr.Button().click(who, None, out, api_name="who", queue=False)
+    _, url, _ = page.launch(server_name="0.0.0.0", prevent_thread_lock=True, quiet=True)
+    port = url.rstrip("/").rpartition(":")[2]
+
+    def ask(host: str, headers: dict[str, str]) -> str:
+        request = urllib.request.Request(
+            f"http://{host}:{port}/gradio_api/run/who",
+            b'{"data": []}',
+            {"Content-Type": "application/json", **headers},
+        )
+        return json.load(urllib.request.urlopen(request, timeout=10))["data"][0]
+
+    try:
+        assert ask("127.0.0.1", {}) == "True"
+        assert ask("127.0.0.1", {"X-Forwarded-For": "203.0.113.5"}) == "False"
+        assert ask("127.0.0.1", {"X-Forwarded-For": "127.0.0.1"}) == "False"
+        assert ask(address, {"Host": f"{forged}:{port}"}) == "False"
+    finally:
+        page.close()
 
 
 def test_photographs_are_kept_under_names_that_say_nothing(photographs, folder, tmp_path):
