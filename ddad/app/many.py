@@ -21,7 +21,7 @@ from ddad.app.uploads import open_category, output_path
 from ddad.app.visits import Run, Settings, Stopped, Visits
 from ddad.app.words import Words, refused
 from ddad.app.work import MOMENT, SingleImage
-from ddad.datasets.layouts import IMAGE_SUFFIXES
+from ddad.datasets.files import IMAGE_SUFFIXES
 from ddad.datasets.names import is_hidden
 from ddad.pipeline import DDADPipeline, DDADPipelineOutput
 from ddad.report.export import Record, ResultsArchive

@@ -473,7 +473,7 @@ def calibrate_checkpoint(
         ValueError: if there are too few images, or `output` holds something.
     """
     check_output(output)
-    processor = DDADImageProcessor(max_value=measure_max_value(dataset.train_paths))
+    processor = DDADImageProcessor(max_value=measure_max_value(dataset.require_training()))
     images = ImageFolder(dataset.train_paths, pipe.unet.config.sample_size, processor)
     pipe = DDADPipeline.from_pipe(pipe, image_processor=processor)
     extractor = pipe.appearance_extractor

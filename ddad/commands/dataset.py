@@ -4,19 +4,36 @@ import argparse
 import sys
 
 from ddad.commands.shared import add_data, read_data
+from ddad.datasets.annotations import FORMATS
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """`ddad dataset` and `ddad split`."""
     parser = commands.add_parser(
-        "dataset",
-        help="write the solar cells of the package elpv-dataset as image files",
-        description="Writes train/good, test/good and test/defective as PNG files: solar cells of the package"
-        " elpv-dataset (CC BY-NC-SA 4.0; 92 MB), which must be installed: pip install 'ddad[solar-cells]'.",
+        "dataset", help="write a data set as image files: solar cells, or your annotated images"
     )
-    parser.add_argument("cell_type", choices=("mono", "poly"), help="mono- or polycrystalline cells")
-    parser.add_argument("--output", required=True, help="folder that the images are written to")
-    parser.set_defaults(run=run_dataset)
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    for name, cells in (("mono", "monocrystalline"), ("poly", "polycrystalline")):
+        parser = kinds.add_parser(
+            name,
+            help=f"{cells} solar cells of the package elpv-dataset",
+            description=f"Writes train/good, test/good and test/defective as PNG files: {cells} solar cells of"
+            " the package elpv-dataset (CC BY-NC-SA 4.0; 92 MB), which must be installed: pip install"
+            " 'ddad[solar-cells]'.",
+        )
+        parser.add_argument("--output", required=True, help="folder that the images are written to")
+        parser.set_defaults(run=run_dataset, cell_type=name)
+    parser = kinds.add_parser(
+        "convert",
+        help="make masks of annotations, in MVTec AD's layout",
+        description="Copies the images of a folder into train/good, test/good and test/KIND_OF_DEFECT, and draws masks"
+        " of the polygons and boxes that labelme, COCO, Pascal VOC, YOLO or CVAT files have of them. Images on which"
+        " nothing is marked are taken for good, and how many have no annotation at all is said.",
+    )
+    parser.add_argument("data", metavar="FOLDER", help="images and annotations")
+    parser.add_argument("--from", dest="source", choices=("auto", *FORMATS), default="auto", help="what is read")
+    parser.add_argument("--output", required=True, help="folder that it is written to")
+    parser.set_defaults(run=run_convert)
 
     parser = commands.add_parser(
         "split",
@@ -34,6 +51,14 @@ def run_dataset(arguments: argparse.Namespace) -> int:
     from ddad.datasets.elpv import export_solar_cells
 
     export_solar_cells(arguments.cell_type, arguments.output)
+    return 0
+
+
+def run_convert(arguments: argparse.Namespace) -> int:
+    """Converts, and says what became of what."""
+    from ddad.datasets.converting import convert_annotations
+
+    print(convert_annotations(arguments.data, arguments.output, arguments.source), file=sys.stderr)
     return 0
 
 

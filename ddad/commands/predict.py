@@ -1,9 +1,11 @@
 """`ddad predict`."""
 
 import argparse
+import glob
 import hashlib
 import json
 import os
+import sys
 import typing
 from pathlib import Path
 
@@ -13,15 +15,32 @@ RESULTS_NAME = "results.jsonl"
 ENDINGS = ("_map.tiff", "_overlay.png", "_denoised.png")
 
 
-def find_inputs(inputs: list[str], output: Path) -> list[Path]:
-    """Files as they are named, folders as the images in them; what lies in the output is a result and no input."""
-    from ddad.datasets.layouts import find_images
+def find_inputs(inputs: list[str], output: Path) -> tuple[list[Path], list[Path]]:
+    """Files as they are named, folders as the images in them; what lies in the output is a result and no input.
 
-    def of_folder(folder: str) -> list[Path]:
-        return [path for path in find_images(folder) if not path.resolve().is_relative_to(output.resolve())]
+    A pattern that no shell has resolved, as on Windows, stands for what it matches.
 
-    paths = [path for name in inputs for path in (of_folder(name) if Path(name).is_dir() else [Path(name)])]
-    return list(dict.fromkeys(paths))
+    Returns:
+        The images, and the files of the folders that are none.
+    """
+    from ddad.datasets.files import find_images, other_files
+
+    paths: list[Path] = []
+    others: list[Path] = []
+    for name in inputs:
+        path = Path(name)
+        matches = (
+            [] if path.exists() or not glob.has_magic(name) else sorted(map(Path, glob.glob(name, recursive=True)))
+        )
+        for match in matches or [path]:
+            if match.is_dir():
+                paths += find_images(match)
+                others += other_files(match)
+            else:
+                paths.append(match)
+    inside = output.resolve()
+    kept = [[path for path in some if not path.resolve().is_relative_to(inside)] for some in (paths, others)]
+    return list(dict.fromkeys(kept[0])), list(dict.fromkeys(kept[1]))
 
 
 def state_of(path: Path) -> dict[str, typing.Any]:
@@ -52,6 +71,8 @@ def read_done(output: Path, settings: str) -> dict[str, dict[str, typing.Any]]:
             files = [entry["line"][kind] for kind in ("map", "overlay", "denoised") if kind in entry["line"]]
         except (ValueError, KeyError, TypeError):
             continue  # cut off when that run was
+        if entry["line"].get("error") is not None:
+            continue  # it is tried once more
         if entry["settings"] == settings and all(Path(path).is_file() for path in files):
             done[json.dumps(entry["state"])] = entry["line"]
     return done
@@ -67,7 +88,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         " cannot be read gets a line with its error; the exit status is then 1. The lines are kept in results.jsonl:"
         " the same command again goes on where it stopped, and nothing that is there is overwritten.",
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders of them, or patterns")
     parser.add_argument("--checkpoint", required=True, help="folder of a checkpoint, or USER/NAME on the Hub")
     parser.add_argument("--output", required=True, help="folder that the results are written to")
     parser.add_argument("--alpha", type=float, help="weight of the pixel score in [0, 1] (default: the checkpoint's)")
@@ -80,10 +101,13 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 def run_predict(arguments: argparse.Namespace) -> int:
     """Scores each image by itself, so that one that is broken stops no other."""
+    from ddad.datasets.files import describe_others
     from ddad.report.export import Record, UniqueNames
 
     output = Path(arguments.output)
-    paths = find_inputs(arguments.images, output)
+    paths, others = find_inputs(arguments.images, output)
+    if others:
+        print(f"{describe_others(others)}.", file=sys.stderr)
     output.mkdir(parents=True, exist_ok=True)
     settings = settings_of(arguments)
     done = read_done(output, settings)
@@ -91,6 +115,12 @@ def run_predict(arguments: argparse.Namespace) -> int:
     there = (path.name for path in output.iterdir())
     names = UniqueNames(name.removesuffix(ending) for name in there for ending in ENDINGS if name.endswith(ending))
     status = 0
+
+    def keep(line: dict[str, typing.Any], state: dict[str, typing.Any]) -> None:
+        with (output / RESULTS_NAME).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"settings": settings, "state": state, "line": line}) + "\n")
+        print(json.dumps(line), flush=True)
+
     for path in paths:
         state = state_of(path)
         if json.dumps(state) in done:
@@ -101,7 +131,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
             white = pipe.image_processor.largest_value(path)
         except ValueError as error:
             status = 1
-            print(Record(str(path), error=str(error)).to_json(), flush=True)
+            keep(Record(str(path), error=str(error)).to_dict(), state)
             continue
         result = pipe(
             original,
@@ -115,9 +145,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
             **({} if white is None else {"white": white}),  # of files of more than 8 bits
             **write_pictures(result, output, names.choose(path.as_posix())),
         }
-        with (output / RESULTS_NAME).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"settings": settings, "state": state, "line": line}) + "\n")
-        print(json.dumps(line), flush=True)
+        keep(line, state)
     return status
 
 

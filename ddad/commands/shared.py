@@ -53,9 +53,10 @@ def show_good(dataset: typing.Any, output: str) -> None:
     """Writes some of the images that are taken for good beside the output, and says where."""
     from ddad.datasets.layouts import make_contact_sheet
 
+    paths = dataset.require_training()
     path = Path(output).with_name(f"{Path(output).name}_good_images.webp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    make_contact_sheet(dataset.train_paths).save(path)
+    make_contact_sheet(paths).save(path)
     print(f"What is taken for good: {path}", file=sys.stderr)
 
 

@@ -80,6 +80,14 @@ def to_csv(records: Iterable[Record]) -> str:
     return text.getvalue()
 
 
+LONGEST_NAME = 180  # bytes; file systems take 255, and endings and numbers follow
+
+
+def shorten(name: str) -> str:
+    """A name of at most `LONGEST_NAME` bytes."""
+    return name.encode()[:LONGEST_NAME].decode(errors="ignore")
+
+
 class UniqueNames:
     """Names for result files: the image's own stem, with a number where another image had it.
 
@@ -92,7 +100,7 @@ class UniqueNames:
 
     def choose(self, image: str) -> str:
         """A name that was not given out before."""
-        stem, number = PurePosixPath(image).stem or "image", 1
+        stem, number = shorten(PurePosixPath(image).stem or "image"), 1
         name = stem
         while name in self._used:
             number += 1
@@ -135,7 +143,7 @@ class ResultsArchive:
 
     def close(self) -> Path:
         """Writes the tables and closes the zip."""
-        self._zip.writestr("results.csv", to_csv(self.records))
+        self._zip.writestr("results.csv", to_csv(self.records).encode("utf-8-sig"))  # or spreadsheets misread names
         self._zip.writestr("results.jsonl", "".join(f"{record.to_json()}\n" for record in self.records))
         self._zip.close()
         return self.path

@@ -89,7 +89,7 @@ def train(config: TrainConfig) -> None:
     if (output / DDADPipeline.config_name).exists() and read_record(output) is None and not is_fitted(output):
         raise ValueError(f"{output} already holds a finished checkpoint: choose another folder, or delete it.")
     dataset = read_dataset(config.data, config.data_format, config.good)
-    held_out_count = round(len(dataset.train_paths) * config.calibration_fraction)
+    held_out_count = round(len(dataset.require_training()) * config.calibration_fraction)
     processor = DDADImageProcessor(max_value=measure_max_value(dataset.train_paths))
     groups = group_lookalikes(ImageFolder(dataset.train_paths, config.image_size, processor))
     train_paths, calibration_paths = split_images(dataset.train_paths, groups, held_out_count, config.seed)
