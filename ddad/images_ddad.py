@@ -4,10 +4,14 @@ Beside the blur and the resizing that scores and training share, nothing here kn
 """
 
 import contextlib
+import importlib
+import io
 import os
+import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import overload
+from typing import IO, Any, overload
 
 import numpy as np
 import PIL.Image
@@ -18,38 +22,141 @@ from diffusers import SchedulerMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torchvision.transforms.v2.functional import gaussian_blur
 
-ImageInput = str | os.PathLike | PIL.Image.Image | np.ndarray | torch.Tensor
+ImageInput = str | os.PathLike | bytes | IO[bytes] | PIL.Image.Image | np.ndarray | torch.Tensor
 
 # The formats that are read, told apart by content and never by a file's name. Pillow knows dozens more and hands some
 # of them to other programs: an EPS file called `part.png` would start Ghostscript.
-IMAGE_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM")
+IMAGE_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "DIB", "WEBP", "GIF", "PPM", "JPEG2000", "AVIF")
+# Formats that a package beside Pillow reads, once it is installed: how they begin, and what registers them.
+OTHER_FORMATS = {"HEIF": "pillow_heif", "JXL": "pillow_jxl", "DICOM": "pydicom"}
+SEVERAL_PAGES = ("TIFF", "GIF", "WEBP", "PNG", "AVIF")
 # The largest values of cameras with 10, 12, 14 and 16 bits, which all store 16.
 LARGEST_VALUES = (1023, 4095, 16383, 65535)
 STRIP = 2**20  # pixels that are coloured at once
 TIFF_LARGEST_VALUES = (281, 341)  # tags MaxSampleValue and SMaxSampleValue
+TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_PLANAR = 258, 262, 284
+# How Pillow unpacks channels of 16 bits, of which it keeps the upper byte; the other order gives the lower one.
+OTHER_BYTE = {"RGB;16B": "RGB;16L", "RGB;16L": "RGB;16B", "RGBA;16B": "RGBA;16L", "RGBA;16L": "RGBA;16B"}
+WHITE = "ddad_white"  # in a picture's `info`: the largest possible value, where its decoder knows it
+PAGE = re.compile(r"(?P<path>.+)#page=(?P<page>\d+)", flags=re.DOTALL)
 
 
-def open_picture(path: str | os.PathLike) -> PIL.Image.Image:
-    """Opens an image file of one of `IMAGE_FORMATS`; to be used wherever a file of a user is read.
+def name_of(source: Any) -> str:
+    """What an image is called in messages: its path, or that it came as bytes."""
+    return os.fspath(source) if isinstance(source, (str, os.PathLike)) else "The image"
+
+
+def is_encoded(source: Any) -> bool:
+    """Whether something is an image file, or the bytes of one."""
+    return isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)) or hasattr(source, "read")
+
+
+def _head_of(source: Any, count: int = 132) -> bytes:
+    """How a file, bytes or a stream begin."""
+    if isinstance(source, (str, os.PathLike)):
+        with open(source, "rb") as file:
+            return file.read(count)
+    if hasattr(source, "read"):
+        start = source.tell()
+        head = source.read(count)
+        source.seek(start)
+        return bytes(head)
+    return bytes(source[:count])
+
+
+def kind_by_content(head: bytes) -> str | None:
+    """Which of `OTHER_FORMATS` a file begins as; None for all others."""
+    if head[128:132] == b"DICM":
+        return "DICOM"
+    if head[4:8] == b"ftyp" and head[8:11] in (b"hei", b"hev", b"mif", b"msf") and head[8:12] != b"avif":
+        return "HEIF"
+    return "JXL" if head[:2] == b"\xff\x0a" or head[:12] == b"\0\0\0\x0cJXL \r\n\x87\n" else None
+
+
+def open_picture(source: Any) -> PIL.Image.Image:
+    """Opens an image of a known format; to be used wherever a file of a user is read.
+
+    Args:
+        source: a path, bytes or a stream; `NAME#page=2` is the second page of a TIFF.
 
     Raises:
-        PIL.UnidentifiedImageError: for everything else.
+        PIL.UnidentifiedImageError: for everything else; its message says which package would read it.
         OSError, PIL.Image.DecompressionBombError: as `PIL.Image.open`.
     """
-    return PIL.Image.open(path, formats=IMAGE_FORMATS)
+    page = None
+    if isinstance(source, (str, os.PathLike)) and not os.path.exists(source):
+        match = PAGE.fullmatch(os.fspath(source))
+        if match is not None and os.path.exists(match["path"]):
+            source, page = match["path"], int(match["page"])
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        source = io.BytesIO(source)
+    kind = kind_by_content(_head_of(source))
+    formats = list(IMAGE_FORMATS)
+    if kind is not None:
+        try:
+            module = importlib.import_module(OTHER_FORMATS[kind])
+        except ImportError:
+            raise PIL.UnidentifiedImageError(
+                f"is a {kind} image: `pip install 'ddad[formats]'` makes it readable, or save it as PNG"
+            ) from None
+        if kind == "DICOM":
+            return _open_dicom(module, source)
+        if kind == "HEIF":
+            module.register_heif_opener()
+        formats = [kind]
+    picture = PIL.Image.open(source, formats=formats)
+    if page is not None:
+        picture.seek(page - 1)
+        picture.info[WHITE + "_page"] = page
+    return picture
 
 
-def is_tiff(path: str | os.PathLike) -> bool:
+def _open_dicom(pydicom: Any, source: Any) -> PIL.Image.Image:
+    """The picture of a DICOM file of one frame, as its bits are stored."""
+    data = pydicom.dcmread(source)
+    values = data.pixel_array
+    if int(getattr(data, "NumberOfFrames", 1) or 1) > 1:
+        raise ValueError("it holds several frames: save the one that is meant as a file of its own")
+    if values.dtype.kind == "i" and values.min() >= 0:
+        values = values.astype(np.uint16)
+    white = 2 ** int(data.BitsStored) - 1
+    if data.PhotometricInterpretation == "MONOCHROME1":  # zero is white
+        values = white - values
+    picture = PIL.Image.fromarray(values.astype(np.int32) if values.dtype.kind == "i" else values)
+    if white > 255:
+        picture.info[WHITE] = white
+    return picture
+
+
+# What EXIF's orientations do to values `[H, W, ...]`, as `PIL.ImageOps.exif_transpose` does it to pictures.
+EXIF_TURNS: dict[Any, Any] = {
+    2: lambda values: values[:, ::-1],
+    3: lambda values: values[::-1, ::-1],
+    4: lambda values: values[::-1],
+    5: lambda values: values.swapaxes(0, 1),
+    6: lambda values: values.swapaxes(0, 1)[:, ::-1],
+    7: lambda values: values[::-1, ::-1].swapaxes(0, 1),
+    8: lambda values: values.swapaxes(0, 1)[::-1],
+}
+
+
+def is_tiff(source: Any) -> bool:
     """Whether a file begins as a TIFF does."""
     try:
-        with open(path, "rb") as file:
-            return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-    except OSError:
+        return _head_of(source)[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+    except (OSError, TypeError):
         return False
 
 
 def tagged_largest_value(picture: PIL.Image.Image) -> float | None:
-    """The largest possible value by a TIFF's own tags, None where it has none that says anything."""
+    """The largest possible value by the file itself, None where it says nothing.
+
+    It stands in a TIFF's tags and a DICOM's header; of a PGM the decoder has scaled the values by what the file says.
+    """
+    if picture.format == "PPM" and picture.mode.startswith("I"):
+        return 65535.0
+    if WHITE in picture.info:
+        return float(picture.info[WHITE])
     tags = getattr(picture, "tag_v2", {})
     for tag in TIFF_LARGEST_VALUES:
         value = tags.get(tag)
@@ -59,9 +166,63 @@ def tagged_largest_value(picture: PIL.Image.Image) -> float | None:
     return None
 
 
+def has_deep_channels(picture: PIL.Image.Image) -> bool:
+    """Whether a file that Pillow gives with 8 bits a channel has 16, of several channels."""
+    if picture.mode not in ("RGB", "RGBA", "LA", "RGBX", "CMYK"):
+        return False
+    if picture.format == "PNG":
+        return any(isinstance(tile[3], str) and ";16" in tile[3] for tile in picture.tile)
+    if picture.format == "TIFF":
+        bits = getattr(picture, "tag_v2", {}).get(TIFF_BITS, ())
+        return len(bits) > 1 and max(bits) > 8 if isinstance(bits, tuple) else False
+    return False
+
+
 def deep_values(picture: PIL.Image.Image) -> np.ndarray | None:
-    """The values of a picture of more than 8 bits, `[H, W]`, whole numbers or floating point; None for others."""
-    return np.array(picture) if picture.mode == "F" or picture.mode.startswith("I") else None
+    """The values of a picture of more than 8 bits, `[H, W]` or `[H, W, C]`, whole numbers or floating point.
+
+    None for a picture of 8 bits. Of colours Pillow keeps the upper byte alone; they are decoded once for each byte.
+
+    Raises:
+        ValueError: for a kind of file whose lower bytes cannot be had.
+    """
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        return np.array(picture)
+    return _deep_channels(picture) if has_deep_channels(picture) else None
+
+
+def _deep_channels(picture: PIL.Image.Image) -> np.ndarray:
+    source = getattr(picture, "filename", None) or getattr(picture, "fp", None)
+    modes = {tile[3] if isinstance(tile[3], str) else tile[3][0] for tile in picture.tile}
+    pages = picture.info.get(WHITE + "_page")
+    if len(modes) == 1 and source is not None:
+        (mode,) = modes
+        native = mode.replace("16N", "16L" if sys.byteorder == "little" else "16B")
+
+        def decode(rawmode: str, kind: str) -> np.ndarray:
+            if hasattr(source, "seek"):
+                source.seek(0)
+            file = io.BytesIO(source.read()) if hasattr(source, "read") else source
+            with PIL.Image.open(file, formats=[str(picture.format)]) as again:
+                if pages:
+                    again.seek(pages - 1)
+                again._mode = kind
+                again.tile = [_with_mode(tile, rawmode) for tile in again.tile]
+                return np.array(again)
+
+        if picture.format == "PNG" and mode == "LA;16B":  # four bytes a pixel: both of grey, both of alpha
+            both = decode("RGBA", "RGBA").astype(np.uint16)
+            return both[..., ::2] * 256 + both[..., 1::2]
+        if native in OTHER_BYTE and (picture.format == "PNG" or picture.tag_v2.get(TIFF_PLANAR, 1) == 1):
+            kind = "RGBA" if native.startswith("RGBA") else "RGB"
+            return decode(native, kind).astype(np.uint16) * 256 + decode(OTHER_BYTE[native], kind)
+    raise ValueError("its colours of 16 bits are stored in a way that cannot be read: save it with 8 bits, or as PNG")
+
+
+def _with_mode(tile: Any, rawmode: str) -> Any:
+    """A tile that is unpacked in another way."""
+    arguments = rawmode if isinstance(tile[3], str) else (rawmode, *tile[3][1:])
+    return type(tile)(tile[0], tile[1], tile[2], arguments)
 
 
 def check_unsigned(values: np.ndarray, name: str) -> None:
@@ -78,6 +239,22 @@ def are_whole(values: np.ndarray) -> bool:
     return values.dtype.kind != "f" or bool(values.max() > 1 and (values == np.round(values)).all())
 
 
+def white_is_zero(picture: PIL.Image.Image) -> bool:
+    """Whether a TIFF of more than 8 bits says that zero is white; of 8 bits Pillow turns such a one itself."""
+    tags = getattr(picture, "tag_v2", {})
+    return picture.format == "TIFF" and picture.mode[:1] in ("I", "F") and tags.get(TIFF_PHOTOMETRIC) == 0
+
+
+def blend_on_white(values: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Colours `[H, W, C]` in [0, 1] on white, by their opacity `[H, W]` in [0, 1].
+
+    An opacity that is the same everywhere says nothing: frame grabbers leave it zero.
+    """
+    if alpha.min() == alpha.max():
+        return values
+    return values * alpha[..., None] + (1 - alpha[..., None])
+
+
 def depth_of(highest: float) -> float | None:
     """The largest value of a camera whose values go up to `highest`; None beyond 16 bits."""
     return next((float(value) for value in LARGEST_VALUES if highest <= value), None)
@@ -92,13 +269,16 @@ def decoding(name: str) -> Iterator[None]:
         raise ValueError(f"{name} does not exist.") from None
     except IsADirectoryError:
         raise ValueError(f"{name} is a folder; give the images inside it.") from None
-    except PIL.UnidentifiedImageError:
+    except PIL.UnidentifiedImageError as error:
+        if "ddad[formats]" in str(error):
+            raise ValueError(f"{name} {error}.") from None
         if is_tiff(name):
             raise ValueError(
                 f"{name} is a TIFF of a kind that cannot be read; save it with 8 or 16 bits, or 32-bit floating point."
             ) from None
         raise ValueError(
-            f"{name} is not an image that can be read; save it as PNG, JPEG, TIFF, BMP, WebP, GIF or PPM."
+            f"{name} is not an image that can be read; save it as PNG, JPEG, TIFF, BMP, WebP, GIF, PPM,"
+            " JPEG 2000 or AVIF."
         ) from None
     except PIL.Image.DecompressionBombError:
         raise ValueError(f"{name} has far too many pixels. Crop it or scale it down.") from None
@@ -178,19 +358,20 @@ class DDADImageProcessor(SchedulerMixin, ConfigMixin):
     def read_image(self, image: ImageInput) -> torch.Tensor:
         """Turns one image of any kind into RGB, float32 `[3, H, W]` in [0, 1], at its own size.
 
-        Pictures and files may have any mode that Pillow reads: EXIF rotation is applied, transparent pixels are put
-        on white, values of more than 8 bits are divided by what stands for white (see `white_of`). Arrays are
-        `[H, W]` or `[H, W, channels]`, tensors `[channels, H, W]`, with 1, 3 or 4 channels; their values are uint8,
-        uint16, or floating point in [0, 1].
+        Pictures, files, the bytes of one and streams may have any mode that Pillow reads: EXIF rotation is applied,
+        transparent pixels are put on white (unless all are equally so), values of more than 8 bits are divided by what
+        stands for white (see `white_of`). `NAME#page=2` is the second page of a TIFF. Arrays are RGB, `[H, W]` or
+        `[H, W, channels]`, tensors `[channels, H, W]`, with 1, 3 or 4 channels; their values are uint8, floating
+        point in [0, 1], or uint16, read as files of 16 bits are.
 
         Raises:
             TypeError: for an object that is no image.
             ValueError: for a file that is missing, broken or no image, and for an image that is empty, too small, too
                 large, not finite or out of range. The message says which, and what to do.
         """
-        if isinstance(image, (str, os.PathLike)):
+        if is_encoded(image):
             with self.open_file(image) as picture:
-                return self._from_picture(picture, os.fspath(image))
+                return self._from_picture(picture, name_of(image))
         if isinstance(image, PIL.Image.Image):
             return self._from_picture(image, "The image")
         if isinstance(image, np.ndarray):
@@ -202,7 +383,7 @@ class DDADImageProcessor(SchedulerMixin, ConfigMixin):
         if isinstance(image, torch.Tensor):
             return self._from_tensor(image)
         raise TypeError(
-            "An image must be a path, a PIL image, an array or a tensor (or a list of them), found"
+            "An image must be a path, bytes, a PIL image, an array or a tensor (or a list of them), found"
             f" {type(image).__name__}."
         )
 
@@ -215,13 +396,13 @@ class DDADImageProcessor(SchedulerMixin, ConfigMixin):
                 " read. Crop it or scale it down."
             )
 
-    def open_file(self, path: str | os.PathLike) -> PIL.Image.Image:
+    def open_file(self, path: Any) -> PIL.Image.Image:
         """Opens an image file and refuses one that is too large or too small; nothing is decoded yet.
 
         Raises:
             ValueError: as `read_image`.
         """
-        name = os.fspath(path)
+        name = name_of(path)
         with decoding(name):
             picture = open_picture(path)
         self._check_size(*picture.size, name)
@@ -230,21 +411,40 @@ class DDADImageProcessor(SchedulerMixin, ConfigMixin):
     def _from_picture(self, picture: PIL.Image.Image, name: str) -> torch.Tensor:
         self._check_size(*picture.size, name)
         with decoding(name):  # damaged directories of a TIFF are met when its pages are counted
-            pages = getattr(picture, "n_frames", 1) if picture.format in ("TIFF", "GIF", "WEBP", "PNG") else 1
-            tag = tagged_largest_value(picture)
-        if pages > 1:
-            raise ValueError(f"{name} holds {pages} pages or frames: save the one that is meant as a file of its own.")
+            pages = getattr(picture, "n_frames", 1) if picture.format in SEVERAL_PAGES else 1
+            tag, inverted = tagged_largest_value(picture), white_is_zero(picture)
+        if pages > 1 and WHITE + "_page" not in picture.info:
+            raise ValueError(
+                f"{name} holds {pages} pages or frames: save the one that is meant as a file of its own, or name a"
+                f" page of a TIFF as {name}#page=1."
+            )
         with decoding(name):
-            picture = PIL.ImageOps.exif_transpose(picture)
-            if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
-                picture = picture.convert("RGBA")
-                picture = PIL.Image.alpha_composite(PIL.Image.new("RGBA", picture.size, "white"), picture)
-            values = deep_values(picture)
+            deep = _deep_channels(picture) if has_deep_channels(picture) else None
+            orientation = picture.getexif().get(0x0112) if deep is not None else None
+            picture = picture if deep is not None else PIL.ImageOps.exif_transpose(picture)
+            if deep is None and (picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info):
+                rgba = np.array(picture.convert("RGBA")).astype(np.float32) / 255
+                return torch.from_numpy(blend_on_white(rgba[..., :3], rgba[..., 3])).permute(2, 0, 1).contiguous()
+            values = deep if deep is not None else deep_values(picture)
             if values is None:
                 return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 255
-        white = self.white_of(values, tag, name)
+        if orientation in EXIF_TURNS:
+            values = EXIF_TURNS[orientation](values)
+        return self._from_deep(values, tag, inverted, name)
+
+    def _from_deep(self, values: np.ndarray, tag: float | None, inverted: bool, name: str) -> torch.Tensor:
+        """Values of more than 8 bits, `[H, W]` or `[H, W, C]` with an opacity last where C is 2 or 4."""
+        values = values[..., None] if values.ndim == 2 else values
+        colours = values.shape[2] - (values.shape[2] in (2, 4))
+        white = self.white_of(values[..., :colours], tag, name)
         # Floating-point values may lie a little above the brightest of those that trained.
-        return self._from_tensor(torch.from_numpy(np.minimum(values.astype(np.float32) / white, 1))[None])
+        parts = np.minimum(values[..., :colours].astype(np.float32) / white, 1)
+        if inverted:
+            parts = 1 - parts
+        if colours < values.shape[2]:
+            opacity = values[..., colours].astype(np.float32)
+            parts = blend_on_white(parts, opacity / max(float(opacity.max()), 1.0))
+        return self._from_tensor(torch.from_numpy(np.ascontiguousarray(parts)).permute(2, 0, 1))
 
     def white_of(self, values: np.ndarray, tag: float | None, name: str = "The image") -> float:
         """What stands for white in a file of more than 8 bits: its own tag, else `max_value`, else its own depth.
@@ -276,16 +476,31 @@ class DDADImageProcessor(SchedulerMixin, ConfigMixin):
             raise ValueError(f"{name} has values up to {high:g}, and white is {limit}: scale it accordingly.")
         return float(white)
 
-    def largest_value(self, path: str | os.PathLike) -> float | None:
-        """What stands for white in a file of more than 8 bits as `read_image` reads it; None for other files.
+    def largest_value(self, image: ImageInput) -> float | None:
+        """What stands for white in an image of more than 8 bits as `read_image` reads it; None for others.
 
         Raises:
             ValueError: as `read_image`.
         """
-        name = os.fspath(path)
-        with self.open_file(path) as picture, decoding(name):
+        values, tag = self.measured_values(image)
+        return None if values is None else self.white_of(values, tag, name_of(image))
+
+    def measured_values(self, image: ImageInput) -> tuple[np.ndarray | None, float | None]:
+        """The values of an image of more than 8 bits, without its opacity, and what it says itself of their largest.
+
+        Raises:
+            ValueError: as `read_image`.
+        """
+        if isinstance(image, (np.ndarray, torch.Tensor)):
+            deep = image.dtype in (np.uint16, torch.uint16)
+            return (np.asarray(image) if deep else None), None
+        name = name_of(image)
+        picture = image if isinstance(image, PIL.Image.Image) else self.open_file(image)
+        with decoding(name):
             values, tag = deep_values(picture), tagged_largest_value(picture)
-        return None if values is None else self.white_of(values, tag, name)
+        if values is not None and values.ndim == 3:
+            values = values[..., : values.shape[2] - (values.shape[2] in (2, 4))]
+        return values, tag
 
     def _from_tensor(self, image: torch.Tensor) -> torch.Tensor:
         if image.ndim != 3 or image.shape[0] not in (1, 3, 4):
@@ -298,7 +513,7 @@ class DDADImageProcessor(SchedulerMixin, ConfigMixin):
         if image.dtype == torch.uint8:
             image = image.float() / 255
         elif image.dtype == torch.uint16:
-            image = image.float() / 65535
+            return self._from_deep(image.permute(1, 2, 0).numpy(), None, False, "The image")
         elif not image.is_floating_point():
             raise ValueError(f"Image values must be uint8, uint16 or floating point, found {image.dtype}.")
         image = image.float()
@@ -311,7 +526,8 @@ class DDADImageProcessor(SchedulerMixin, ConfigMixin):
                 " largest possible value, or give uint8."
             )
         if image.shape[0] == 4:
-            image = image[:3] * image[3:] + 1 - image[3:]
+            opacity = image[3:]
+            image = image[:3] if opacity.min() == opacity.max() else image[:3] * opacity + 1 - opacity
         return image.expand(3, -1, -1).contiguous()
 
     @staticmethod

@@ -2,13 +2,20 @@
 
 import io
 import random
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import pillow_heif
+import pillow_jxl  # noqa: F401 - registers itself
 import pytest
 
 from ddad import DDADImageProcessor
 from tests.conftest import create_tiny_pipeline
+from tests.test_formats import deep_png, deep_tiff
+
+pillow_heif.register_heif_opener()
 
 KINDS = (
     ("PNG", "RGB", {}), ("PNG", "L", {}), ("PNG", "P", {}), ("PNG", "RGBA", {}), ("PNG", "LA", {}), ("PNG", "1", {}),
@@ -17,13 +24,24 @@ KINDS = (
     ("TIFF", "F", {}), ("TIFF", "I;16", {"compression": "tiff_adobe_deflate"}), ("TIFF", "CMYK", {}),
     ("TIFF", "1", {"compression": "group4"}), ("TIFF", "L", {"compression": "jpeg"}), ("BMP", "RGB", {}),
     ("BMP", "1", {}), ("WEBP", "RGB", {}), ("WEBP", "RGBA", {"lossless": True}), ("GIF", "P", {}), ("PPM", "RGB", {}),
-    ("PPM", "L", {}),
+    ("PPM", "L", {}), ("AVIF", "RGB", {}), ("JPEG2000", "RGB", {}), ("JPEG2000", "L", {}), ("HEIF", "RGB", {}),
+    ("JXL", "RGB", {}), ("deep PNG", "RGB", {}), ("deep TIFF", "RGB", {}),
 )  # fmt: skip
+
+
+def encode_deep(chance: random.Random, form: str) -> bytes:
+    """Colours of 16 bits."""
+    values = np.random.default_rng(chance.randrange(2**31)).integers(0, 4000, (30, 40, 3)).astype(np.uint16)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "deep"
+        return (deep_png(path, values, 2) if form == "deep PNG" else deep_tiff(path, values)).read_bytes()
 
 
 def encode(chance: random.Random, kind: tuple) -> bytes:
     """A file of a kind, of a smooth picture with some noise."""
     form, mode, options = kind
+    if form.startswith("deep"):
+        return encode_deep(chance, form)
     height, width = chance.randint(20, 90), chance.randint(20, 90)
     noise = np.random.default_rng(chance.randrange(2**31))
     grey = np.linspace(0, 200, width)[None] + noise.normal(0, 8, (height, width))

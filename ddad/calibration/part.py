@@ -28,7 +28,7 @@ from ddad.datasets.folder import ImagesInMemory, measure_max_value
 from ddad.datasets.lookalikes import check_enough, group_lookalikes
 from ddad.denoising_ddad import DDADDenoiser
 from ddad.features_ddad import DDADFeatureExtractor
-from ddad.images_ddad import DDADImageProcessor, decoding, open_picture
+from ddad.images_ddad import DDADImageProcessor, decoding, is_encoded, name_of, open_picture
 from ddad.pipeline import DDADPipeline, ImageInput
 from ddad.refining_ddad import DDADRefiner
 from ddad.scheduling_ddad import DDADScheduler
@@ -134,8 +134,8 @@ def load_base(base: str | Path | None) -> dict[str, Any]:
 
 def shorter_side(image: ImageInput) -> int:
     """Of an image that is not read yet."""
-    if isinstance(image, (str, os.PathLike)):
-        with decoding(os.fspath(image)), open_picture(image) as picture:
+    if is_encoded(image):
+        with decoding(name_of(image)), open_picture(image) as picture:
             return min(picture.size)
     if isinstance(image, PIL.Image.Image):
         return min(image.size)
@@ -240,12 +240,11 @@ def fit_part(
     started = time.monotonic()
     check_enough(len(images))
     parts = load_base(base)
-    files = [Path(image) for image in images if isinstance(image, (str, os.PathLike))]
     names = [
         Path(image).name if isinstance(image, (str, os.PathLike)) else f"image {number}"
         for number, image in enumerate(images, start=1)
     ]
-    processor = DDADImageProcessor(max_value=measure_max_value(files) if len(files) == len(images) else None)
+    processor = DDADImageProcessor(max_value=measure_max_value(images))
     middle = sorted(map(shorter_side, images))[len(images) // 2]
     size = image_size or min(LARGEST, next(size for size, least in IMAGE_SIZES if middle >= least))
     small, large = read_once(images, processor, (parts["unet"].config.sample_size, size), report)

@@ -1,7 +1,7 @@
 """Good images from a folder, as the model sees them."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import overload
 
@@ -10,16 +10,7 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from ddad.images_ddad import (
-    DDADImageProcessor,
-    are_whole,
-    check_unsigned,
-    decoding,
-    deep_values,
-    depth_of,
-    open_picture,
-    tagged_largest_value,
-)
+from ddad.images_ddad import DDADImageProcessor, ImageInput, are_whole, check_unsigned, depth_of, name_of
 
 logger = logging.getLogger(__name__)
 
@@ -33,22 +24,21 @@ def rotate(images: torch.Tensor, degrees: torch.Tensor) -> torch.Tensor:
     return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
 
-def measure_max_value(paths: Sequence[Path]) -> float | None:
-    """What stands for white in a set of files of more than 8 bits: its depth by the largest value of all of them.
+def measure_max_value(images: Iterable[ImageInput]) -> float | None:
+    """What stands for white in a set of images of more than 8 bits: its depth by the largest value of all of them.
 
-    Never by one image: a dark part would be as bright as a light one. None where no file has more than 8 bits, or
-    every one says so itself.
+    Never by one image: a dark part would be as bright as a light one. None where none has more than 8 bits, or every
+    one says so itself.
 
     Raises:
         ValueError: for a file that cannot be read, has negative values, or values of more than 16 bits.
     """
-    highest, whole = 0.0, True
-    for path in paths:
-        with decoding(str(path)), open_picture(path) as picture:
-            values = None if tagged_largest_value(picture) else deep_values(picture)
-        if values is None:
+    highest, whole, processor = 0.0, True, DDADImageProcessor(min_side=1)
+    for image in images:
+        values, tag = processor.measured_values(image)
+        if values is None or tag:
             continue
-        check_unsigned(values, str(path))
+        check_unsigned(values, name_of(image))
         highest, whole = max(highest, float(values.max())), whole and are_whole(values)
     if highest == 0 or (not whole and highest <= 1):
         return None
