@@ -226,6 +226,7 @@ def read_splits(
     truths = find_truths([path for folder in (*places, test) for path in pictures_in(folder)], root)
     samples = [Sample(path, "train") for path in read_train(root, places, good, truths)]
     loose = []
+    kinds = [path for path in test.iterdir() if path.is_dir() and kind_of(path.name) in ("unclear", "defective")]
     for folder in sorted(test.iterdir()):
         if is_hidden(PurePath(folder.name)) or folder == masks:
             continue
@@ -241,7 +242,9 @@ def read_splits(
                 continue
             mask = None
             if defect != "good":
-                mask = (find_mask(path, masks / folder.name) if masks else None) or truths.of.get(path)
+                # Names repeat from kind to kind, so ground truth without a folder of its kind is that of a single one.
+                places = [masks / folder.name, *([masks] if len(kinds) == 1 else [])] if masks else []
+                mask = next((mask for place in places if (mask := find_mask(path, place))), truths.of.get(path))
             samples.append(Sample(path, "test", defect, mask))
     return samples + read_loose(test, loose, masks, truths)
 

@@ -49,7 +49,7 @@ def test_a_category_in_a_link(open_page, name):
 def test_a_repository_that_is_asked_for(open_page):
     page = open_page()
     page.get_by_text("Another category from the Hugging Face Hub").click()
-    page.get_by_label("Repository", exact=True).last.fill(HTML)
+    page.get_by_label("Repository", exact=True).locator("visible=true").fill(HTML)
     page.get_by_role("button", name="What is it?").click()
     expect(page.get_by_text("cannot be opened").first).to_be_visible()
     assert_harmless(page)
@@ -62,7 +62,7 @@ def test_a_card_on_the_hub(open_page, hub, tmp_path):
     try:
         page = open_page()
         page.get_by_text("Another category from the Hugging Face Hub").click()
-        page.get_by_label("Repository", exact=True).last.fill("evil/card")
+        page.get_by_label("Repository", exact=True).locator("visible=true").fill("evil/card")
         page.get_by_role("button", name="What is it?").click()
         expect(page.get_by_text("of weights and settings").first).to_be_visible()
         assert_harmless(page)
