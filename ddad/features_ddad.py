@@ -16,6 +16,8 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from timm.models import get_pretrained_cfg
 from torch import nn
 
+_loaded_before = globals().get("DDADFeatureExtractor")
+
 
 class DDADFeatureExtractor(ModelMixin, ConfigMixin):
     """Features of several strides of a timm backbone, on one grid, standardised by channel.
@@ -95,8 +97,21 @@ class DDADFeatureExtractor(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_pretrained(cls, *arguments: Any, **options: Any) -> Any:
-        """Loads it; built whole first: what transformers compute when they are built is in no checkpoint."""
-        return super().from_pretrained(*arguments, **{**options, "low_cpu_mem_usage": False})
+        """Loads it; built whole first: what transformers compute when they are built is in no checkpoint.
+
+        Raises:
+            ValueError: for a `device_map` of more than one device.
+        """
+        places = options.pop("device_map", None)
+        devices = set(places.values()) if isinstance(places, dict) else {places} - {None}
+        if len(devices) > 1 or devices & {"auto", "balanced", "balanced_low_0", "sequential"}:
+            raise ValueError(
+                "`device_map` must be one device, such as 'cuda' or 'cpu': the networks call each other at every step."
+            )
+        loaded = super().from_pretrained(*arguments, **{**options, "low_cpu_mem_usage": False})
+        for device in devices:
+            (loaded[0] if isinstance(loaded, tuple) else loaded).to(device)
+        return loaded
 
     @staticmethod
     def size_options(backbone: str, image_size: int | None) -> dict[str, int]:
@@ -161,3 +176,9 @@ class DDADFeatureExtractor(ModelMixin, ConfigMixin):
         std = (squares / count - mean.square()).clamp(min=0).sqrt()
         self.feature_mean.copy_(mean)
         self.feature_std.copy_(std.clamp(min=1e-3 * float(std.max())))
+
+
+# diffusers runs a file of code anew for every component that names it, here two, and for every checkpoint. One file is
+# one class, or what was loaded first could not be given to another process.
+if _loaded_before is not None and _loaded_before.source_code == DDADFeatureExtractor.source_code:
+    globals()["DDADFeatureExtractor"] = _loaded_before

@@ -1,11 +1,15 @@
 """What users of diffusers do with a pipeline works with this one, or is refused with the reason."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
 from ddad import DDADPipeline, DDADScheduler
-from tests.conftest import create_tiny_pipeline
+from tests.conftest import ROOT, create_tiny_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +29,42 @@ def test_one_device_for_all(saved):
     assert DDADPipeline.from_pretrained(saved, device_map=torch.device("meta")).unet.device.type == "meta"
     with pytest.raises(ValueError, match="`device_map` must be one device, such as 'cuda' or 'cpu', found 'balanced'"):
         DDADPipeline.from_pretrained(saved, device_map="balanced")
+
+
+PROGRAM = """
+import multiprocessing, pickle, sys
+from diffusers import DiffusionPipeline
+
+def look(pipe):
+    print("child", pipe.feature_extractor.device, pipe.appearance_extractor.config.grid_size)
+
+if __name__ == "__main__":
+    pipe = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True, device_map="cpu")
+    pickle.loads(pickle.dumps(pipe))
+    process = multiprocessing.get_context("spawn").Process(target=look, args=(pipe,))
+    process.start()
+    process.join()
+    sys.exit(process.exitcode)
+"""
+
+
+def test_remote_code_goes_to_a_device_and_to_another_process(tmp_path):
+    """As an integrator has it: diffusers alone, `device_map`, and workers that are spawned."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    with_appearance = next(path.parent for path in (ROOT / "checkpoints").glob("*/appearance_extractor"))
+    run = subprocess.run(
+        [sys.executable, "program.py", str(with_appearance)],
+        cwd=tmp_path, env=os.environ | {"HF_HOME": str(tmp_path / "home")}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0 and run.stdout.startswith("child cpu"), run.stderr
+
+
+def test_a_dtype_may_be_a_name_and_nothing_else_is_taken_for_one(saved):
+    assert DDADPipeline.from_pretrained(saved, torch_dtype="float16").unet.dtype == torch.float16
+    assert DDADPipeline.from_pretrained(saved, dtype={"unet": "bfloat16"}).unet.dtype == torch.bfloat16
+    for wrong in ("half precision", "int8", 16):
+        with pytest.raises(ValueError, match="`dtype` must be such as torch.float16 or 'float16'"):
+            DDADPipeline.from_pretrained(saved, dtype=wrong)
 
 
 def test_to_moves_and_casts_all_networks(saved, picture):

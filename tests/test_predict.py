@@ -87,3 +87,30 @@ def test_a_run_that_was_killed_goes_on(predict, tmp_path):
     status, lines = predict(tmp_path / "parts", output=output)
     assert status == 0 and len(lines) == 2
     assert not [path for path in output.iterdir() if path.name.startswith(".")]
+
+
+def test_one_long_name_ends_no_batch_and_every_file_is_a_line_or_a_count(predict, tmp_path, capsys):
+    parts = tmp_path / "parts"
+    for number, name in enumerate(("a.png", "b" * 251 + ".png", "한" * 80 + ".png", "c.jfif", "nothing")):
+        written = write(tmp_path / "one.png", number)
+        parts.mkdir(exist_ok=True)
+        (parts / name).write_bytes(written.read_bytes())
+    (parts / "broken.png").write_bytes((parts / "a.png").read_bytes()[:200])
+    (parts / "notes.txt").write_text("no image")
+    status, lines = predict(parts, output=tmp_path / "results")
+    assert status == 1 and len(lines) == 6
+    assert [line["error"] is None for line in lines] == [True, True, False, True, True, True]
+    stored = [json.loads(line)["line"] for line in (tmp_path / "results" / "results.jsonl").read_text().splitlines()]
+    assert stored == lines
+    assert predict(parts, output=tmp_path / "results")[0] == 1
+
+
+def test_other_files_are_counted_and_patterns_are_resolved(tiny_checkpoint, tmp_path, capsys):
+    for number in range(3):
+        write(tmp_path / "parts" / f"{number}.png", number)
+    (tmp_path / "parts" / "notes.txt").write_text("no image")
+    options = ["--checkpoint", str(tiny_checkpoint), "--output", str(tmp_path / "out"), "--no-denoise"]
+    assert main(["predict", str(tmp_path / "parts"), *options]) == 0
+    assert "1 other files were left out (1 .txt)" in capsys.readouterr().err
+    assert main(["predict", str(tmp_path / "parts" / "*.png"), *options]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
