@@ -10,12 +10,16 @@ import torch
 
 from ddad import DDADPipeline
 from ddad.app.categories import Categories
+from ddad.calibration.advice import PartReport, find_other_kind, pooled_features
 from ddad.calibration.calibration import few_limit
-from ddad.calibration.part import PartReport, expect_false_alarms
+from ddad.calibration.part import expect_false_alarms, load_base
 from ddad.cli import main
+from ddad.images_ddad import DDADImageProcessor
 from ddad.refining_ddad import DDADRefiner
-from tests.conftest import create_tiny_pipeline
+from tests.conftest import ROOT, create_tiny_pipeline
 from tests.test_calibration import striped_images
+
+DATASETS = ROOT.parent / "shared" / "datasets"
 
 
 @pytest.fixture(scope="module")
@@ -115,25 +119,66 @@ def test_few_scores_make_a_cautious_threshold():
     assert few[2] - few[1] > 2 * (many[2] - many[1])
 
 
-def test_the_report_says_what_to_do():
-    report = PartReport(20, 99.0, {5: 60.0, 10: 80.0, 20: 93.0}, (5.0, 1.0, 12.0), [["a", "b"]], ["c.jpg"], 2.0, 30.0)
-    said = " ".join(report.sentences())
-    assert (
-        "with 5 images 60 %, with 10 images 80 %, with 20 images 93 % are found. More photographs will help." in said
-    )
+REPORT = PartReport(30, 99.0, {8: 90.0, 15: 92.0, 30: 93.0}, (5.0, 1.0, 12.0), [], [], 2.0, 30.0)
+
+
+def test_one_headline_by_what_matters_most():
+    """In this order: cannot be relied on, photographs to look at, more parts needed, learnt."""
+    poor = {"found": {15: 30.0, 30: 40.0}}
+    suspects, few = {"unlike": ["c.jpg"]}, {"same_part": [[f"{n}" for n in range(15)]]}
+    cases = [(poor | suspects | few, "unreliable"), (suspects | few, "suspects"), (few, "few"), ({}, "learnt")]
+    for changes, state in cases:
+        assert dataclasses.replace(REPORT, **changes).state == state
+    assert dataclasses.replace(REPORT, **poor).headline("Bolt") == "⚠ Bolt cannot be relied on yet"
+    assert dataclasses.replace(REPORT, **suspects).headline("Bolt") == "⚠ Look at 1 photograph of Bolt first"
+    assert REPORT.headline("Bolt") == "✓ Bolt is learnt from 30 photographs"
+    assert "more parts" in dataclasses.replace(REPORT, **few).headline("Bolt")
+
+
+def test_the_report_says_what_to_do_and_nothing_that_is_not_known():
+    said = " ".join(REPORT.sentences())
+    assert "with 8 images 90 %, with 15 images 92 %, with 30 images 93 % are found." in said
     assert "Expect 5 % of good parts to be called defective (90 % interval: 1 to 12 %)." in said
-    assert "2 photographs seem to show the same part as another (a, b)" in said and "perhaps defective: c.jpg" in said
-    level = dataclasses.replace(report, found={10: 92.0, 20: 93.0}, same_part=[], unlike=[])
-    assert level.works and "More photographs will hardly help." in level.sentences()
-    poor = dataclasses.replace(report, found={10: 30.0, 20: 40.0})
-    assert not poor.works and any("too few to rely on" in sentence for sentence in poor.sentences())
+    assert "More" not in said and "hardly" not in said
+    grown = dataclasses.replace(REPORT, found={15: 80.0, 30: 93.0})
+    assert "More photographs will help: with half as many clearly fewer are found." in grown.sentences()
+    copies = dataclasses.replace(REPORT, images=4, same_part=[["a", "b", "c", "d"]])
+    assert not copies.works and copies.state == "unreliable"
+    assert copies.sentences()[0].startswith("The 4 photographs seem to show 1 part: give photographs of at least 4")
+    some = dataclasses.replace(REPORT, same_part=[["a", "b"]], unlike=["c.jpg"], other_kind=["d.jpg", "c.jpg"])
+    assert some.suspects == ["d.jpg", "c.jpg"] and "two kinds of part; d.jpg, c.jpg" in some.sentences()[0]
+    assert "2 photographs seem to show the same part as another (a, b)" in some.sentences()[-1]
+
+
+def test_two_kinds_of_part_are_told_apart():
+    random = np.random.default_rng(0)
+    one, other = random.normal(0, 1, (12, 40)), random.normal(0, 1, (5, 40)) + 6
+    names = [f"{number}" for number in range(17)]
+    assert find_other_kind(np.concatenate([one, other]), names) == names[12:]
+    assert find_other_kind(random.normal(0, 1, (17, 40)), names) == []
+    assert find_other_kind(np.concatenate([one, other[:1]]), names[:13]) == []  # one that is unlike the rest
+    assert find_other_kind(np.zeros((8, 4)), names[:8]) == []
+
+
+@pytest.mark.skipif(not DATASETS.is_dir(), reason="the data sets lie beside the project alone")
+def test_bottles_among_toys_are_named():
+    extractor = load_base(None)["feature_extractor"]
+    paths = [
+        *sorted((DATASETS / "bottle").rglob("train/good/*"))[:9],
+        *sorted((DATASETS / "alien").rglob("train/good/*"))[:4],
+    ]
+    images = [DDADImageProcessor().preprocess(DDADImageProcessor().read_image(path), 256)[0] for path in paths]
+    pooled = pooled_features(extractor, images)
+    assert find_other_kind(pooled, [path.parts[-4] for path in paths]) == ["alien"] * 4
+    assert find_other_kind(pooled[:9], [path.name for path in paths[:9]]) == []
 
 
 def test_a_photograph_unlike_the_rest_is_named(base, photographs):
     images = [np.array(PIL.Image.open(path)) for path in photographs]
     images.insert(2, np.repeat(images[0][:, ::-1, None].T, 3, axis=0).transpose(1, 2, 0))  # turned by a quarter
     _, report = DDADPipeline.fit(images, base=base, image_size=64)
-    assert report.unlike[0] == "image 3" and "image 3" in report.sentences()[-1]
+    assert report.unlike[0] == "image 3" and report.state in ("suspects", "unreliable")
+    assert "image 3" in " ".join(report.sentences()[:2])
 
 
 def test_parts_in_any_position_are_said_to_be_too_few(base):

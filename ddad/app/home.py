@@ -259,7 +259,7 @@ def add_home_training(
     def open_finished(name: str, known: list[str], own: list[str] | None, request: gr.Request) -> dict[Any, Any]:
         check_home(request)
         training = work.find(name)
-        words = f"**{as_text(readable(training.name))}** has a network of its own now, and is chosen above."
+        words = f"**{as_text(readable(training.name))}** has a network of its own now."
         return offer(work.open(training), words, known, own)
 
     hidden: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}

@@ -3,11 +3,13 @@
 import base64
 import html
 import io
+import json
+import re
 import shutil
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -77,15 +79,46 @@ def open_zip(path: Path, scratch: Path) -> Iterator[Source]:
             target.unlink()
 
 
-def open_all(paths: list[str], scratch: Path) -> Iterator[Source]:
-    """The images among uploaded files, those inside zips included."""
-    for path in map(Path, paths):
-        if is_hidden(PurePosixPath(path.name)):
+# What a browser tells of a folder that was chosen (`add_folder_names`), for the event that takes it.
+FOLDERS = "(files, _, ...rest) => [files, JSON.stringify(window.ddadFolders ?? []), ...rest]"
+# Gradio passes on the files' own names alone, which do not say which folder they lay in.
+KEEP_FOLDERS = """document.addEventListener('change', event => {
+    if (event.target.webkitdirectory) window.ddadFolders = [...event.target.files].map(file => file.webkitRelativePath)
+}, true);"""
+
+
+def read_folders(told: str) -> list[str]:
+    """The paths of files in a folder that was chosen, as `FOLDERS` tells them; none where nothing is told."""
+    try:
+        paths = json.loads(told or "[]")
+    except ValueError:
+        return []
+    return [str(path) for path in paths] if isinstance(paths, list) else []
+
+
+def bare(name: str) -> str:
+    """A file's name as it is compared: what is uploaded loses signs that file systems do not have."""
+    return re.sub(r"\W+", "", PurePosixPath(name).name)
+
+
+def open_all(paths: list[str], scratch: Path, folders: Sequence[str] = ()) -> Iterator[Source]:
+    """The images among uploaded files, those inside zips included.
+
+    Args:
+        paths: the files.
+        scratch: where files of zips are unpacked, each when its turn comes.
+        folders: the paths that the files had with the visitor, in the same order; not believed if names differ.
+    """
+    names = [Path(path).name for path in paths]
+    if [bare(name) for name in folders] == [bare(name) for name in names]:
+        names = [PurePosixPath(*PurePosixPath(name).parts[1:]).as_posix() for name in folders]  # below what was chosen
+    for name, path in zip(names, map(Path, paths), strict=True):
+        if is_hidden(PurePosixPath(name)):
             continue
         if path.suffix.lower() == ".zip":
             yield from open_zip(path, scratch)
         else:
-            yield Source(path.name, path)
+            yield Source(name, path)
 
 
 def inspect_source(

@@ -10,8 +10,8 @@ from ddad.app.api import add_api
 from ddad.app.categories import REPOSITORY, Categories, CategoryError, label_choices, readable
 from ddad.app.compute import evaluates_networks
 from ddad.app.examples import Examples
-from ddad.app.many import add_many_images
-from ddad.app.part import add_your_part
+from ddad.app.many import KEEP_FOLDERS, add_many_images
+from ddad.app.part import HERE, add_your_part
 from ddad.app.single import KEEP_SECONDS, MOST_WAITING, add_single_image
 from ddad.app.visits import Visits
 from ddad.app.words import Words, as_text
@@ -22,7 +22,7 @@ INTRODUCTION = f"""# {TITLE}
 A diffusion model that has seen **good parts only** marks what is not normal on your image, and shows the same part as
 it would look without the defect. Images are deleted after an hour, and nobody else sees them."""
 QUEUE_SIZE = 64
-READY = "() => { document.body.dataset.ready = 'yes' }"
+READY = f"() => {{ {KEEP_FOLDERS} document.body.dataset.ready = 'yes' }}"
 # Looked at every ten minutes, deleted when older than fifty: gone after an hour.
 DELETE_CACHE = (600, KEEP_SECONDS - 600)
 # Examples in one low row, with their words below them; small print and limits that can be read.
@@ -174,7 +174,7 @@ def create_page(checkpoints: str | Path) -> gr.Blocks:
                 work = add_single_image(categories, visits, examples, category)
             with gr.Tab("Many images"):
                 add_many_images(categories, visits, category, tabs, work)
-            with gr.Tab("Your part"):
+            with gr.Tab(HERE):
                 add_your_part(page, categories, visits, category, known, own, work, tabs)
             with gr.Tab("About"):
                 add_about()

@@ -5,8 +5,9 @@ import logging
 import re
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -14,7 +15,8 @@ import gradio as gr
 from ddad.app.categories import OWN_MARK, Categories, label_choices, readable
 from ddad.app.compute import LONG, evaluates_networks, give_way, needs_gpu
 from ddad.app.home import add_home_training
-from ddad.app.many import open_all
+from ddad.app.many import FOLDERS, read_folders
+from ddad.app.photographs import MOST_IMAGES, TITLE, OneBar, read_good_images
 from ddad.app.sharing import add_sharing
 from ddad.app.uploads import create_image_input, open_category, output_path, refusal, unpack_checkpoint
 from ddad.app.visits import Run, Stopped, Visits
@@ -26,65 +28,22 @@ from ddad.calibration.part import LARGEST, Photographs, fit_photographs, load_ba
 from ddad.calibration.progress import Report
 from ddad.checkpoint.names import BUNDLED_BASE
 from ddad.checkpoint.saving import load_record, save_checkpoint, update_record
-from ddad.datasets.folder import ImagesInMemory
 from ddad.datasets.lookalikes import LEAST_IMAGES
-from ddad.datasets.names import choose_good, describe_found
 from ddad.images_ddad import DDADImageProcessor
 from ddad.pipeline import DDADPipeline
 
 logger = logging.getLogger(__name__)
 
-MOST_IMAGES = 300
 ZERO_GPU_SECONDS = 180
 # How many of the images the category as it was is asked about.
 ASKED = 40
 MOST_SHOWN = 48
-TITLE = "These images cannot be used"
+HERE = "Your part"  # what the tab is called
+ELSEWHERE = "elsewhere"
+# Where the visitor is when something is finished: in the browser, which alone knows it.
+WHERE = """(...inputs) => [...inputs.slice(0, -1),
+    document.querySelector('[role=tab][aria-selected=true]')?.textContent.trim() ?? '']"""
 NEW, SAME = "A new part", "The category above, under another camera, lamp or batch"
-
-
-def read_good_images(
-    processor: DDADImageProcessor, sizes: Sequence[int], files: list[str], report: Report
-) -> tuple[list[ImagesInMemory], list[str], list[str]]:
-    """What the networks see of the images among uploaded files, and what is wrong with others.
-
-    Returns:
-        The images at each of the sizes, their names, and the problems.
-
-    Raises:
-        gr.Error: if there are too few, or too many.
-    """
-    images, problems, names, kept = [ImagesInMemory() for _ in sizes], [], [], []
-    with tempfile.TemporaryDirectory(prefix="ddad-") as scratch:
-        for source in open_all(files, Path(scratch)):
-            if len(kept) == MOST_IMAGES:
-                raise refusal(f"Give at most {MOST_IMAGES} images; `ddad fit` has no limit.", TITLE)
-            if source.path is None:
-                problems.append(f"{source.name}: {source.error}")
-                continue
-            names.append(PurePosixPath(source.name.replace("\\", "/")))
-            try:
-                original = processor.read_image(source.path)
-                for images_of_size, size in zip(images, sizes, strict=True):
-                    images_of_size.append(processor.preprocess(original, size)[0])
-                kept.append(names[-1].name)
-            except (TypeError, ValueError) as error:
-                problems.append(f"{source.name}: {str(error).replace(str(source.path), 'this file')}")
-            report("Reading photographs", len(names), max(len(files), len(names)))
-    try:
-        choice = choose_good(names)
-    except ValueError:
-        described = describe_found(names)
-        raise refusal(
-            f"It is not clear which images show good parts: {described}. Give the good ones alone.", TITLE
-        ) from None
-    if choice.defective or choice.masks:
-        raise refusal(f"Give images of good parts alone. Found: {describe_found(names)}.", TITLE)
-    if len(kept) < LEAST_IMAGES:
-        problem = f" {len(problems)} files cannot be read; {problems[0]}" if problems else ""
-        few = f"{len(kept)} good images are too few: {LEAST_IMAGES} are needed at least, twenty are better."
-        raise refusal(few + problem, TITLE)
-    return images, kept, problems
 
 
 def read_record(categories: Categories, category: str) -> dict[str, Any] | None:
@@ -93,7 +52,12 @@ def read_record(categories: Categories, category: str) -> dict[str, Any] | None:
 
 
 def calibrate_own(
-    pipe: DDADPipeline, record: dict[str, Any] | None, files: list[str], folder: str, report: Report
+    pipe: DDADPipeline,
+    record: dict[str, Any] | None,
+    files: list[str],
+    folder: str,
+    report: Report,
+    folders: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Calibrates a category on uploaded images of good parts and saves it.
 
@@ -104,7 +68,7 @@ def calibrate_own(
     sizes = [pipe.unet.config.sample_size]
     if pipe.appearance is not None:
         sizes.append(pipe.appearance_extractor.config.image_size)
-    kept, _, problems = read_good_images(pipe.image_processor, sizes, files, report)
+    kept, _, problems = read_good_images(pipe.image_processor, sizes, files, report, folders)
     images, large = kept[0], kept[1] if len(kept) > 1 else None
     asked = kept[-1][:: max(1, len(images) // ASKED)]
     alarms = []
@@ -127,7 +91,9 @@ def calibrate_own(
     }
 
 
-def learn_new(base: Path, files: list[str], name: str, device: str, folder: str, report: Report) -> dict[str, Any]:
+def learn_new(
+    base: Path, files: list[str], name: str, device: str, folder: str, report: Report, folders: Sequence[str] = ()
+) -> dict[str, Any]:
     """Fits a part that no network has seen on uploaded images, and saves it.
 
     Returns:
@@ -135,22 +101,25 @@ def learn_new(base: Path, files: list[str], name: str, device: str, folder: str,
     """
     parts, processor = load_base(base), DDADImageProcessor()
     size = parts["unet"].config.sample_size
-    (small, large), names, problems = read_good_images(processor, (size, LARGEST), files, report)
+    (small, large), names, problems = read_good_images(processor, (size, LARGEST), files, report, folders)
     photographs = Photographs(small, large, names, processor)
     pipe, record, told = fit_photographs(photographs, parts, name, base, device=device, report=report)
     save_checkpoint(pipe, record, folder)
-    return {**dataclasses.asdict(told), "works": told.works, "words": told.sentences(), "problems": problems}
+    return {
+        **dataclasses.asdict(told),
+        "works": told.works,
+        "words": told.sentences(),
+        "problems": problems,
+        "headline": told.headline(readable(name)),
+    }
 
 
-def describe(name: str, facts: dict[str, Any], quantile: float) -> str:
+def describe(facts: dict[str, Any], quantile: float) -> str:
     """What a visitor reads when it is done."""
     if "words" in facts:
-        sign = "✓" if facts["works"] else "⚠"
-        first, *rest = map(as_text, facts["words"])
         lines = [
-            f"## {sign} {as_text(readable(name).partition(',')[0])} is learnt from {facts['images']} photographs",
-            f"{first} {rest[0]}",
-            *rest[1:],
+            f"## {as_text(facts['headline'])}",
+            *map(as_text, facts["words"]),
             "**Now give a good photograph that it has not seen**, then a defective one. The normal version comes from"
             " a network that never saw this part: judge by the heatmap.",
         ]
@@ -167,8 +136,8 @@ def describe(name: str, facts: dict[str, Any], quantile: float) -> str:
         if facts["images"] < FEW_IMAGES:
             lines.append("These are few images: the threshold will let more or fewer good parts pass than it should.")
     lines.append(
-        "It is chosen above, for you alone, for as long as this page keeps it. **Download it to keep it**: unpacked,"
-        " it is a checkpoint for Python, the command line, a page of your own and the Hub; or give the zip back here."
+        "It is for you alone, for as long as this page keeps it. **Download it to keep it**: unpacked, it is a"
+        " checkpoint for Python, the command line, a page of your own and the Hub; or give the zip back here."
     )
     if facts["problems"]:
         shown = as_text("; ".join(facts["problems"][:3]))
@@ -196,23 +165,42 @@ class YourPart:
         """Whether new parts can be learnt here: that needs a base network."""
         return (self.base / "feature_extractor").is_dir()
 
+    @property
+    def choices(self) -> list[str]:
+        """What can be learnt here."""
+        return [NEW, SAME] if self.learns else [SAME]
+
     def _compute(
-        self, files: list[str], category: str, name: str, run: Run, folder: str, progress: gr.Progress
+        self,
+        files: list[str],
+        folders: Sequence[str],
+        category: str,
+        name: str,
+        run: Run,
+        folder: str,
+        progress: gr.Progress,
     ) -> dict[str, Any]:
         """Where networks are evaluated; the result comes as a folder, since on ZeroGPU this is another process."""
+        bar = OneBar(progress)
 
         def report(what: str, done: int, count: int) -> None:
             run.check()
             give_way(LONG)
-            progress((done, count), desc=what, unit="steps")
+            bar.move(what, done, count)
 
         if not category:
-            return learn_new(self.base, files, name, self.categories.device, folder, report)
+            return learn_new(self.base, files, name, self.categories.device, folder, report, folders)
         pipe = open_category(self.categories, category).pipe
-        return calibrate_own(pipe, read_record(self.categories, category), files, folder, report)
+        return calibrate_own(pipe, read_record(self.categories, category), files, folder, report, folders)
 
     def learn(
-        self, files: list[str] | None, category: str, name: str, run: Run, progress: gr.Progress
+        self,
+        files: list[str] | None,
+        category: str,
+        name: str,
+        run: Run,
+        progress: gr.Progress,
+        folders: Sequence[str] = (),
     ) -> tuple[str, dict[str, Any], str, str]:
         """Learns a part, or calibrates a category.
 
@@ -222,6 +210,7 @@ class YourPart:
             name: of a new part.
             run: what the visitor may stop.
             progress: told of the progress.
+            folders: the files' paths in the visitor's folder; see `read_good_images`.
 
         Returns:
             The new category's name, what is to be told, the same in words, and a zip.
@@ -240,11 +229,12 @@ class YourPart:
             name = re.sub(r"[^\w-]+", "_", name.strip(), flags=re.ASCII).strip("_")[:40] or "my_part"
         with tempfile.TemporaryDirectory(prefix="ddad-") as scratch:
             checkpoint = Path(scratch) / name
-            facts = self.compute(files, category, name, run, str(checkpoint), progress)
+            progress(0.0, desc="Waiting: other visitors' images come first")
+            facts = self.compute(files, folders, category, name, run, str(checkpoint), progress)
             own = self.categories.add_own(category or name, checkpoint)
             archive = shutil.make_archive(str(output_path(name)), "zip", scratch, name)
         quantile = self.categories.get(own).judge.normality.config.threshold_quantile
-        return own, facts, describe(own, facts, quantile), archive
+        return own, facts, describe(facts, quantile), archive
 
     def take(self, path: str) -> str:
         """Opens a checkpoint's zip as a category of the visitor alone; returns its name.
@@ -263,6 +253,17 @@ class YourPart:
                     "This zip cannot be opened",
                 ) from None
 
+    def add_shown(self, files: list[str] | None, request: gr.Request) -> list[str]:
+        """The image that is shown under One image teaches too: somebody knows that it is good.
+
+        Raises:
+            gr.Error: if none is shown.
+        """
+        path = self.visits.of(request).path
+        if path is None:
+            raise refusal("Show an image under One image first.", "No image yet")
+        return [*(files or []), path]
+
     def stop(self, request: gr.Request) -> None:
         """Ends the learning under way."""
         self.visits.of(request).other.stop()
@@ -278,9 +279,9 @@ def add_photograph(photograph: str | None, files: list[str] | None) -> tuple[Any
     return taken, None, f"{len(taken)} photographs so far."
 
 
-def contact_sheet(files: Sequence[str], unlike: Sequence[str]) -> list[tuple[str, str]]:
+def contact_sheet(files: Sequence[str] | None, unlike: Sequence[str]) -> list[tuple[str, str]]:
     """Photographs with their captions, those that are unlike the rest first; what lies in zips is not shown."""
-    shown = [path for path in files if not path.lower().endswith(".zip")]
+    shown = [path for path in files or [] if not path.lower().endswith(".zip")]
     shown.sort(key=lambda path: Path(path).name not in unlike)
     return [
         (path, f"⚠ unlike the rest: {Path(path).name}" if Path(path).name in unlike else Path(path).name)
@@ -291,6 +292,18 @@ def contact_sheet(files: Sequence[str], unlike: Sequence[str]) -> list[tuple[str
 def without(files: list[str] | None, names: list[str]) -> list[str]:
     """The files that are not among these names."""
     return [path for path in files or [] if Path(path).name not in names]
+
+
+def choose(name: str, known: list[str], here: str) -> tuple[gr.Dropdown, str]:
+    """The new category in the list; chosen where the visitor still waits for it.
+
+    A visitor who has gone elsewhere meanwhile stays there, with the category that they work with.
+    """
+    if not name:
+        return gr.skip(), ""
+    if here != HERE:
+        return gr.Dropdown(choices=label_choices(known)), ELSEWHERE
+    return gr.Dropdown(choices=label_choices(known), value=name), name
 
 
 def add_your_part(
@@ -316,13 +329,11 @@ def add_your_part(
         tabs: where it is.
     """
     work = YourPart(categories, visits)
-    choices = [NEW, SAME] if work.learns else [SAME]
 
     def offer(new: str, text: str, known: list[str], own: list[str] | None) -> dict[Any, Any]:
-        """The visitor's new category is chosen, and kept in their browser."""
+        """The visitor's new category is known, and kept in their browser; `land` puts it into the list."""
         names = [*known, new]
         return {
-            category_place: gr.Dropdown(choices=label_choices(names), value=new),
             known_place: names,
             own_place: [*(own or []), new],
             told: text,
@@ -331,6 +342,7 @@ def add_your_part(
 
     def learn(
         files: list[str] | None,
+        folders: str,
         what: str,
         name: str,
         category: str,
@@ -341,40 +353,36 @@ def add_your_part(
     ) -> dict[Any, Any]:
         run = visits.of(request).begin_other()
         try:
-            new, facts, text, archive = work.learn(files, "" if what == NEW else category, name, run, progress)
+            new, facts, text, archive = work.learn(
+                files, "" if what == NEW else category, name, run, progress, read_folders(folders)
+            )
         except Stopped:
             return {told: "Stopped: nothing was changed.", learnt: ""}
         except gr.Error as error:  # stays where it was asked, longer than a message that fades
             return {told: refused(error), learnt: ""}
+        suspects = facts.get("suspects", [])
         return {
             **offer(new, text, known, own),
             download: gr.File(archive, visible=True),
-            unlike: facts.get("unlike", []),
-            sheet: gr.Gallery(contact_sheet(files or [], facts.get("unlike", [])), visible=True),
-            leave_out: gr.Button(visible=bool(facts.get("unlike"))),
+            unlike: suspects,
+            sheet: gr.Gallery(contact_sheet(files, suspects), visible=True),
+            leave_out: gr.Button(visible=bool(suspects)),
         }
 
-    def land(name: str, text: str, request: gr.Request) -> dict[Any, Any]:
-        """Shows what was learnt where images are inspected, with the new category chosen."""
-        if not name:
-            return {told: gr.skip()}
-        return {**single.welcome_with(name, text, request), tabs: gr.Tabs(selected="one")}
+    def land(landed: str, text: str, request: gr.Request) -> dict[Any, Any]:
+        """Shows what was learnt where images are inspected."""
+        if landed in ("", ELSEWHERE):
+            return {told: f"{text}\n\nIt stands in the list of categories above." if landed else gr.skip()}
+        return {**single.welcome_with(landed, text, request), tabs: gr.Tabs(selected="one")}
 
     def give_back(path: str, known: list[str], own: list[str] | None) -> dict[Any, Any]:
         try:
             name = work.take(path)
         except gr.Error as error:
             return {told: refused(error), learnt: ""}
-        return offer(name, f"**{as_text(readable(name))}** is open again and chosen above, for you alone.", known, own)
+        return offer(name, f"**{as_text(readable(name))}** is open again, for you alone.", known, own)
 
-    def add_shown(files: list[str] | None, request: gr.Request) -> list[str] | None:
-        """The image that is shown under One image teaches too: somebody knows that it is good."""
-        path = visits.of(request).path
-        if path is None:
-            raise refusal("Show an image under One image first.", "No image yet")
-        return [*(files or []), path]
-
-    category_place, known_place, own_place = category, known, own
+    known_place, own_place = known, own
     gr.Markdown(
         f"**Does it work on your part?** Give {LEAST_IMAGES} to {MOST_IMAGES} photographs of *good* parts, twenty are"
         " a start: the part in the same place, the same distance and light, nothing else in the picture. After a"
@@ -389,7 +397,7 @@ def add_your_part(
                 camera = create_image_input(sources=["webcam"], label="One good part after the other", height=260)
                 counter = Words()
         with gr.Column(scale=2, min_width=260):
-            what = gr.Radio(choices, value=choices[0], label="What is it?")
+            what = gr.Radio(work.choices, value=work.choices[0], label="What is it?")
             name = gr.Textbox("my part", label="What is the part called?", max_lines=1, visible=work.learns)
             with gr.Row():
                 start = gr.Button("Learn", variant="primary", min_width=100)
@@ -404,29 +412,36 @@ def add_your_part(
         label="What it learnt from", columns=8, height=260, object_fit="cover", interactive=False, visible=False
     )
     learnt, unlike = gr.State(""), gr.State([])
+    folders, here = gr.Textbox("", visible=False), gr.Textbox("", visible=False)
     add_sharing(download)
     trained = add_home_training(
-        page, categories, visits, (learnt, files), (known, own), offer, [category, known, own, told, learnt]
+        page, categories, visits, (learnt, files), (known, own), offer, [known, own, told, learnt]
     )
-    trained.success(land, [learnt, told], [*single.places.all, tabs, told], api_visibility="private")
+    landed = gr.State("")
+
+    def follow(event: Any) -> None:
+        """What comes after something was learnt, trained or given back."""
+        options: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
+        chosen = event.success(choose, [learnt, known, here], [category, landed], js=WHERE, **options)
+        chosen.then(land, [landed, told], [*single.places.all, tabs, told], **options)
+
+    follow(trained)
     hidden: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None}
     options: dict[str, Any] = {**hidden, "show_progress_on": told}
-    outputs = [category, known, own, told, download, learnt, unlike, leave_out, sheet]
-    places = [*single.places.all, tabs, told]
+    outputs = [known, own, told, download, learnt, unlike, leave_out, sheet]
     settings = [what, name, category, known, own]
     what.change(lambda chosen: gr.Textbox(visible=chosen == NEW), what, name, queue=False, **hidden)
     camera.input(add_photograph, [camera, files], [files, camera, counter], **hidden)
-    added = correct.click(add_shown, files, files, **hidden)
+    added = correct.click(work.add_shown, files, files, **hidden)
     reduced = leave_out.click(without, [files, unlike], files, **hidden)
-    for event, source in (
-        (start.click, files),
-        (folder.upload, folder),
-        (added.success, files),
-        (reduced.success, files),
+    for event, source, browser in (
+        (start.click, files, {}),
+        (folder.upload, folder, {"js": FOLDERS}),
+        (added.success, files, {}),
+        (reduced.success, files, {}),
     ):
-        event(learn, [source, *settings], outputs, **options).success(land, [learnt, told], places, **hidden)
-    opened = back.upload(give_back, [back, known, own], outputs, **options)
-    opened.success(land, [learnt, told], places, **hidden)
+        follow(event(learn, [source, folders, *settings], outputs, **options, **browser))
+    follow(back.upload(give_back, [back, known, own], outputs, **options))
     stop.click(work.stop, None, None, queue=False, **hidden)
 
 
@@ -453,8 +468,8 @@ def add_fit(categories: Categories, visits: Visits) -> None:
             threshold; for a new part, how many test defects are found and what to expect, in words), and the
             checkpoint as a zip.
         """
-        if images is None:
-            raise refusal("Give a zip of photographs of good parts.", TITLE)
+        if images is None or not zipfile.is_zipfile(images):
+            raise refusal("Give a zip of photographs of good parts; this file is none.", TITLE)
         own, facts, _, archive = work.learn([images], category, name, Run(), progress)
         return {"category": own, **facts}, archive
 

@@ -17,6 +17,7 @@ import PIL.Image
 import scipy.stats
 import torch
 
+from ddad.calibration.advice import PartReport, find_other_kind, pooled_features
 from ddad.calibration.backbone import IMAGE_SIZES, create_appearance_extractor, with_settings
 from ddad.calibration.calibration import FEW_IMAGES, create_normality, few_limit, held_out_scores, recalibrate
 from ddad.calibration.fitting import CalibrationConfig
@@ -39,71 +40,8 @@ QUANTILE = 0.95
 # Appearance is looked at no larger than this: larger pictures take longer than a minute and gain little.
 LARGEST = 384
 DEFECTS_PER_TYPE = 8
-# Fewer synthetic defects found than this, in percent, or ranked worse than this: it will not work.
-LEAST_FOUND, LEAST_AUROC = 60.0, 85.0
-# So many more, in percent, with all images than with half of them: further ones will help.
-STILL_GROWS = 3.0
 # A photograph is unlike the rest if its score is so many deviations above theirs.
 UNLIKE = 5.0
-
-
-@dataclass(frozen=True)
-class PartReport:
-    """What was understood of the photographs of a part, and what to expect.
-
-    Attributes:
-        images: how many.
-        image_auroc: how well synthetic defects in them are told from them, in percent.
-        found: the part of synthetic defects that is found, in percent, by the number of images.
-        false_alarms: the expected part of good parts that is called defective, in percent, and its 90 % interval.
-        same_part: photographs that seem to show the same part, by name.
-        unlike: photographs that look unlike the rest, by name: they may show a defect.
-        threshold: the image score above which a part is defective.
-        seconds: that it took.
-    """
-
-    images: int
-    image_auroc: float
-    found: dict[int, float]
-    false_alarms: tuple[float, float, float]
-    same_part: list[list[str]]
-    unlike: list[str]
-    threshold: float
-    seconds: float
-
-    @property
-    def works(self) -> bool:
-        """Whether synthetic defects are found well enough to go on."""
-        return self.found[max(self.found)] >= LEAST_FOUND and self.image_auroc >= LEAST_AUROC
-
-    def sentences(self) -> list[str]:
-        """All of it in words."""
-        counts = sorted(self.found)
-        curve = ", ".join(f"with {count} images {self.found[count]:.0f} %" for count in counts)
-        lines = [f"Of defects pasted into your images as a test, {curve} are found."]
-        grown = self.found[counts[-1]] - self.found[counts[max(0, len(counts) - 2)]]
-        if not self.works:
-            lines.append(
-                "That is too few to rely on: these images do not show well enough what a good part looks like. Give"
-                " more of them, with the part always in the same place, or train a network with `ddad train`."
-            )
-        elif grown > STILL_GROWS:
-            lines.append("More photographs will help.")
-        else:
-            lines.append("More photographs will hardly help.")
-        expected, low, high = self.false_alarms
-        lines.append(
-            f"Expect {expected:.0f} % of good parts to be called defective (90 % interval: {low:.0f} to {high:.0f} %)."
-        )
-        if self.same_part:
-            shown = "; ".join(", ".join(group[:3]) for group in self.same_part[:3])
-            lines.append(
-                f"{sum(map(len, self.same_part))} photographs seem to show the same part as another ({shown}):"
-                " different parts teach more."
-            )
-        if self.unlike:
-            lines.append(f"Unlike the rest, and perhaps defective: {', '.join(self.unlike[:6])}. Leave them out?")
-        return lines
 
 
 def load_base(base: str | Path | None) -> dict[str, Any]:
@@ -306,6 +244,7 @@ def fit_photographs(
         unlike=find_unlike(fitted, photographs.names),
         threshold=fitted.threshold,
         seconds=round(time.monotonic() - started, 1),
+        other_kind=find_other_kind(pooled_features(pipe.feature_extractor, small), photographs.names),
     )
     return fitted, describe(fitted, category, base, calibration, config, told), told
 

@@ -14,7 +14,7 @@ from gradio_client import Client, handle_file
 from playwright.sync_api import expect
 
 from ddad import DDADPipeline
-from ddad.app import part
+from ddad.app import part, photographs
 from ddad.app.categories import Categories, CategoryError, readable
 from ddad.app.compute import LONG, QUICK, SLOW, ModelThread
 from ddad.app.visits import Visits
@@ -35,6 +35,10 @@ def parts(tmp_path_factory):
             archive.write(file, file.name)
         archive.writestr("notes.txt", "no image")
     return path
+
+
+# What the test's tiny network makes of striped bolts is not always a part that can be relied on.
+LEARNT = re.compile("is learnt from 1[23] photographs|cannot be relied on yet|Look at .* photographs? of")
 
 
 def choose_tiny(page) -> None:
@@ -74,7 +78,12 @@ def test_a_new_part_is_learnt_looked_at_and_taken_home(open_page, parts, tmp_pat
     expect(page.get_by_text("Give photographs of good parts, a folder or a zip first.")).to_be_visible()
     give_parts(page, parts, "Striped bolt")
     # It lands where images are inspected, with the new part chosen, and says what to do.
-    answer = page.get_by_role("heading", name="Striped bolt is learnt from 12 photographs").locator("visible=true")
+    answer = page.get_by_role(
+        "heading",
+        name=re.compile(
+            "Striped bolt (is learnt from 12 photographs|cannot be relied on)|photographs? of Striped bolt first"
+        ),
+    ).locator("visible=true")
     expect(answer).to_be_visible(timeout=180_000)
     expect(page.get_by_text("Now give a good photograph that it has not seen").locator("visible=true")).to_be_visible()
     expect(page.get_by_text(re.compile("Of defects pasted into your images")).locator("visible=true")).to_be_visible()
@@ -105,9 +114,7 @@ def test_what_somebody_knows_to_be_good_is_added(open_page, parts, tmp_path):
     expect(page.locator("p").filter(has_text=re.compile("^Score "))).to_be_visible(timeout=30_000)
     page.get_by_role("tab", name="Your part").click()
     page.get_by_role("button", name=re.compile("is good: add it and learn again")).click()
-    expect(page.get_by_role("heading", name="learnt from 13 photographs").locator("visible=true")).to_be_visible(
-        timeout=180_000
-    )
+    expect(page.get_by_role("heading", name=LEARNT).locator("visible=true")).to_be_visible(timeout=180_000)
 
 
 def test_a_calibrated_category_lives_on(open_page, browser, parts, tmp_path):
@@ -135,7 +142,7 @@ def test_a_calibrated_category_lives_on(open_page, browser, parts, tmp_path):
     other.keyboard.press("Escape")
     other.get_by_role("tab", name="Your part").click()
     other.get_by_role("tabpanel").locator("visible=true").locator("input[type=file]").last.set_input_files(archive)
-    expect(other.get_by_text("is open again and chosen above").locator("visible=true")).to_be_visible()
+    expect(other.get_by_text("is open again, for you alone").locator("visible=true")).to_be_visible()
     other.get_by_role("tab", name="Many images").click()
     other.get_by_role("tabpanel").locator("visible=true").locator("input[type=file]").first.set_input_files(parts)
     other.get_by_role("button", name="Inspect all").click()
@@ -179,10 +186,69 @@ def test_programs_fit_and_inspect(server, parts, tmp_path):
     assert found["threshold"] == pytest.approx(report["threshold"], abs=1e-3)
     # Its name is a secret, and on no list.
     assert report["category"] not in client.predict(api_name="/categories")
-    with pytest.raises(Exception, match="0 good images are too few.*1 files cannot be read"):
+    with pytest.raises(Exception, match="Give a zip of photographs of good parts; this file is none"):
         text = tmp_path / "text.png"
         text.write_text("no image")
         client.predict(handle_file(text), api_name="/fit")
+
+
+def test_an_event_takes_no_visitor_from_where_they_have_gone(open_page, parts):
+    """Somebody learns a part and looks at an image meanwhile: they stay with it, and the part waits in the list."""
+    page = open_page()
+    give_parts(page, parts, "Patient bolt")
+    page.get_by_role("tab", name="Many images").click()
+    page.get_by_role("tab", name="Your part").click()
+    page.get_by_role("tab", name="Many images").click()
+    page.wait_for_function("document.body.innerText.includes('Inspect all')")
+    category = page.get_by_label(re.compile("Category:")).first
+    before = category.input_value()
+    page.wait_for_function(
+        "[...document.querySelectorAll('p')].some(p => p.textContent.includes('It stands in the list of categories'))",
+        timeout=180_000,
+    )
+    expect(page.get_by_role("button", name="Inspect all")).to_be_visible()
+    expect(category).to_have_value(before)
+    category.click()
+    expect(page.get_by_role("option", name=re.compile("Patient bolt"))).to_be_visible()
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_a_folder_that_is_chosen_keeps_its_folders(open_page, parts, same, tmp_path):
+    """What the browser leaves out decides what trains: folders OK and NG are refused."""
+    for number, path in enumerate(sorted(parts.parent.glob("*.png"))[:10]):
+        place = tmp_path / "data" / ("OK" if number < 6 else "NG")
+        place.mkdir(parents=True, exist_ok=True)
+        (place / (f"{number % 6}.png" if same else path.name)).write_bytes(path.read_bytes())
+    page = open_page()
+    page.get_by_role("tab", name="Your part").click()
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("tabpanel").locator("visible=true").get_by_role(
+            "button", name="Choose a whole folder"
+        ).click()
+    chooser.value.set_files(tmp_path / "data")
+    expect(
+        page.get_by_text(re.compile(r"Give images of good parts alone. Found: NG \(4, defective\)"))
+    ).to_be_visible()
+
+
+def test_copies_of_one_photograph_are_not_called_learnt(open_page, parts, tmp_path):
+    content = (parts.parent / "00.png").read_bytes()
+    with zipfile.ZipFile(tmp_path / "copies.zip", "w") as archive:
+        for number in range(4):
+            archive.writestr(f"{number}.png", content)
+    page = open_page()
+    page.get_by_role("tab", name="Your part").click()
+    page.get_by_label("What is the part called?").fill("Copied bolt")
+    page.get_by_role("tabpanel").locator("visible=true").locator("input[type=file]").first.set_input_files(
+        tmp_path / "copies.zip"
+    )
+    expect(page.get_by_text("copies").locator("visible=true").first).to_be_visible()
+    page.get_by_role("button", name="Learn", exact=True).click()
+    heading = page.get_by_role("heading", name="Copied bolt cannot be relied on yet").locator("visible=true")
+    expect(heading).to_be_visible(timeout=180_000)
+    expect(
+        page.get_by_text(re.compile("The 4 photographs seem to show 1 part")).locator("visible=true")
+    ).to_be_visible()
 
 
 def ignore(*_):
@@ -190,7 +256,7 @@ def ignore(*_):
 
 
 def test_too_many_images_are_refused(tiny_pipe, parts, monkeypatch):
-    monkeypatch.setattr(part, "MOST_IMAGES", 11)
+    monkeypatch.setattr(photographs, "MOST_IMAGES", 11)
     with pytest.raises(gr.Error, match="at most 11 images"):
         part.read_good_images(tiny_pipe.image_processor, [64], [str(parts)], ignore)
 

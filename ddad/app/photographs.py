@@ -1,0 +1,146 @@
+"""Photographs that a visitor gives to learn a part from: read, or refused with the reason; and how far learning is."""
+
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import gradio as gr
+
+from ddad.app.many import open_all
+from ddad.app.uploads import refusal
+from ddad.calibration.progress import Report
+from ddad.datasets.folder import ImagesInMemory
+from ddad.datasets.ground_truth import truth_stem
+from ddad.datasets.lookalikes import LEAST_IMAGES
+from ddad.datasets.names import choose_good, describe_found
+from ddad.images_ddad import DDADImageProcessor
+
+MOST_IMAGES = 300
+TITLE = "These images cannot be used"
+ANNOTATIONS = (".json", ".xml", ".txt")
+
+
+def read_good_images(
+    processor: DDADImageProcessor,
+    sizes: Sequence[int],
+    files: list[str],
+    report: Report,
+    folders: Sequence[str] = (),
+) -> tuple[list[ImagesInMemory], list[str], list[str]]:
+    """What the networks see of the images among uploaded files, and what is wrong with others.
+
+    Args:
+        processor: reads them.
+        sizes: that they are wanted at.
+        files: images and zips.
+        report: told of the progress.
+        folders: the paths that the files had in the visitor's folder, where the browser said so; in the same order.
+
+    Returns:
+        The images at each of the sizes, their names, and the problems.
+
+    Raises:
+        gr.Error: if there are too few, or too many.
+    """
+    images, problems, names, kept, tried = [ImagesInMemory() for _ in sizes], [], [], [], 0
+    with tempfile.TemporaryDirectory(prefix="ddad-") as scratch:
+        for source in open_all(files, Path(scratch), folders):
+            if len(kept) == MOST_IMAGES:
+                raise refusal(f"Give at most {MOST_IMAGES} images; `ddad fit` has no limit.", TITLE)
+            if source.path is None:
+                problems.append(f"{source.name}: {source.error}")
+                continue
+            tried, name = tried + 1, PurePosixPath(source.name.replace("\\", "/"))
+            try:
+                original = processor.read_image(source.path)
+                for images_of_size, size in zip(images, sizes, strict=True):
+                    images_of_size.append(processor.preprocess(original, size)[0])
+                kept.append(name.name)
+                names.append(name)
+            except (TypeError, ValueError) as error:
+                problems.append(f"{source.name}: {str(error).replace(str(source.path), 'this file')}")
+            report("Reading photographs", tried, max(len(files), tried))
+    check_names(names, [PurePosixPath(problem.partition(": ")[0]) for problem in problems])
+    try:
+        choice = choose_good(names)
+    except ValueError:
+        described = describe_found(names)
+        raise refusal(
+            f"It is not clear which images show good parts: {described}. Give the good ones alone.", TITLE
+        ) from None
+    if choice.defective or choice.masks:
+        raise refusal(f"Give images of good parts alone. Found: {describe_found(names)}.", TITLE)
+    if len(kept) < LEAST_IMAGES:
+        problem = f" {len(problems)} files cannot be read; {problems[0]}" if problems else ""
+        few = f"{len(kept)} good images are too few: {LEAST_IMAGES} are needed at least, twenty are better."
+        raise refusal(few + problem, TITLE)
+    return images, kept, problems
+
+
+def check_names(names: list[PurePosixPath], others: list[PurePosixPath]) -> None:
+    """Refuses files that are not photographs of good parts by how they are called together.
+
+    Raises:
+        gr.Error: for two of one name, which lay in folders that the browser has left out; for ground truth, and for
+            annotations beside images.
+    """
+    counts = Counter(names)
+    twice = [name.name for name, count in counts.items() if count > 1]
+    if twice:
+        raise refusal(
+            f"{len(twice)} names are there more than once, such as {twice[0]}: they lay in different folders, whose"
+            " names got lost, and may say which parts are good. Give a zip of the folder, or of the good photographs"
+            " alone.",
+            TITLE,
+        )
+    stems = Counter(name.with_suffix("") for name in names)
+    truth = [name for name in names if stems[name.parent / (truth_stem(name.stem) or "")]]
+    truth += [name for name in names if stems[name.with_suffix("")] > 1]
+    marks = [name for name in others if name.suffix.lower() in ANNOTATIONS and stems[name.with_suffix("")]]
+    if truth or marks:
+        first = (truth + marks)[0].name
+        raise refusal(
+            f"{first} repeats the name of another file, as ground truth and annotations do. Give the photographs of"
+            " good parts alone.",
+            TITLE,
+        )
+
+
+# Where each step of learning ends on one bar, by the time that it took of twenty photographs on two cores.
+STEP_ENDS = {
+    "Reading photographs": 0.03,
+    "Asking the category as it is": 0.06,
+    "Fitting normality": 0.27,
+    "Looking at good images": 0.43,
+    "Looking at synthetic defects": 0.67,
+    "Choosing settings": 0.77,
+    "Asking fewer images": 0.92,
+    "Measuring held-out images": 1.0,
+}
+SURE_ENOUGH = 0.08  # of the bar, before what is left is foretold
+
+
+class OneBar:
+    """One bar from the first step to the last, with the time that is left.
+
+    Args:
+        progress: the page's.
+    """
+
+    def __init__(self, progress: gr.Progress):
+        self.progress, self.at, self.step, self.begun, self.started = progress, 0.0, "", 0.0, time.monotonic()
+
+    def move(self, what: str, done: int, count: int) -> None:
+        """Moves it on; never back."""
+        if what != self.step:
+            self.step, self.begun = what, self.at
+        end = max(STEP_ENDS.get(what, self.at), self.begun)
+        self.at = max(self.at, self.begun + (end - self.begun) * done / max(count, 1))
+        left = ""
+        if self.at > SURE_ENOUGH:
+            seconds = (time.monotonic() - self.started) * (1 - self.at) / self.at
+            time_left = f"{max(5, 5 * round(seconds / 5))} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+            left = f": about {time_left} left"
+        self.progress(min(self.at, 1.0), desc=f"{what}{left}")
