@@ -87,9 +87,14 @@ def test_the_archive_holds_pictures_maps_and_tables(tmp_path, anomaly_map):
     archive.add(Record("c.png", error="not an image"))
     with zipfile.ZipFile(archive.close()) as file:
         assert set(file.namelist()) == {
-            "part_map.tiff", "part_overlay.png", "part_denoised.png", "part_2_map.tiff", "part_2_overlay.png",
-            "results.csv", "results.jsonl",
+            "a/part_map.tiff", "a/part_overlay.png", "a/part_normal_version.png", "b/part_map.tiff",
+            "b/part_overlay.png", "results.csv", "regions.csv", "results.jsonl",
         }  # fmt: skip
-        stored = np.array(PIL.Image.open(io.BytesIO(file.read("part_map.tiff"))))
+        stored = np.array(PIL.Image.open(io.BytesIO(file.read("a/part_map.tiff"))))
         np.testing.assert_array_equal(stored, anomaly_map)
         assert len(file.read("results.jsonl").splitlines()) == 3
+        table = file.read("results.csv")
+        assert table.startswith(b"\xef\xbb\xbf")  # or spreadsheets misread names
+        rows = list(csv.DictReader(io.StringIO(table.decode("utf-8-sig"))))
+        assert rows[1]["overlay"] == "b/part_overlay.png" and rows[2]["map"] == "" and rows[0]["date"]
+        assert file.read("regions.csv").decode("utf-8-sig").startswith("image,region,left,top,width,height,area")

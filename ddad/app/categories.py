@@ -4,6 +4,7 @@ import copy
 import logging
 import math
 import os
+import queue
 import re
 import secrets
 import threading
@@ -12,16 +13,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import HfApi
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from ddad.app.words import as_text
 from ddad.checkpoint.names import CHOSEN_NAME, TAG
@@ -34,6 +30,9 @@ OWN_MARK = "~"  # needs no encoding in a link
 SEARCH_AGAIN_SECONDS = 600
 MOST_FOUND = 100
 SEARCH_SECONDS = 5.0
+ANSWER_SECONDS = 8.0
+ADDRESS = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(?:models/)?(?P<id>[^?#]+)")
+Answer = TypeVar("Answer")
 MEMORY_LIMIT = 4 * 2**30
 DOWNLOAD_LIMIT = 3 * 2**30
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", flags=re.ASCII)
@@ -68,6 +67,36 @@ def readable(name: str) -> str:
 def label_choices(names: list[str]) -> list[tuple[str, str]]:
     """Categories as a dropdown shows them."""
     return [(readable(name), name) for name in names]
+
+
+def repository_of(text: str) -> str:
+    """The id in what a visitor typed or pasted: the address of a repository's page is one too."""
+    found = ADDRESS.match(text.strip())
+    return "/".join(found["id"].split("/")[:2]) if found else text.strip()
+
+
+def within(seconds: float, ask: Callable[[], Answer]) -> Answer:
+    """What a question to the Hub gives, waited for no longer: without a network its library tries for a minute.
+
+    Raises:
+        TimeoutError: if there is no answer by then; and whatever the question raises.
+    """
+    answers: queue.Queue[tuple[bool, Any]] = queue.Queue()
+
+    def run() -> None:
+        try:
+            answers.put((True, ask()))
+        except Exception as error:
+            answers.put((False, error))
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        worked, answer = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError("the Hub does not answer") from None
+    if not worked:
+        raise answer
+    return answer
 
 
 def megabytes(size: int) -> str:
@@ -224,19 +253,16 @@ class Categories:
         The Hub is asked every ten minutes, and waited for no longer than `SEARCH_SECONDS`.
         """
 
-        def ask() -> None:
-            try:
-                models = HfApi().list_models(filter=TAG, sort="downloads", limit=MOST_FOUND, token=self._token)
-                self._found = [model.id for model in models if REPOSITORY.fullmatch(model.id)]
-            except Exception as error:
-                logger.info("The Hub was not searched: %s", error)
+        def ask() -> list[str]:
+            models = HfApi().list_models(filter=TAG, sort="downloads", limit=MOST_FOUND, token=self._token)
+            return [model.id for model in models if REPOSITORY.fullmatch(model.id)]
 
         if time.monotonic() - self._searched > SEARCH_AGAIN_SECONDS:
             self._searched = time.monotonic()
-            # The library has no time limit of its own for a search, and a visitor waits for the page.
-            asking = threading.Thread(target=ask, daemon=True)
-            asking.start()
-            asking.join(SEARCH_SECONDS)
+            try:
+                self._found = within(SEARCH_SECONDS, ask)
+            except Exception as error:
+                logger.info("The Hub was not searched: %s", error)
         return list(self._found)
 
     def look_up(self, repository: str) -> tuple[int, str]:
@@ -248,16 +274,19 @@ class Categories:
         Raises:
             CategoryError: if it cannot be had.
         """
-        repository = repository.strip()
+        repository = repository_of(repository)
         if not REPOSITORY.fullmatch(repository):
             raise CategoryError(
                 f"{repository!r} is no category of this page and no repository (user/name) on the Hub."
             )
         try:
-            info = HfApi().model_info(repository, files_metadata=True, token=self._token, timeout=10)
+            info = within(
+                ANSWER_SECONDS,
+                lambda: HfApi().model_info(repository, files_metadata=True, token=self._token, timeout=ANSWER_SECONDS),
+            )
         except (RepositoryNotFoundError, GatedRepoError):
             raise CategoryError(f"{repository} does not exist on the Hub, or is private.") from None
-        except (OfflineModeIsEnabled, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        except Exception as error:  # each version of its library raises errors of other libraries
             logger.info("The Hub does not answer for %s: %s", repository, error)
             raise CategoryError(f"The Hub cannot be reached for {repository} now: try again later.") from None
         files = {file.rfilename: file.size or 0 for file in info.siblings or []}

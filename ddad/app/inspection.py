@@ -87,6 +87,18 @@ class Finding:
             inspection.shown_size,
         )
 
+    @property
+    def is_another_part(self) -> bool:
+        """Whether most of the picture is unlike good parts: it seems to show something else."""
+        return self.unusual >= MOSTLY
+
+    @property
+    def headline(self) -> str:
+        """The verdict in a line; whether the picture shows such a part comes first."""
+        if self.is_another_part:
+            return "## ⚠ Not such a part?"
+        return "## ⚠ Defect found" if self.is_anomalous else "## ✓ No defect found"
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Finding":
         """What `dataclasses.asdict` was made of."""
@@ -104,20 +116,20 @@ def verdict(finding: Finding, quantile: float, chosen: bool) -> str:
         quantile: part of good parts that the pipeline's own threshold lets pass.
         chosen: whether the visitor chose the threshold.
     """
-    verdict = "## ⚠ Defect found" if finding.is_anomalous else "## ✓ No defect found"
     relation = "above" if finding.is_anomalous else "not above"
     source = "which you chose" if chosen else f"which lets {quantile:.0%} of good parts pass"
     lines = [
-        verdict,
+        finding.headline,
         f"Score **{finding.image_score:.1f}**, {relation} the threshold of **{finding.threshold:.1f}**, {source}. The"
         " score says how far the most unusual place lies from good parts, counted in their own standard deviations.",
     ]
-    if finding.unusual >= MOSTLY:
+    if finding.is_another_part:
         lines.insert(
             1,
-            f"**Most of this picture ({finding.unusual:.0%}) is unlike the good parts that this category knows.** Is"
-            " it such a part? If it is, and good, then the lamp, the camera or the distance has changed: the tab"
-            " *Your part* fits the category to a few photographs of your good parts.",
+            f"**Most of this picture ({finding.unusual:.0%}) is unlike the good parts that this category knows**, so"
+            " the verdict says little. Choose its category above; or, if it is such a part, and good, then the lamp,"
+            " the camera or the distance has changed: the tab *Your part* fits the category to a few photographs of"
+            " your good parts. A normal version is made only if you ask for it, under *What if*.",
         )
     if finding.shown_size != finding.size:
         lines.append(

@@ -17,11 +17,11 @@ from typing import Any
 import gradio as gr
 import PIL.Image
 
-from ddad.app.categories import Categories
+from ddad.app.categories import OWN_MARK, Categories, readable
 from ddad.app.compute import evaluates_networks, give_way, needs_gpu
 from ddad.app.uploads import open_category, output_path
 from ddad.app.visits import Run, Settings, Stopped, Visits
-from ddad.app.words import Words, refused
+from ddad.app.words import Words, as_text, refused
 from ddad.app.work import MOMENT, SingleImage
 from ddad.datasets.files import IMAGE_SUFFIXES
 from ddad.datasets.names import is_hidden
@@ -183,7 +183,19 @@ def sort_rows(rows: list[list[Any]], order: str) -> list[list[Any]]:
     return sorted(rows, key=lambda row: (row[3] is None, sign * (row[3] or 0), row[0]))
 
 
-def summary(records: list[Record], others: int, state: str) -> str:
+def count_files(paths: list[str]) -> int:
+    """How many files there are, those inside zips counted."""
+    count = 0
+    for path in paths:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                count += sum(not member.is_dir() for member in archive.infolist())
+        except (zipfile.BadZipFile, OSError):
+            count += 1
+    return count
+
+
+def summary(records: list[Record], others: int, state: str, category: str = "") -> str:
     """The state of a batch in words."""
     counts = {verdict: sum(record.is_anomalous is verdict for record in records) for verdict in (True, False, None)}
     text = (
@@ -191,7 +203,8 @@ def summary(records: list[Record], others: int, state: str) -> str:
         " cannot be read."
     )
     left_out = f" {others} other files were left out." if others else ""
-    return f"{text}{left_out} {state}".strip()
+    judged = f" Inspected as *{as_text(readable(category))}*." if category else ""
+    return f"{text}{left_out}{judged} {state}".strip()
 
 
 class ManyImages:
@@ -208,7 +221,13 @@ class ManyImages:
         self.inspect_one = needs_gpu(evaluates_networks(inspect_source))
 
     def inspect_all(
-        self, files: list[str] | None, category: str, denoise: bool, order: str, request: gr.Request | None
+        self,
+        files: list[str] | None,
+        category: str,
+        denoise: bool,
+        order: str,
+        request: gr.Request | None,
+        folders: Sequence[str] = (),
     ) -> Iterator[tuple[str, list[list[Any]], str | None]]:
         """Inspects the images one after the other, until all are done or the visitor stops.
 
@@ -228,13 +247,18 @@ class ManyImages:
         visit.batch.clear()
         rows: list[list[Any]] = []
         visit.rows = rows
-        archive, others, state = ResultsArchive(output_path("ddad_results.zip")), 0, ""
+        archive, others, state = (
+            ResultsArchive(output_path("ddad_results.zip"), category.partition(OWN_MARK)[0]),
+            0,
+            "",
+        )
         kept = output_path("batch")
         kept.mkdir()
         shown = 0.0
-        yield "Starting ...", rows, None
+        count = min(count_files(files), MOST_IMAGES)
+        yield f"Starting with {count} files, as *{as_text(readable(category))}* ...", rows, None
         with tempfile.TemporaryDirectory(prefix="ddad-") as scratch:
-            for source in open_all(files, Path(scratch)):
+            for source in open_all(files, Path(scratch), folders):
                 try:
                     run.check()
                 except Stopped:
@@ -262,12 +286,13 @@ class ManyImages:
                     rows.append(table_row(number, record, result.overlay[0]))
                 if time.monotonic() - shown > REFRESH_SECONDS:
                     shown = time.monotonic()
-                    yield summary(archive.records, others, "More are coming ..."), rows, None
+                    done = f"{len(rows)} of at most {max(count - others, len(rows))}, more are coming ..."
+                    yield summary(archive.records, others, done, category), rows, None
         if not rows:
             archive.close().unlink()
             yield f"**No images found.** {state or 'There is no image in what you gave.'}", rows, None
             return
-        yield summary(archive.records, others, state), sort_rows(rows, order), str(archive.close())
+        yield summary(archive.records, others, state, category), sort_rows(rows, order), str(archive.close())
 
     def stop(self, request: gr.Request) -> None:
         """Ends the batch after the image under way; what is done is kept."""
@@ -311,15 +336,22 @@ def add_many_images(
         column_widths=WIDTHS, wrap=True, show_search="search",
     )  # fmt: skip
     download = gr.File(
-        label="Results: heatmaps, maps, normal versions, CSV and JSON lines in one zip", interactive=False
+        label="Results: heatmaps, maps, normal versions, tables of images and regions in one zip", interactive=False
     )
-    chosen = gr.State(None)
+    chosen, told = gr.State(None), gr.Textbox("", visible=False)
+
+    def inspect_given(
+        files: list[str] | None, category: str, denoise: bool, order: str, told: str, request: gr.Request
+    ) -> Iterator[tuple[str, list[list[Any]], str | None]]:
+        yield from work.inspect_all(files, category, denoise, order, request, read_folders(told))
 
     hidden = {"api_visibility": "private", "concurrency_limit": None}
     options = {**hidden, "show_progress": "minimal", "show_progress_on": progress}
     outputs = [progress, table, download]
-    start.click(work.inspect_all, [files, category, denoise, order], outputs, **options)
-    folder.upload(work.inspect_all, [folder, category, denoise, order], outputs, **options)
+    start.click(inspect_given, [files, category, denoise, order, told], outputs, **options)
+    # A folder waits for the button, as files do; the names of its folders are kept for the results.
+    folder.upload(lambda paths, told: (paths, told), [folder, told], [files, told], js=FOLDERS, **hidden)
+    gr.on([files.upload, files.clear], lambda: "", None, told, **hidden)
     order.input(work.sort, order, table, **hidden)
     stop.click(work.stop, None, None, queue=False, **hidden)
     places = single.places

@@ -7,7 +7,7 @@ import torch
 
 from ddad.app.about import add_about
 from ddad.app.api import add_api
-from ddad.app.categories import REPOSITORY, Categories, CategoryError, label_choices, readable
+from ddad.app.categories import REPOSITORY, Categories, CategoryError, label_choices, readable, repository_of
 from ddad.app.compute import evaluates_networks
 from ddad.app.examples import Examples
 from ddad.app.many import KEEP_FOLDERS, add_many_images
@@ -42,10 +42,12 @@ footer, footer * { color: var(--body-text-color) !important; }
 .min_value, .max_value { color: var(--body-text-color) !important; }
 span[data-testid="block-info"] { color: var(--body-text-color) !important; }
 """
+# One typeface for all of a sentence, the visitor's own: what Gradio bundles as Montserrat is another one when bold.
+FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica", "Arial", "sans-serif")
 # What `launch` must be given, wherever the page is launched.
 LAUNCH = {
     "css": CSS,
-    "theme": gr.themes.Soft(primary_hue="indigo", neutral_hue="slate"),
+    "theme": gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", font=FONTS),
     "max_file_size": "50mb",
     "footer_links": ["api", "settings"],
     "run_history": False,
@@ -71,7 +73,7 @@ def add_hub(categories: Categories, work: SingleImage, category: gr.Dropdown, kn
         except CategoryError as error:
             # What is wrong stays readable where it was asked.
             return cannot_be_opened(repository.strip() or "Nothing", error), gr.Button(visible=False), ""
-        return description, gr.Button(visible=True), repository.strip()
+        return description, gr.Button(visible=True), repository_of(repository)
 
     def open_repository(name: str, known: list[str]):
         try:

@@ -29,7 +29,6 @@ MOST_WAITING = 64
 WAITING = {"concurrency_limit": None, "api_visibility": "private"}
 # In the browser, at once: what stood there goes with the image that it belongs to. Then the server clears once more.
 CLEAR = "() => ['Your image is on its way ...', null, null, '', {headers: [], data: []}, null, null, null]"
-CLEAR_CATEGORY = CLEAR.replace("Your image is on its way ...", "The category is on its way ...")
 MOVE_LINE = "place => ({__type__: 'update', slider_position: place})"
 # On a narrow screen the verdict lies below what was clicked.
 SCROLL = """() => { if (window.innerWidth < 760)
@@ -209,8 +208,8 @@ def add_single_image(categories: Categories, visits: Visits, examples: Examples,
         start.then(work.settle, shown, results, **hidden)
     stop.click(work.stop, None, None, queue=False, **hidden)
     category.change(work.examples_of, category, work.example_places, **hidden)
-    category.input(None, None, places.results, js=CLEAR_CATEGORY, **hidden)
-    followed = category.input(work.follow, [category, moment], results, js=MOMENT, **hidden)
+    # Nothing is cleared in the browser: leaving the list with the same choice is an input too.
+    followed = category.input(work.follow, [category, moment], results, js=MOMENT, **run_options(heatmap))
     followed.then(work.settle, shown, results, **hidden)
 
     # While a slider moves, the last of its values counts.

@@ -36,6 +36,7 @@ PIXELS_A_SECOND = 4_000_000
 # The last input becomes the moment of the click: the server may see two of them in the other order.
 MOMENT = "(...inputs) => [...inputs.slice(0, -1), performance.timeOrigin + performance.now()]"
 WELCOME = "Drop an image, or click an example. The heatmap takes a second."
+NO_EXAMPLES = "There are no examples of *{}* here: drop an image. The heatmap takes a second."
 FILM, MAPS = "film", "maps"  # places that are filled only for who opens them
 
 
@@ -235,16 +236,27 @@ class SingleImage:
         yield from self.finish(visit, run, opacity, None, progress)
 
     def finish(
-        self, visit: Visit, run: Run, opacity: float, truth: str | None, progress: gr.Progress
+        self,
+        visit: Visit,
+        run: Run,
+        opacity: float,
+        truth: str | None,
+        progress: gr.Progress,
+        asked: bool = False,
     ) -> Iterator[dict[Any, Any]]:
-        """From an image to all that is shown of it. The last that is yielded is empty: Gradio sends it twice."""
+        """From an image to all that is shown of it. The last that is yielded is empty: Gradio sends it twice.
+
+        What seems to be no such part is repaired only where that is asked for: nothing good comes of it.
+        """
         places = self.places
         try:
             progress(0.2, desc="Looking for defects")
             inspection = self.ensure_inspected(visit, run)
-            yield visit.show(run, self.judge_now(visit, run, inspection, opacity, truth, sliders=True))
+            view, finding = self.judge_now(visit, run, inspection, opacity, truth, sliders=True)
+            yield visit.show(run, view)
             run.check()
-            yield from self.repair_now(visit, run, inspection, progress)
+            if asked or not finding.is_another_part:
+                yield from self.repair_now(visit, run, inspection, progress)
         except Stopped:
             if visit.inspection is None:
                 yield visit.show(run, places.cleared("Stopped. *Find defects* looks again."))
@@ -320,7 +332,7 @@ class SingleImage:
 
     def judge_now(
         self, visit: Visit, run: Run, inspection: Inspection, opacity: float, truth: str | None, sliders: bool
-    ) -> dict[Any, Any]:
+    ) -> tuple[dict[Any, Any], Finding]:
         """Verdict, heatmap, histogram, regions and, where opened, maps; with the sliders where they are to move."""
         places, settings = self.places, self.settings_of(visit, inspection.category)
         pipe = self.open(inspection.category).judge
@@ -339,7 +351,7 @@ class SingleImage:
             view[places.maps] = views.draw_maps(result)
         if sliders:
             view |= self.slider_values(pipe, settings, finding.image_score, finding.threshold)
-        return view
+        return view, finding
 
     @staticmethod
     def draw_heatmap(
@@ -427,7 +439,7 @@ class SingleImage:
                 visit.settings[category] = change
         try:
             inspection = self.ensure_inspected(visit, run)
-            return visit.show(run, self.judge_now(visit, run, inspection, opacity, truth, sliders))
+            return visit.show(run, self.judge_now(visit, run, inspection, opacity, truth, sliders)[0])
         except Stopped:
             return self.places.nothing
         except gr.Error as error:
@@ -504,7 +516,7 @@ class SingleImage:
         visit = self.visits.of(request)
         run = visit.again(moment)
         yield visit.show(run, {self.places.slider: None, self.places.shown: run.number})
-        yield from self.finish(visit, run, opacity, truth, progress)
+        yield from self.finish(visit, run, opacity, truth, progress, asked=True)
 
     def open_place(
         self,
@@ -530,30 +542,47 @@ class SingleImage:
         self.visits.of(request).run.stop()
 
     @unless_overtaken
-    def follow(self, category: str, moment: float, request: gr.Request) -> dict[Any, Any]:
-        """Another category was chosen: nothing of the old one stays."""
-        visit = self.visits.of(request)
-        if category == visit.category:
-            return self.places.nothing
-        run = visit.begin(category, None, moment)
-        words = f"*{as_text(readable(category))}* is chosen. Drop an image, click an example, or press *Find defects*."
-        return visit.show(run, {**self.places.cleared(words), self.places.shown: run.number})
-
-    def welcome(self, category: str, request: gr.Request) -> dict[Any, Any]:
-        """What a link opens with: the category's first example, finished; or the words that say what to do."""
+    def follow(
+        self,
+        category: str,
+        moment: float,
+        request: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> Iterator[dict[Any, Any]]:
+        """Another category was chosen: the visitor's own image is judged by it, else its finished example is shown."""
         visit, places = self.visits.of(request), self.places
+        if category == visit.category:
+            yield places.nothing
+            return
+        path = visit.path
+        if path is None or any(path == str(example.path) for example in self.examples.of(visit.category)):
+            yield self.welcome(category, request, moment)
+            return
+        run = visit.begin(category, path, moment)
+        words = f"Looking at your image as *{as_text(readable(category))}* ..."
+        yield visit.show(run, {**places.cleared(words), places.truth: None, places.shown: run.number})
+        yield from self.finish(visit, run, OPACITY, None, progress)
+
+    def welcome(self, category: str, request: gr.Request, moment: float | None = None) -> dict[Any, Any]:
+        """What a category opens with: its first example, finished; or the words that say what to do."""
+        visit, places = self.visits.of(request), self.places
+        moment = visit.moment if moment is None else moment
         first = self.examples.finished(category)
         if first is None:
-            return self.welcome_with(category, WELCOME, request)
-        run = visit.begin(category, str(first.path))
+            words = WELCOME if self.examples.of(category) else NO_EXAMPLES.format(as_text(readable(category)))
+            return self.welcome_with(category, words, request, moment)
+        run = visit.begin(category, str(first.path), moment)
         view = {**self.show_stored(category, first), places.image: str(first.path), places.shown: run.number}
-        return dict(visit.show(run, view))
+        return dict(visit.show(run, {**view, places.truth: None}))
 
-    def welcome_with(self, category: str, words: str, request: gr.Request) -> dict[Any, Any]:
+    def welcome_with(
+        self, category: str, words: str, request: gr.Request, moment: float | None = None
+    ) -> dict[Any, Any]:
         """Nothing but these words."""
         visit, places = self.visits.of(request), self.places
-        run = visit.begin(category, None)
-        return dict(visit.show(run, {**places.cleared(words), places.image: None, places.shown: run.number}))
+        run = visit.begin(category, None, visit.moment if moment is None else moment)
+        view = {places.image: None, places.truth: None, places.shown: run.number}
+        return dict(visit.show(run, {**places.cleared(words), **view}))
 
     def arrive(self, category: str, request: gr.Request) -> None:
         """Somebody came who sees what the page was built with; what they have begun since stays."""

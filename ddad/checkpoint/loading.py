@@ -331,7 +331,7 @@ def load_component(cls: Any, folder: Path, name: str, dtype: torch.dtype | None,
                 f"The checkpoint's {folder / name} has {len(info[kind])} {kind.replace('_', ' ')} ({keys}, ...):"
                 " download it again."
             )
-    return component.to(dtype or torch.float32)  # a file may hold several types
+    return torch.nn.Module.to(component, dtype or torch.float32)  # a file may hold several types
 
 
 def read_dtype(dtype: Any) -> Any:

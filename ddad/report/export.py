@@ -1,11 +1,13 @@
 """Results as files: one record an image (JSON lines, CSV), and a zip of the pictures and maps."""
 
 import csv
+import datetime
 import io
+import itertools
 import json
 import zipfile
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -59,24 +61,49 @@ def _rounded(value: Any) -> Any:
     return value
 
 
-def to_csv(records: Iterable[Record]) -> str:
+KINDS_OF_FILES = ("overlay", "map", "normal_version")
+
+
+def cell(name: str) -> str:
+    """A text that no spreadsheet takes for a formula: such a one gets an apostrophe before it."""
+    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
+
+
+def to_csv(
+    records: Iterable[Record], files: Iterable[dict[str, str]] | None = None, category: str = "", date: str = ""
+) -> str:
     """A table with a header line; the regions are a count and the box of the strongest.
 
-    A name that a spreadsheet would take for a formula gets an apostrophe before it.
+    Args:
+        records: a line each.
+        files: of each record, the files that show it, by kind; the columns are left out without them.
+        category: of all of them.
+        date: of all of them.
     """
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(
-        ["image", "is_anomalous", "image_score", "threshold", "regions", "left", "top", "width", "height", "error"]
-    )
-    for record in records:
-        name = f"'{record.image}" if record.image.startswith(("=", "+", "-", "@")) else record.image
+    head = ["image", "is_anomalous", "image_score", "threshold", "regions", "left", "top", "width", "height", "error"]
+    writer.writerow([*head, *([] if files is None else [*KINDS_OF_FILES, "category", "date"])])
+    for record, pictures in zip(records, itertools.repeat({}) if files is None else files, strict=False):
         box: list[Any] = ["", "", "", ""]
         if record.regions:
             first = record.regions[0]
             box = [first.left, first.top, first.width, first.height]
-        row = [name, record.is_anomalous, _rounded(record.image_score), _rounded(record.threshold)]
-        writer.writerow(["" if value is None else value for value in [*row, len(record.regions), *box, record.error]])
+        row = [cell(record.image), record.is_anomalous, _rounded(record.image_score), _rounded(record.threshold)]
+        more = [] if files is None else [*(cell(pictures.get(kind, "")) for kind in KINDS_OF_FILES), category, date]
+        row = [*row, len(record.regions), *box, record.error, *more]
+        writer.writerow(["" if value is None else value for value in row])
+    return text.getvalue()
+
+
+def regions_to_csv(records: Iterable[Record]) -> str:
+    """A table of all regions of all images, numbered as on the pictures."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["image", "region", *(one.name for one in fields(Region))])
+    for record in records:
+        for number, region in enumerate(record.regions, start=1):
+            writer.writerow([cell(record.image), number, *(_rounded(value) for value in asdict(region).values())])
     return text.getvalue()
 
 
@@ -98,13 +125,21 @@ class UniqueNames:
     def __init__(self, used: Iterable[str] = ()) -> None:
         self._used = set(used)
 
-    def choose(self, image: str) -> str:
-        """A name that was not given out before."""
-        stem, number = shorten(PurePosixPath(image).stem or "image"), 1
-        name = stem
+    def choose(self, image: str, folders: bool = False) -> str:
+        """A name that was not given out before.
+
+        Args:
+            image: its file.
+            folders: whether the folders that it lay in are kept, without any that leads upwards.
+        """
+        path, number = PurePosixPath(image.replace("\\", "/")), 1
+        parts = [shorten(part) for part in path.parts[:-1] if part not in ("..", ".", "/") and ":" not in part]
+        stem = shorten(path.stem or "image")
+        base = "/".join([*(parts if folders else []), stem])
+        name = base
         while name in self._used:
             number += 1
-            name = f"{stem}_{number}"
+            name = f"{base}_{number}"
         self._used.add(name)
         return name
 
@@ -114,11 +149,13 @@ class ResultsArchive:
 
     Args:
         path: where the zip is written.
+        category: what the images were inspected as.
     """
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    def __init__(self, path: str | Path, category: str = ""):
+        self.path, self.category = Path(path), category
         self.records: list[Record] = []
+        self.files: list[dict[str, str]] = []
         self._names = UniqueNames()
         self._zip = zipfile.ZipFile(self.path, "w", zipfile.ZIP_STORED)
 
@@ -129,21 +166,34 @@ class ResultsArchive:
         overlay: PIL.Image.Image | None = None,
         denoised: PIL.Image.Image | None = None,
     ) -> None:
-        """Adds one image's results; the map as float32 TIFF, the pictures as PNG."""
-        self.records.append(record)
-        name = self._names.choose(record.image)
-        pictures = {"map.tiff": None if anomaly_map is None else PIL.Image.fromarray(anomaly_map)}
-        pictures |= {"overlay.png": overlay, "denoised.png": denoised}
-        for suffix, picture in pictures.items():
+        """Adds one image's results; the map as float32 TIFF, the pictures as PNG, in the folders that it lay in."""
+        name = self._names.choose(record.image, folders=True)
+        pictures = {
+            "map": None if anomaly_map is None else PIL.Image.fromarray(anomaly_map),
+            "overlay": overlay,
+            "normal_version": denoised,
+        }
+        files = {}
+        for kind, picture in pictures.items():
             if picture is None:
                 continue
             data = io.BytesIO()
-            picture.save(data, format="TIFF" if suffix.endswith("tiff") else "PNG")
-            self._zip.writestr(f"{name}_{suffix}", data.getvalue())
+            picture.save(data, format="TIFF" if kind == "map" else "PNG")
+            files[kind] = f"{name}_{kind}.{'tiff' if kind == 'map' else 'png'}"
+            self._zip.writestr(files[kind], data.getvalue())
+        self.records.append(record)
+        self.files.append(files)
 
     def close(self) -> Path:
         """Writes the tables and closes the zip."""
-        self._zip.writestr("results.csv", to_csv(self.records).encode("utf-8-sig"))  # or spreadsheets misread names
-        self._zip.writestr("results.jsonl", "".join(f"{record.to_json()}\n" for record in self.records))
+        date = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        lines = [
+            {**record.to_dict(), **files, "category": self.category, "date": date}
+            for record, files in zip(self.records, self.files, strict=True)
+        ]
+        # With a byte order mark, or spreadsheets misread names.
+        self._zip.writestr("results.csv", to_csv(self.records, self.files, self.category, date).encode("utf-8-sig"))
+        self._zip.writestr("regions.csv", regions_to_csv(self.records).encode("utf-8-sig"))
+        self._zip.writestr("results.jsonl", "".join(f"{json.dumps(line)}\n" for line in lines))
         self._zip.close()
         return self.path

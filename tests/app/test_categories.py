@@ -1,6 +1,7 @@
 """Which pipelines are in memory, and what visitors are told of those that cannot be."""
 
 import threading
+import time
 
 import pytest
 import torch
@@ -103,6 +104,24 @@ def test_a_judge_without_the_device_gives_the_same_answer(folder, picture):
     assert one.judge(scores, denoise=False).image_score == plain(scores, denoise=False).image_score
     assert one.judge.normality.normal_maps(0.5, [20]).device.type == "cpu"
     assert one.pipe.device.type == "meta"
+
+
+@pytest.mark.parametrize("text", [
+    "factory/tiny", " https://huggingface.co/factory/tiny ", "huggingface.co/factory/tiny/tree/main",
+    "hf.co/factory/tiny?x=1",
+])  # fmt: skip
+def test_a_pasted_address_is_a_repository(text):
+    assert module.repository_of(text) == "factory/tiny"
+
+
+def test_no_network_is_said_soon(folder, monkeypatch):
+    """Its library tries for a minute; nobody waits for that."""
+    monkeypatch.setattr(module, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(module.HfApi, "model_info", lambda *_, **__: time.sleep(5))
+    started = time.monotonic()
+    with pytest.raises(CategoryError, match="Hub cannot be reached for user/name now"):
+        Categories(folder, "cpu").get("user/name")
+    assert time.monotonic() - started < 3
 
 
 def test_names_for_people():

@@ -50,10 +50,11 @@ def test_a_batch_fills_the_table_and_can_be_downloaded(open_page, batch, good, t
     with zipfile.ZipFile(download.value.path()) as archive:
         names = archive.namelist()
         lines = [json.loads(line) for line in archive.read("results.jsonl").splitlines()]
-    assert len(lines) == 4 and {"part_map.tiff", "part_overlay.png", "part_denoised.png", "part_2_map.tiff"} <= set(
-        names
-    )
-    assert not any(".." in name for name in names)
+    kinds = ("map.tiff", "overlay.png", "normal_version.png")
+    assert {f"line {n}/part_{kind}" for n in (1, 2) for kind in kinds} | {"results.csv", "regions.csv"} <= set(names)
+    assert len(lines) == 4 and not any(".." in name for name in names)
+    assert (lines[0]["overlay"], lines[1]["map"]) == ("line 1/part_overlay.png", "line 2/part_map.tiff")
+    assert all(line["category"] == "solar_cell_mono" and line["date"] for line in lines)
     assert sum(line["is_anomalous"] is True for line in lines) == 1
 
 
@@ -66,7 +67,7 @@ def test_a_batch_can_be_stopped(open_page, tmp_path, defective):
     page.get_by_role("tab", name="Many images").click()
     page.get_by_role("tabpanel").locator("visible=true").locator("input[type=file]").first.set_input_files(path)
     page.get_by_role("button", name="Inspect all").click()
-    running = page.get_by_text(re.compile(r"\d+ inspected: .* More are coming"))
+    running = page.get_by_text(re.compile(r"\d+ inspected: .* of at most 40, more are coming"))
     expect(running).to_be_visible()
     page.get_by_role("button", name="Stop").locator("visible=true").click()
     stopped = page.get_by_text(re.compile(r"\d+ inspected: .* Stopped: what is done is kept"))
@@ -109,8 +110,12 @@ def run(tiny_pipe, files):
 
 def test_the_table_in_another_order(open_page, batch):
     page = open_page(width=390, height=844)
-    page.get_by_role("button", name="More tabs").click()
-    page.locator(".overflow-dropdown").get_by_text("Many images").click()
+    tab = page.get_by_role("tab", name="Many images").locator("visible=true")
+    if tab.count():
+        tab.click()
+    else:  # a wider typeface
+        page.get_by_role("button", name="More tabs").click()
+        page.locator(".overflow-dropdown").get_by_text("Many images").click()
     page.get_by_role("tabpanel").locator("visible=true").locator("input[type=file]").first.set_input_files(batch)
     page.get_by_role("button", name="Inspect all").click()
     expect(page.get_by_text(re.compile("3 inspected"))).to_be_visible(timeout=60_000)

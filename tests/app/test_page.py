@@ -174,9 +174,6 @@ def test_a_link_opens_a_category_and_the_list_has_the_hub(open_page, defective, 
     category.click()
     expect(page.get_by_role("option", name="factory/tiny")).to_be_visible()
     page.get_by_role("option", name="Solar cell mono").click()
-    expect(page.get_by_text("Solar cell mono is chosen.")).to_be_visible()
-    expect(verdict(page)).to_have_count(0)
-    page.get_by_role("button", name="Find defects").click()
     expected = solar_pipe(defective, denoise=False).image_score[0]
     expect(verdict(page, f"Score {expected:.1f}")).to_be_visible()
     assert score(page) != tiny
@@ -201,6 +198,7 @@ def test_a_repository_is_described_before_it_is_opened(open_page, defective, hub
     assert not any("/factory/tiny/resolve/" in path for path in hub.requests)
     page.get_by_role("button", name="Open it").click()
     expect(page.get_by_label(re.compile("what kind of part"))).to_have_value("factory/tiny")
+    expect(page.get_by_text("There are no examples of factory/tiny here")).to_be_visible()
     fetched = [path for path in hub.requests if "/factory/tiny/resolve/" in path]
     assert fetched and not any(path.endswith(".py") for path in fetched)
     give(page, defective)
@@ -338,10 +336,50 @@ def test_another_category_leaves_nothing_of_the_old_one(open_page):
     category = page.get_by_label(re.compile("what kind of part"))
     category.click()
     page.get_by_role("option", name="Tiny part").click()
-    expect(page.get_by_text("Tiny part is chosen.")).to_be_visible()
-    for place in ("#heatmap img", "#compare img", "#histogram svg"):
+    expect(page.get_by_text("There are no examples of Tiny part here: drop an image.")).to_be_visible()
+    for place in ("#heatmap img", "#compare img", "#histogram svg", "#image img"):
         expect(page.locator(place)).to_have_count(0)
     expect(page.locator("#examples button")).to_have_count(0)
+    # Back again: that category's finished example, as a link shows it.
+    category.click()
+    page.get_by_role("option", name="Solar cell mono").click()
+    expect(page.get_by_role("heading", name="Defect found")).to_be_visible()
+    expect(page.locator("#image img")).to_have_count(1)
+    expect(page.locator("#histogram svg")).to_be_visible()
+
+
+def test_ones_own_image_is_judged_by_another_category(open_page, defective):
+    page = open_page()
+    give(page, defective)
+    expect(page.get_by_role("heading", name="Defect found")).to_be_visible()
+    before = page.locator("#verdict").inner_text()
+    category = page.get_by_label(re.compile("what kind of part"))
+    category.click()
+    page.get_by_role("option", name="Tiny part").click()
+    expect(page.locator("#verdict")).to_contain_text("Score")
+    expect(page.locator("#verdict")).not_to_have_text(before)
+    expect(page.locator("#heatmap img")).to_be_visible()
+    expect(page.locator("#image img")).to_have_count(1)
+
+
+@pytest.mark.parametrize("way", ["elsewhere", "Escape", "same", "Tab"])
+def test_leaving_the_list_of_categories_changes_nothing(open_page, way):
+    page = open_page()
+    before = page.locator("#verdict").inner_text()
+    assert "Defect found" in before
+    category = page.get_by_label(re.compile("what kind of part"))
+    category.click()
+    if way == "elsewhere":
+        page.locator("#verdict").click()
+    elif way == "same":
+        page.get_by_role("option", name="Solar cell mono").click()
+    else:
+        page.keyboard.press(way)
+        page.keyboard.press("Tab")
+    page.wait_for_timeout(1500)
+    assert page.locator("#verdict").inner_text() == before
+    for place in ("#heatmap img", "#histogram svg"):
+        expect(page.locator(place)).to_be_visible()
 
 
 def test_the_histogram_is_of_this_image(open_page, defective, good, solar_pipe):
@@ -430,7 +468,10 @@ def test_a_picture_of_something_else_is_called_so(open_page, tmp_path):
     PIL.Image.new("L", (300, 300)).save(path)
     page = open_page()
     give(page, path)
+    expect(page.get_by_role("heading", name="Not such a part?")).to_be_visible()
     expect(page.get_by_text(re.compile(r"Most of this picture \(\d+%\) is unlike the good parts"))).to_be_visible()
+    page.wait_for_timeout(3000)
+    expect(page.locator("#compare img")).to_have_count(0)  # nobody asked for a normal version
 
 
 @pytest.mark.slow
