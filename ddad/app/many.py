@@ -79,7 +79,7 @@ def open_zip(path: Path, scratch: Path) -> Iterator[Source]:
             target.unlink()
 
 
-# What a browser tells of a folder that was chosen (`add_folder_names`), for the event that takes it.
+# What a browser tells of a folder that was chosen (`KEEP_FOLDERS`), for the event that takes it.
 FOLDERS = "(files, _, ...rest) => [files, JSON.stringify(window.ddadFolders ?? []), ...rest]"
 # Gradio passes on the files' own names alone, which do not say which folder they lay in.
 KEEP_FOLDERS = """document.addEventListener('change', event => {
@@ -247,11 +247,8 @@ class ManyImages:
         visit.batch.clear()
         rows: list[list[Any]] = []
         visit.rows = rows
-        archive, others, state = (
-            ResultsArchive(output_path("ddad_results.zip"), category.partition(OWN_MARK)[0]),
-            0,
-            "",
-        )
+        archive = ResultsArchive(output_path("ddad_results.zip"), category.partition(OWN_MARK)[0])
+        others, state = 0, ""
         kept = output_path("batch")
         kept.mkdir()
         shown = 0.0

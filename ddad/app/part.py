@@ -107,10 +107,12 @@ def learn_new(
     save_checkpoint(pipe, record, folder)
     return {
         **dataclasses.asdict(told),
+        "found": {str(count): found for count, found in told.found.items()},  # JSON has no other keys
         "works": told.works,
         "words": told.sentences(),
         "problems": problems,
         "headline": told.headline(readable(name)),
+        "suspects": told.suspects,
     }
 
 

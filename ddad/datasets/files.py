@@ -1,14 +1,11 @@
 """Which files of a folder are images: told by their suffix, and by their content where that says nothing."""
 
-import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 
 from ddad.datasets.names import is_hidden, words_of
-
-logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".jfif", ".jpe",

@@ -63,6 +63,16 @@ def files_by_stem(folder: Path) -> dict[str, list[Path]]:
     return files
 
 
+@functools.cache
+def files_by_truth(folder: Path) -> dict[str, Path]:
+    """The files right in a folder whose names say whose ground truth they are, by that image's name."""
+    named: dict[str, Path] = {}
+    for stem, files in files_by_stem(folder).items():
+        if (image := truth_stem(stem)) is not None:
+            named.setdefault(image, files[0])
+    return named
+
+
 def find_mask(image: Path, folder: Path) -> Path | tuple[Path, ...] | None:
     """The ground truth of an image: a file of its name, with or without `_mask`, in any case and form of image.
 
@@ -73,9 +83,9 @@ def find_mask(image: Path, folder: Path) -> Path | tuple[Path, ...] | None:
         matches = files.get(f"{image.stem}{ending}".lower())
         if matches:
             return matches[0]
-    for stem, matches in files.items():
-        if truth_stem(stem) == image.stem.lower():
-            return matches[0]
+    named = files_by_truth(folder).get(image.stem.lower())
+    if named is not None:
+        return named
     several = images_in(folder / image.stem)
     return tuple(several) if several else None
 
@@ -190,7 +200,7 @@ def marks_something(path: Path) -> bool:
 
     try:
         with decoding(str(path)), open_picture(path) as picture:
-            return bool(marks(mask_values(picture), picture.format == "JPEG").any())
+            return bool(marks(mask_values(picture), picture.format == "JPEG")[0].any())
     except ValueError:
         return True
 
@@ -230,12 +240,13 @@ def read_mask(sample: HasTruth, size: tuple[int, int]) -> np.ndarray:
             hint = " It fits the photograph before its EXIF turns it." if values.shape == raw_size[::-1] else ""
             shape = values.shape[::-1]
             raise ValueError(f"{path} has {shape} pixels, its image {sample.path} {image_size}.{hint}")
-        if lossy or is_blurred(values):
+        marked, halved = marks(values, lossy)
+        if halved:
             warn_once(
                 f"Masks stored as JPEG, or compressed or drawn softly ({path.parent}), are read as defect from half of"
                 " their largest value."
             )
-        defect |= marks(values, lossy)
+        defect |= marked
     if defect.mean() > MOST_DEFECT:
         raise ValueError(
             f"{defect.mean():.0%} of {paths[0]} is marked as defect: is it inverted? Defects must be above zero and"
@@ -284,19 +295,22 @@ def is_blurred(values: np.ndarray) -> bool:
     return bool(between.sum() <= (values >= 0.75 * high).sum())
 
 
-def marks(values: np.ndarray, lossy: bool = False) -> np.ndarray:
+def marks(values: np.ndarray, lossy: bool = False) -> tuple[np.ndarray, bool]:
     """Where a mask marks a defect: every value above zero; from half of the largest where it was once compressed.
 
     Args:
         values: `[H, W]`.
         lossy: whether the file's format loses something.
+
+    Returns:
+        `[H, W]` bool, and whether half of the largest value was the limit.
     """
-    if lossy or is_blurred(values):
-        highest = float(values.max())
-        if lossy and highest <= NOISE:
-            return np.zeros(values.shape, dtype=bool)
-        return np.asarray(values >= max(1, highest / 2))
-    return np.asarray(values > 0)
+    if not lossy and not is_blurred(values):
+        return np.asarray(values > 0), False
+    highest = float(values.max())
+    if lossy and highest <= NOISE:
+        return np.zeros(values.shape, dtype=bool), True
+    return np.asarray(values >= max(1, highest / 2)), True
 
 
 @functools.cache

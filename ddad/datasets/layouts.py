@@ -24,7 +24,7 @@ import PIL.Image
 
 from ddad.datasets.annotations import find_annotated
 from ddad.datasets.files import IMAGE_SUFFIXES, describe_others, find_images, images_in, looks_like_image, walk
-from ddad.datasets.ground_truth import Truths, files_by_stem, find_mask, find_truths, read_mask
+from ddad.datasets.ground_truth import Truths, files_by_stem, files_by_truth, find_mask, find_truths, read_mask
 from ddad.datasets.names import HOW_TO_DECIDE, Choice, choose_good, describe_found, is_hidden, is_neutral, kind_of
 from ddad.datasets.tables import read_rows
 
@@ -160,16 +160,14 @@ def pictures_in(folder: Path) -> list[Path]:
     return [path for path in images_in(folder) if not is_other(path)]
 
 
-def choose(
-    root: Path, paths: Sequence[Path], good: Sequence[str], root_name: str, truths: Truths
-) -> tuple[Choice, list[Path]]:
+def choose(root: Path, paths: Sequence[Path], good: Sequence[str], root_name: str, truths: Truths) -> Choice:
     """Which of these images are good, by names, ground truth and the user's word; see `choose_good`."""
     inside = [path.relative_to(root) for path in paths]
     by_content = [
         [position for position, path in enumerate(paths) if path in known]
         for known in (truths.masks, truths.marked, truths.unmarked)
     ]
-    return choose_good(inside, root_name, good, *by_content), list(paths)
+    return choose_good(inside, root_name, good, *by_content)
 
 
 def read_train(root: Path, folders: Sequence[Path], good: Sequence[str], truths: Truths) -> list[Path]:
@@ -186,7 +184,7 @@ def read_train(root: Path, folders: Sequence[Path], good: Sequence[str], truths:
         place = folder.relative_to(root).as_posix()
         named = [path.removeprefix(f"{place}/") for path in good]  # below the data set, or below the folder itself
         named = ["." if path.rstrip("/") == place else path for path in named]
-        choice, paths = choose(folder, paths, named, folder.name, truths)
+        choice = choose(folder, paths, named, folder.name, truths)
         marked = [paths[position] for position in choice.defective if paths[position] in truths.marked]
         named_so = [position for position in choice.defective if paths[position] not in truths.marked]
         masks = [position for position in choice.masks if paths[position] not in truths.masks]
@@ -262,7 +260,7 @@ def read_loose(test: Path, paths: list[Path], masks: Path | None, truths: Truths
         if mask is not None:
             truths.add(path, mask)
     try:
-        choice, _ = choose(test, paths, (), "", truths)
+        choice = choose(test, paths, (), "", truths)
     except ValueError:
         choice = Choice()
     if len(choice.good) + len(choice.defective) + len(choice.masks) < len(paths) or not (
@@ -365,7 +363,7 @@ def read_folder(root: Path, masks: Path | None, good: Sequence[str]) -> list[Sam
             f" {root / categories[0]}."
         )
     truths = find_truths(paths, root)
-    choice, _ = choose(root, paths, good, root.resolve().name, truths)
+    choice = choose(root, paths, good, root.resolve().name, truths)
     tests = {path.parts[0] for path in inside if path.parts[0].casefold() in TEST}
     if tests and any(inside[position].parts[0] in tests for position in choice.good):
         raise ValueError(
@@ -377,7 +375,6 @@ def read_folder(root: Path, masks: Path | None, good: Sequence[str]) -> list[Sam
     samples = [
         Sample(paths[position], "train" if number % 5 else "test") for number, position in enumerate(choice.good)
     ]
-    # Where there are few good images all of them are needed.
     places = [masks] if masks else sorted({root / inside[position].parts[0] for position in choice.masks})
     for position in choice.defective:
         path = inside[position]
@@ -487,6 +484,7 @@ def read_dataset(
     if not fits(root):
         raise ValueError(f"{root} has not the layout {layout}; see `ddad/datasets/layouts.py` for what it is.")
     files_by_stem.cache_clear()
+    files_by_truth.cache_clear()
     samples = read(root, None if masks is None else Path(masks), good)
     check_annotations(root, samples)
     if not samples:
