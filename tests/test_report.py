@@ -44,6 +44,48 @@ def test_lines_are_drawn_around_regions_and_cover_none_of_them(anomaly_map):
     assert drawing.draw_regions(picture, anomaly_map, 10.0, []) is picture
 
 
+def test_only_regions_of_the_table_have_a_line_and_their_number_stands_at_it():
+    """A diagonal region: the corner of its box lies far from it. A single pixel above the threshold has no line."""
+    rows, columns = np.mgrid[:400, :400]
+    anomaly_map = np.where((abs(rows - columns) < 6) & (rows > 150) & (rows < 350), 8.0, 0.0).astype(np.float32)
+    anomaly_map[20, 380] = 7.0
+    regions = find_regions(anomaly_map, 3.0)
+    assert len(regions) == 1
+    drawn = np.array(drawing.draw_regions(PIL.Image.new("RGB", (800, 800), "gray"), anomaly_map, 3.0, regions))
+    assert (drawn[:200] == 128).all()
+    label = np.argwhere((drawn == 0).all(axis=-1))
+    line = np.argwhere((drawn == drawing.FOUND_COLOUR).all(axis=-1))
+    distances = [np.abs(line - corner).max(axis=1).min() for corner in (label.min(axis=0), label.max(axis=0))]
+    assert len(label) > 50 and min(distances) < 30
+    inside = np.argwhere(np.kron(anomaly_map > 3.0, np.ones((2, 2))) > 0)
+    assert (drawn[tuple(inside.T)] == 128).mean() > 0.97  # no number covers the defect
+
+
+def test_the_strongest_region_is_listed_however_small():
+    anomaly_map = np.zeros((200, 200), dtype=np.float32)
+    anomaly_map[10:12, 10:12], anomaly_map[100:140, 100:140] = 9.0, 5.0
+    assert [(one.area, one.peak_score) for one in find_regions(anomaly_map, 3.0)] == [(4, 9), (1600, 5)]
+
+
+def test_number_labels_do_not_cover_each_other():
+    anomaly_map = np.zeros((100, 100), dtype=np.float32)
+    anomaly_map[40:44, 40:60], anomaly_map[46:50, 40:60] = 9.0, 8.0
+    taken = anomaly_map > 0
+    first = drawing.place_label(taken, anomaly_map == 9, (20, 12), 1)
+    taken[first[1] : first[1] + 12, first[0] : first[0] + 20] = True
+    second = drawing.place_label(taken, anomaly_map == 8, (20, 12), 1)
+    assert not taken[second[1] : second[1] + 12, second[0] : second[0] + 20].any()
+
+
+def test_the_lines_of_a_ground_truth_are_explained_below_the_picture(anomaly_map):
+    picture = PIL.Image.new("RGB", (200, 100), "white")
+    drawn = drawing.draw_truth(picture, PIL.Image.fromarray((anomaly_map > 3).astype(np.uint8)))
+    assert drawn.width == 200 and drawn.height > 110
+    strip = np.array(drawn)[100:].reshape(-1, 3).tolist()
+    assert list(drawing.FOUND_COLOUR) in strip and list(drawing.TRUTH_COLOUR) in strip
+    assert (np.array(drawn)[:100] == 0).all(axis=-1).any()  # a white line shows on a white part by its dark edge
+
+
 def test_ground_truth_is_every_value_above_zero(anomaly_map):
     picture = PIL.Image.new("RGB", (200, 100), "gray")
     truth = PIL.Image.fromarray((anomaly_map > 3).astype(np.uint8))  # ones, not 255

@@ -3,6 +3,7 @@
 examples/defective_1.webp            the photograph
 examples/defective_1_heatmap.webp    it under its heatmap
 examples/defective_1_normal.webp     it without its defects
+examples/captions.json               what each photograph shows, in a word or three
 examples/results.json                verdicts and regions, and of which checkpoint they are
 """
 
@@ -16,14 +17,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ddad.app.inspection import Finding, Inspection, draw_heatmap
+from ddad.app.inspection import Finding, draw_heatmap
 from ddad.checkpoint.saving import describe_state
 from ddad.pipeline import DDADPipeline
 
 logger = logging.getLogger(__name__)
 
 FOLDER_NAME = "examples"
-RESULTS_NAME = "results.json"
+RESULTS_NAME, CAPTIONS_NAME = "results.json", "captions.json"
 CAPTIONS = {"defective": "Defect", "good": "Good"}
 NAME = re.compile(r"(defective|good)_(\d+)")
 OPACITY = 0.7
@@ -37,6 +38,7 @@ class Example:
         path: the photograph.
         caption: what is said below it.
         finding, heatmap, normal: what was found on it; None where nothing is stored for this checkpoint as it is.
+        about: what is said above its verdict; nothing of a bundled one.
     """
 
     path: Path
@@ -44,12 +46,15 @@ class Example:
     finding: Finding | None = None
     heatmap: Path | None = None
     normal: Path | None = None
+    about: str = ""
 
 
 def caption(path: Path) -> str:
-    """What is said below an example: `defective_2.webp` is "Defect 2"."""
+    """What is said below an example: what it shows, or "Defect 2" of `defective_2.webp` where that is not stored."""
+    stored = path.with_name(CAPTIONS_NAME)
+    captions = json.loads(stored.read_text(encoding="utf-8")) if stored.is_file() else {}
     kind, number = path.stem.split("_")
-    return f"{CAPTIONS[kind]} {number}"
+    return str(captions.get(path.stem, f"{CAPTIONS[kind]} {number}"))
 
 
 def photographs(checkpoint: Path) -> list[Path]:
@@ -77,10 +82,9 @@ def write_results(checkpoint: Path, progress: Callable[[Path], None] = lambda _:
     for path in photographs(checkpoint):
         progress(path)
         original = pipe.image_processor.read_image(path)
-        scores = pipe.score(original)
-        inspection = Inspection(checkpoint.name, scores, (original.shape[2], original.shape[1]))
-        result = pipe(scores)
-        finding = Finding.of(inspection, result)
+        size = (original.shape[2], original.shape[1])
+        result = pipe(original)
+        finding = Finding.of(result, size, size)
         heatmap = draw_heatmap(original, result, finding.regions, OPACITY)
         heatmap.save(path.with_name(f"{path.stem}_heatmap.webp"), quality=85, method=6)
         result.denoised_image[0].save(path.with_name(f"{path.stem}_normal.webp"), quality=92, method=6)
@@ -95,18 +99,25 @@ class Examples:
     Args:
         folder: holds the checkpoints.
         categories: the names of those that have examples.
+        own: those of a visitor's own part, None for other categories.
     """
 
-    def __init__(self, folder: Path, categories: list[str]):
-        self._folder, self._categories = folder, categories
-        self.of = functools.cache(self._of)
+    def __init__(
+        self, folder: Path, categories: list[str], own: Callable[[str], list[Example] | None] = lambda _: None
+    ):
+        self._folder, self._categories, self._own = folder, categories, own
+        self._bundled = functools.cache(self._copy)
+
+    def of(self, category: str) -> list[Example]:
+        """What is offered of a category; its own where a visitor learnt it."""
+        own = self._own(category)
+        return self._bundled(category) if own is None else own
 
     def finished(self, category: str) -> Example | None:
-        """The category's first example, if what was found on it is stored."""
-        first = next(iter(self.of(category)), None)
-        return first if first is not None and first.finding is not None else None
+        """The category's first example of which is stored what was found on it."""
+        return next((example for example in self.of(category) if example.finding is not None), None)
 
-    def _of(self, category: str) -> list[Example]:
+    def _copy(self, category: str) -> list[Example]:
         checkpoint = self._folder / category
         if category not in self._categories or not photographs(checkpoint):
             return []

@@ -74,8 +74,8 @@ class Finding:
     shown_size: tuple[int, int]
 
     @classmethod
-    def of(cls, inspection: Inspection, result: DDADPipelineOutput) -> "Finding":
-        """What a result says of an inspected image."""
+    def of(cls, result: DDADPipelineOutput, size: tuple[int, int], shown_size: tuple[int, int]) -> "Finding":
+        """What a result says of an image of a size, which is shown at another."""
         unusual = float(np.mean(result.anomaly_map[0] > result.threshold))
         return cls(
             result.is_anomalous[0],
@@ -83,8 +83,8 @@ class Finding:
             result.threshold,
             tuple(regions_of(result)),
             unusual if result.is_anomalous[0] else 0.0,
-            inspection.size,
-            inspection.shown_size,
+            size,
+            shown_size,
         )
 
     @property

@@ -3,14 +3,10 @@
 import base64
 import html
 import io
-import json
-import re
 import shutil
 import tempfile
 import time
-import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,106 +15,24 @@ import PIL.Image
 
 from ddad.app.categories import OWN_MARK, Categories, readable
 from ddad.app.compute import evaluates_networks, give_way, needs_gpu
+from ddad.app.sources import FOLDERS, Source, count_files, is_other_file, open_all, read_folders
 from ddad.app.uploads import open_category, output_path
-from ddad.app.visits import Run, Settings, Stopped, Visits
+from ddad.app.visits import Judged, Run, Settings, Stopped, Visits
 from ddad.app.words import Words, as_text, refused
 from ddad.app.work import MOMENT, SingleImage
-from ddad.datasets.files import IMAGE_SUFFIXES
-from ddad.datasets.names import is_hidden
+from ddad.calibration.advice import count_of
 from ddad.pipeline import DDADPipeline, DDADPipelineOutput
 from ddad.report.export import Record, ResultsArchive
 
 MOST_IMAGES = 200
-LARGEST_FILE = 50 * 2**20
 THUMBNAIL = 72
 REFRESH_SECONDS = 0.7
 # On a phone the first four are seen without scrolling.
-HEADERS = ["No.", "Picture", "Verdict", "Score", "File", "Regions", "Note"]
-DATATYPES = ["number", "html", "str", "number", "str", "number", "str"]
-WIDTHS = ["52px", "92px", "108px", "76px", "220px", "90px", "420px"]
+HEADERS = ["No.", "Picture", "Verdict", "Score", "Wrong?", "File", "Regions", "Note"]
+DATATYPES = ["number", "html", "str", "number", "str", "str", "number", "str"]
+WIDTHS = ["52px", "92px", "108px", "76px", "130px", "220px", "90px", "420px"]
+WRONG = HEADERS.index("Wrong?")
 ORDERS = ("As they came", "Highest score first", "Lowest score first")
-
-
-@dataclass(frozen=True)
-class Source:
-    """One image to inspect: its name for the table, and where it is, or why it cannot be had."""
-
-    name: str
-    path: Path | None = None
-    error: str | None = None
-
-
-def open_zip(path: Path, scratch: Path) -> Iterator[Source]:
-    """The files of a zip, each written to `scratch` only when its turn comes.
-
-    The names inside decide nothing about where something is written, and no file is unpacked past `LARGEST_FILE`.
-    """
-    try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError):
-        yield Source(path.name, error="This zip is damaged or none.")
-        return
-    with archive:
-        for member in archive.infolist():
-            if member.is_dir() or is_hidden(PurePosixPath(member.filename)):
-                continue
-            target = scratch / f"image{PurePosixPath(member.filename).suffix[:10]}"
-            try:
-                with archive.open(member) as stream:
-                    data = stream.read(LARGEST_FILE + 1)
-            except Exception as error:  # decompressors raise what they like
-                locked = isinstance(error, RuntimeError) and "password" in str(error)
-                reason = "is locked with a password" if locked else "is damaged in the zip"
-                yield Source(member.filename, error=f"This file {reason}.")
-                continue
-            if len(data) > LARGEST_FILE:
-                yield Source(member.filename, error=f"This file has more than {LARGEST_FILE // 2**20} MB.")
-                continue
-            target.write_bytes(data)
-            yield Source(member.filename, target)
-            target.unlink()
-
-
-# What a browser tells of a folder that was chosen (`KEEP_FOLDERS`), for the event that takes it.
-FOLDERS = "(files, _, ...rest) => [files, JSON.stringify(window.ddadFolders ?? []), ...rest]"
-# Gradio passes on the files' own names alone, which do not say which folder they lay in.
-KEEP_FOLDERS = """document.addEventListener('change', event => {
-    if (event.target.webkitdirectory) window.ddadFolders = [...event.target.files].map(file => file.webkitRelativePath)
-}, true);"""
-
-
-def read_folders(told: str) -> list[str]:
-    """The paths of files in a folder that was chosen, as `FOLDERS` tells them; none where nothing is told."""
-    try:
-        paths = json.loads(told or "[]")
-    except ValueError:
-        return []
-    return [str(path) for path in paths] if isinstance(paths, list) else []
-
-
-def bare(name: str) -> str:
-    """A file's name as it is compared: what is uploaded loses signs that file systems do not have."""
-    return re.sub(r"\W+", "", PurePosixPath(name).name)
-
-
-def open_all(paths: list[str], scratch: Path, folders: Sequence[str] = ()) -> Iterator[Source]:
-    """The images among uploaded files, those inside zips included.
-
-    Args:
-        paths: the files.
-        scratch: where files of zips are unpacked, each when its turn comes.
-        folders: the paths that the files had with the visitor, in the same order; not believed if names differ.
-    """
-    names = [Path(path).name for path in paths]
-    if [bare(name) for name in folders] == [bare(name) for name in names]:
-        names = [PurePosixPath(*PurePosixPath(name).parts[1:]).as_posix() for name in folders]  # below what was chosen
-    for name, path in zip(names, map(Path, paths), strict=True):
-        if is_hidden(PurePosixPath(name)):
-            continue
-        if path.suffix.lower() == ".zip":
-            yield from open_zip(path, scratch)
-        else:
-            yield Source(name, path)
 
 
 def inspect_source(
@@ -154,11 +68,6 @@ def inspect_source(
     return Record.of(source.name, result), result
 
 
-def is_other_file(source: Source) -> bool:
-    """Whether something is no image and does not claim to be one: notes and tables lie in many folders."""
-    return PurePosixPath(source.name).suffix.lower() not in (*IMAGE_SUFFIXES, ".zip")
-
-
 def table_row(number: int, record: Record, overlay: PIL.Image.Image | None) -> list[Any]:
     """One row of the table."""
     picture = ""
@@ -172,7 +81,13 @@ def table_row(number: int, record: Record, overlay: PIL.Image.Image | None) -> l
     verdict = {True: "⚠ defect", False: "✓ good", None: "✗ not inspected"}[record.is_anomalous]
     score = None if record.image_score is None else round(record.image_score, 2)
     regions = None if record.is_anomalous is None else len(record.regions)
-    return [number, picture, verdict, score, record.image, regions, record.error or ""]
+    wrong = "" if record.is_anomalous is None else mark(record.is_anomalous, False)
+    return [number, picture, verdict, score, wrong, record.image, regions, record.error or ""]
+
+
+def mark(is_anomalous: bool, is_wrong: bool) -> str:
+    """What stands where a verdict can be marked as wrong."""
+    return f"{'☑' if is_wrong else '☐'} {'is good' if is_anomalous else 'is defective'}"
 
 
 def sort_rows(rows: list[list[Any]], order: str) -> list[list[Any]]:
@@ -181,18 +96,6 @@ def sort_rows(rows: list[list[Any]], order: str) -> list[list[Any]]:
         return sorted(rows, key=lambda row: row[0])
     sign = -1 if order == ORDERS[1] else 1
     return sorted(rows, key=lambda row: (row[3] is None, sign * (row[3] or 0), row[0]))
-
-
-def count_files(paths: list[str]) -> int:
-    """How many files there are, those inside zips counted."""
-    count = 0
-    for path in paths:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                count += sum(not member.is_dir() for member in archive.infolist())
-        except (zipfile.BadZipFile, OSError):
-            count += 1
-    return count
 
 
 def summary(records: list[Record], others: int, state: str, category: str = "") -> str:
@@ -245,6 +148,7 @@ class ManyImages:
         visit = self.visits.of(request)
         run, settings = visit.begin_other(), visit.settings.get(category)
         visit.batch.clear()
+        visit.corrected.clear()
         rows: list[list[Any]] = []
         visit.rows = rows
         archive = ResultsArchive(output_path("ddad_results.zip"), category.partition(OWN_MARK)[0])
@@ -277,7 +181,10 @@ class ManyImages:
                 else:
                     assert source.path is not None
                     name = PurePosixPath(source.name.replace("\\", "/")).name or "image"
-                    visit.batch[number] = str(shutil.copy(source.path, kept / f"{number:04d}_{name[-80:]}"))
+                    copied = str(shutil.copy(source.path, kept / f"{number:04d}_{name[-80:]}"))
+                    visit.batch[number] = Judged(
+                        copied, result.is_anomalous[0], result.image_score[0], result.threshold
+                    )
                     denoised = None if result.denoised_image is None else result.denoised_image[0]
                     archive.add(record, result.anomaly_map[0], result.overlay[0], denoised)
                     rows.append(table_row(number, record, result.overlay[0]))
@@ -299,22 +206,38 @@ class ManyImages:
         """The table in another order."""
         return sort_rows(self.visits.of(request).rows, order)
 
-    def choose_row(self, event: gr.SelectData, request: gr.Request) -> tuple[gr.Tabs, str | None]:
-        """The image of a row, for the tab that shows one."""
-        path = self.visits.of(request).batch.get(int(event.row_value[0]))
-        if path is None or not Path(path).is_file():
-            return gr.skip(), gr.skip()
-        return gr.Tabs(selected="one"), path
+    def choose_row(
+        self, order: str, event: gr.SelectData, request: gr.Request
+    ) -> tuple[gr.Tabs, str | None, Any, gr.Button]:
+        """A row was chosen: its image, for the tab that shows one; or, where that was chosen, its verdict is wrong."""
+        visit, number = self.visits.of(request), int(event.row_value[0])
+        judged = visit.batch.get(number)
+        if judged is None or not Path(judged.path).is_file():
+            return gr.skip(), None, gr.skip(), gr.skip()
+        if event.index[1] != WRONG:
+            return gr.Tabs(selected="one"), judged.path, gr.skip(), gr.skip()
+        is_wrong = visit.corrected.pop(judged.path, None) is None
+        if is_wrong:
+            visit.corrected[judged.path] = judged
+        for row in visit.rows:
+            if row[0] == number:
+                row[WRONG] = mark(judged.is_anomalous, is_wrong)
+        return gr.skip(), None, sort_rows(visit.rows, order), correct_button(len(visit.corrected))
+
+
+def correct_button(count: int) -> gr.Button:
+    """The button that takes in what was marked as wrong."""
+    return gr.Button(f"Correct {count_of(count, 'verdict')} that I marked as wrong", visible=count > 0)
 
 
 def add_many_images(
     categories: Categories, visits: Visits, category: gr.Dropdown, tabs: gr.Tabs, single: SingleImage
-) -> None:
-    """Builds the tab."""
+) -> tuple[gr.Button, Words]:
+    """Builds the tab; returns the button that takes in what was marked as wrong, and where words stand."""
     work = ManyImages(categories, visits)
     gr.Markdown(
         f"Give up to {MOST_IMAGES} images, or a zip of them. A file that cannot be read becomes a row that says why,"
-        " and the others go on. Click a row to see its image in full."
+        " and the others go on. Click a row to see its image in full; where a verdict is wrong, click that in its row."
     )
     with gr.Row():
         files = gr.File(
@@ -327,6 +250,7 @@ def add_many_images(
                 start = gr.Button("Inspect all", variant="primary", min_width=100)
                 stop = gr.Button("Stop", variant="stop", min_width=80)
     progress = Words("Nothing inspected yet.", container=True)
+    correct, corrected = gr.Button(visible=False), Words()
     order = gr.Radio(ORDERS, value=ORDERS[0], show_label=False, label="Order of the table", container=False)
     table = gr.Dataframe(
         headers=HEADERS, datatype=DATATYPES, interactive=False, label="Results", max_height=700,
@@ -352,7 +276,10 @@ def add_many_images(
     order.input(work.sort, order, table, **hidden)
     stop.click(work.stop, None, None, queue=False, **hidden)
     places = single.places
-    table.select(work.choose_row, None, [tabs, chosen], **hidden).then(
+    start.click(lambda: (correct_button(0), ""), None, [correct, corrected], queue=False, **hidden)
+    selected = table.select(work.choose_row, order, [tabs, chosen, table, correct], show_progress="hidden", **hidden)
+    selected.then(
         single.inspect_file, [chosen, category, single.moment], places.all, js=MOMENT, trigger_mode="multiple",
         show_progress_on=places.heatmap, **hidden,
     )  # fmt: skip
+    return correct, corrected

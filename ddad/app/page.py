@@ -1,5 +1,7 @@
 """The page in the browser. It calls the pipeline and computes nothing itself."""
 
+import threading
+import time
 from pathlib import Path
 
 import gradio as gr
@@ -9,39 +11,28 @@ from ddad.app.about import add_about
 from ddad.app.api import add_api
 from ddad.app.categories import REPOSITORY, Categories, CategoryError, label_choices, readable, repository_of
 from ddad.app.compute import evaluates_networks
+from ddad.app.corrections import Corrections, add_corrections
 from ddad.app.examples import Examples
-from ddad.app.many import KEEP_FOLDERS, add_many_images
+from ddad.app.line import add_line
+from ddad.app.many import add_many_images
+from ddad.app.own_parts import OwnParts
 from ddad.app.part import HERE, add_your_part
 from ddad.app.single import KEEP_SECONDS, MOST_WAITING, add_single_image
+from ddad.app.uploads import delete_old_outputs
 from ddad.app.visits import Visits
 from ddad.app.words import Words, as_text
 from ddad.app.work import MOMENT, SingleImage
 
 TITLE = "ddad: find the defect, see the part without it"
 INTRODUCTION = f"""# {TITLE}
-A diffusion model that has seen **good parts only** marks what is not normal on your image, and shows the same part as
-it would look without the defect. Images are deleted after an hour, and nobody else sees them."""
+What has seen **good parts only** marks what is not normal on your image, and shows the part as it would look without
+it. Images are deleted after an hour, and nobody else sees them."""
 QUEUE_SIZE = 64
-READY = f"() => {{ {KEEP_FOLDERS} document.body.dataset.ready = 'yes' }}"
+HERE_FOLDER = Path(__file__).parent
+CSS = (HERE_FOLDER / "page.css").read_text(encoding="utf-8")
+READY = f"() => {{ {(HERE_FOLDER / 'page.js').read_text(encoding='utf-8')} document.body.dataset.ready = 'yes' }}"
 # Looked at every ten minutes, deleted when older than fifty: gone after an hour.
 DELETE_CACHE = (600, KEEP_SECONDS - 600)
-# Examples in one low row, with their words below them; small print and limits that can be read.
-CSS = """
-#examples .grid-wrap { height: auto; max-height: none; min-height: 0; padding: 4px; overflow-x: auto; }
-#examples .grid-container { grid-template-columns: repeat(6, 92px) !important; grid-template-rows: none; gap: 8px; }
-#examples .thumbnail-item { height: 84px; aspect-ratio: auto; }
-#examples .caption-label { left: 0; right: 0; bottom: 0; max-width: none; text-align: center; font-size: 12px;
-    padding: 0 2px; border-radius: 0; }
-#film .grid-wrap, #maps .grid-wrap { height: auto; min-height: 0; max-height: 520px; }
-#film .grid-container { grid-template-columns: repeat(auto-fill, minmax(96px, 1fr)) !important; }
-#maps .grid-container { grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)) !important; }
-#film .grid-container, #maps .grid-container { grid-template-rows: none; }
-#threshold input[type=number] { display: none; }
-#source { font-size: 0.85em; }
-footer, footer * { color: var(--body-text-color) !important; }
-.min_value, .max_value { color: var(--body-text-color) !important; }
-span[data-testid="block-info"] { color: var(--body-text-color) !important; }
-"""
 # One typeface for all of a sentence, the visitor's own: what Gradio bundles as Montserrat is another one when bold.
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica", "Arial", "sans-serif")
 # What `launch` must be given, wherever the page is launched.
@@ -135,7 +126,8 @@ def add_welcome(
             category: gr.Dropdown(choices=label_choices(names), **({"value": chosen} if asked else {})),
             known: names,
             own: kept,
-            repository: asked if unknown and REPOSITORY.fullmatch(asked) else None,
+            # Without such a link the visitor may be typing there already, which stays.
+            **({repository: asked} if unknown and REPOSITORY.fullmatch(asked) else {}),
         }
 
     def search(known: list[str]):
@@ -151,6 +143,17 @@ def add_welcome(
     page.unload(work.visits.end)
 
 
+def keep_deleting(every: float, age: float) -> None:
+    """Deletes what was made for visitors when it is so old, in the background, for as long as the program runs."""
+
+    def run() -> None:
+        while True:
+            time.sleep(every)
+            delete_old_outputs(age)
+
+    threading.Thread(target=run, name="delete", daemon=True).start()
+
+
 def create_page(checkpoints: str | Path) -> gr.Blocks:
     """Loads the checkpoints, onto the GPU where there is one, and builds the page; launch it with `**LAUNCH`.
 
@@ -162,24 +165,34 @@ def create_page(checkpoints: str | Path) -> gr.Blocks:
     """
     categories = Categories(checkpoints, "cuda" if torch.cuda.is_available() else "cpu")
     categories.load_offered(evaluates_networks(categories.get))
-    visits, examples = Visits(), Examples(categories.folder, categories.bundled)
+    visits, parts = Visits(), OwnParts()
+    examples = Examples(categories.folder, categories.bundled, parts.examples)
+    keep_deleting(*DELETE_CACHE)
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=DELETE_CACHE) as page:
-        gr.Markdown(INTRODUCTION)
         known = gr.State(categories.offered)
         own = gr.BrowserState([], storage_key="ddad_own_categories", secret="ddad")
-        category = gr.Dropdown(
-            label_choices(categories.offered), value=categories.offered[0], interactive=True, min_width=280,
-            label="Category: what kind of part is it?",
-        )  # fmt: skip
+        with gr.Row():
+            with gr.Column(scale=3, min_width=320):
+                gr.Markdown(INTRODUCTION, elem_classes="page-title")
+            with gr.Column(scale=2, min_width=280):
+                category = gr.Dropdown(
+                    label_choices(categories.offered), value=categories.offered[0], interactive=True, min_width=280,
+                    label="Category: what kind of part is it?",
+                )  # fmt: skip
+                other = gr.Button("Not one of these? Learn it from your photographs", size="sm")
         with gr.Tabs() as tabs:
             with gr.Tab("One image", id="one"):
                 work = add_single_image(categories, visits, examples, category)
             with gr.Tab("Many images"):
-                add_many_images(categories, visits, category, tabs, work)
-            with gr.Tab(HERE):
-                add_your_part(page, categories, visits, category, known, own, work, tabs)
+                many = add_many_images(categories, visits, category, tabs, work)
+            with gr.Tab("Line"):
+                line = add_line(categories, visits, category)
+            with gr.Tab(HERE, id="part"):
+                part, given = add_your_part(page, categories, visits, category, known, own, work, tabs, parts)
             with gr.Tab("About"):
-                add_about()
+                add_about(categories, category)
+        other.click(lambda: gr.Tabs(selected="part"), None, tabs, queue=False, api_visibility="private")
+        add_corrections(Corrections(part, work), category, known, own, given, [many, line])
         with gr.Accordion("Another category from the Hugging Face Hub", open=False):
             repository = add_hub(categories, work, category, known)
         add_welcome(page, categories, work, category, known, own, repository)

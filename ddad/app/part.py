@@ -1,12 +1,11 @@
 """The tab that learns a visitor's own part from photographs of good ones, or a category under another lamp."""
 
-import dataclasses
 import logging
 import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +14,23 @@ import gradio as gr
 from ddad.app.categories import OWN_MARK, Categories, label_choices, readable
 from ddad.app.compute import LONG, evaluates_networks, give_way, needs_gpu
 from ddad.app.home import add_home_training
-from ddad.app.many import FOLDERS, read_folders
-from ddad.app.photographs import MOST_IMAGES, TITLE, OneBar, read_good_images
+from ddad.app.learning import Folders, calibrate_own, describe, learn_new, read_record
+from ddad.app.own_examples import read_examples
+from ddad.app.own_parts import OwnPart, OwnParts, Photographs
+from ddad.app.photographs import MOST_IMAGES, TITLE, OneBar
 from ddad.app.sharing import add_sharing
+from ddad.app.sources import FOLDERS, read_folders
 from ddad.app.uploads import create_image_input, open_category, output_path, refusal, unpack_checkpoint
 from ddad.app.visits import Run, Stopped, Visits
 from ddad.app.words import Words, as_text, refused
 from ddad.app.work import SingleImage
-from ddad.calibration.calibration import FEW_IMAGES, recalibrate
-from ddad.calibration.fitting import CalibrationConfig
-from ddad.calibration.part import LARGEST, Photographs, fit_photographs, load_base
-from ddad.calibration.progress import Report
+from ddad.calibration.advice import count_of
 from ddad.checkpoint.names import BUNDLED_BASE
-from ddad.checkpoint.saving import load_record, save_checkpoint, update_record
 from ddad.datasets.lookalikes import LEAST_IMAGES
-from ddad.images_ddad import DDADImageProcessor
-from ddad.pipeline import DDADPipeline
 
 logger = logging.getLogger(__name__)
 
 ZERO_GPU_SECONDS = 180
-# How many of the images the category as it was is asked about.
-ASKED = 40
 MOST_SHOWN = 48
 HERE = "Your part"  # what the tab is called
 ELSEWHERE = "elsewhere"
@@ -46,118 +40,19 @@ WHERE = """(...inputs) => [...inputs.slice(0, -1),
 NEW, SAME = "A new part", "The category above, under another camera, lamp or batch"
 
 
-def read_record(categories: Categories, category: str) -> dict[str, Any] | None:
-    """How a bundled category was trained; None of others, of which only networks and settings are loaded."""
-    return load_record(categories.folder / category) if category in categories.bundled else None
-
-
-def calibrate_own(
-    pipe: DDADPipeline,
-    record: dict[str, Any] | None,
-    files: list[str],
-    folder: str,
-    report: Report,
-    folders: Sequence[str] = (),
-) -> dict[str, Any]:
-    """Calibrates a category on uploaded images of good parts and saves it.
-
-    Returns:
-        What a visitor is told: `images`, `problems`, `alarms_before` of `asked` images, `threshold_before`,
-        `threshold`, `judges` and `choice`.
-    """
-    sizes = [pipe.unet.config.sample_size]
-    if pipe.appearance is not None:
-        sizes.append(pipe.appearance_extractor.config.image_size)
-    kept, _, problems = read_good_images(pipe.image_processor, sizes, files, report, folders)
-    images, large = kept[0], kept[1] if len(kept) > 1 else None
-    asked = kept[-1][:: max(1, len(images) // ASKED)]
-    alarms = []
-    for number, image in enumerate(asked, start=1):
-        alarms += pipe((image + 1) / 2, denoise=False).is_anomalous
-        report("Asking the category as it is", number, len(asked))
-    adapted, calibration = recalibrate(pipe, images, CalibrationConfig.of(record), report, large)
-    if record is not None:
-        record = update_record(record, adapted, calibration, "a visitor's good parts", len(images))
-    save_checkpoint(adapted, record, folder)
-    return {
-        "images": len(images),
-        "problems": problems,
-        "alarms_before": sum(alarms),
-        "asked": len(asked),
-        "threshold_before": pipe.threshold,
-        "threshold": adapted.threshold,
-        "judges": adapted.normality.config.num_calibration_images,
-        "choice": calibration["choice"],
-    }
-
-
-def learn_new(
-    base: Path, files: list[str], name: str, device: str, folder: str, report: Report, folders: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Fits a part that no network has seen on uploaded images, and saves it.
-
-    Returns:
-        What a visitor is told: that of `PartReport`, `problems`, and all of it in words.
-    """
-    parts, processor = load_base(base), DDADImageProcessor()
-    size = parts["unet"].config.sample_size
-    (small, large), names, problems = read_good_images(processor, (size, LARGEST), files, report, folders)
-    photographs = Photographs(small, large, names, processor)
-    pipe, record, told = fit_photographs(photographs, parts, name, base, device=device, report=report)
-    save_checkpoint(pipe, record, folder)
-    return {
-        **dataclasses.asdict(told),
-        "found": {str(count): found for count, found in told.found.items()},  # JSON has no other keys
-        "works": told.works,
-        "words": told.sentences(),
-        "problems": problems,
-        "headline": told.headline(readable(name)),
-        "suspects": told.suspects,
-    }
-
-
-def describe(facts: dict[str, Any], quantile: float) -> str:
-    """What a visitor reads when it is done."""
-    if "words" in facts:
-        lines = [
-            f"## {as_text(facts['headline'])}",
-            *map(as_text, facts["words"]),
-            "**Now give a good photograph that it has not seen**, then a defective one. The normal version comes from"
-            " a network that never saw this part: judge by the heatmap.",
-        ]
-    else:
-        choice = facts["choice"]
-        lines = [
-            "## ✓ Calibrated on your good parts",
-            f"**{facts['images']} images.** As it was, the category called {facts['alarms_before']} of"
-            f" {facts['asked']} of them defective. The new threshold, {facts['threshold']:.1f} (before:"
-            f" {facts['threshold_before']:.1f}), lets {quantile:.0%} of good parts pass, measured on"
-            f" {facts['judges']} of your images, each under statistics that had not seen it.",
-            f"On synthetic defects pasted into your images it now finds {choice['image_auroc']:.0f} % (image AUROC).",
-        ]
-        if facts["images"] < FEW_IMAGES:
-            lines.append("These are few images: the threshold will let more or fewer good parts pass than it should.")
-    lines.append(
-        "It is for you alone, for as long as this page keeps it. **Download it to keep it**: unpacked, it is a"
-        " checkpoint for Python, the command line, a page of your own and the Hub; or give the zip back here."
-    )
-    if facts["problems"]:
-        shown = as_text("; ".join(facts["problems"][:3]))
-        lines.append(f"{len(facts['problems'])} files were left out. {shown}")
-    return "\n\n".join(lines)
-
-
 class YourPart:
     """What the tab does.
 
     Args:
         categories: the categories.
         visits: the visitors.
+        parts: what visitors have learnt.
     """
 
-    def __init__(self, categories: Categories, visits: Visits):
+    def __init__(self, categories: Categories, visits: Visits, parts: OwnParts):
         self.categories = categories
         self.visits = visits
+        self.parts = parts
         own = categories.folder / "base"
         self.base = own if (own / "feature_extractor").is_dir() else BUNDLED_BASE
         self.compute = needs_gpu(evaluates_networks(self._compute, LONG), ZERO_GPU_SECONDS)
@@ -173,16 +68,9 @@ class YourPart:
         return [NEW, SAME] if self.learns else [SAME]
 
     def _compute(
-        self,
-        files: list[str],
-        folders: Sequence[str],
-        category: str,
-        name: str,
-        run: Run,
-        folder: str,
-        progress: gr.Progress,
+        self, photographs: Photographs, category: str, name: str, run: Run, folders: Folders, progress: gr.Progress
     ) -> dict[str, Any]:
-        """Where networks are evaluated; the result comes as a folder, since on ZeroGPU this is another process."""
+        """Where networks are evaluated; the result comes as folders, since on ZeroGPU this is another process."""
         bar = OneBar(progress)
 
         def report(what: str, done: int, count: int) -> None:
@@ -191,52 +79,46 @@ class YourPart:
             bar.move(what, done, count)
 
         if not category:
-            return learn_new(self.base, files, name, self.categories.device, folder, report, folders)
+            return learn_new(self.base, photographs, name, self.categories.device, folders, report)
         pipe = open_category(self.categories, category).pipe
-        return calibrate_own(pipe, read_record(self.categories, category), files, folder, report, folders)
+        return calibrate_own(pipe, read_record(self.categories, category), photographs, folders, report)
 
     def learn(
-        self,
-        files: list[str] | None,
-        category: str,
-        name: str,
-        run: Run,
-        progress: gr.Progress,
-        folders: Sequence[str] = (),
-    ) -> tuple[str, dict[str, Any], str, str]:
+        self, photographs: Photographs, category: str, name: str, run: Run, progress: gr.Progress
+    ) -> tuple[str, dict[str, Any], str]:
         """Learns a part, or calibrates a category.
 
         Args:
-            files: images and zips of them.
+            photographs: of good parts.
             category: what is calibrated; empty for a new part.
             name: of a new part.
             run: what the visitor may stop.
             progress: told of the progress.
-            folders: the files' paths in the visitor's folder; see `read_good_images`.
 
         Returns:
-            The new category's name, what is to be told, the same in words, and a zip.
+            The new category's name, what is to be told (`describe` says it in words), and a zip.
 
         Raises:
             Stopped: if the visitor stopped it.
             gr.Error: for images that cannot be used.
         """
-        if not files:
+        if not photographs.files:
             raise refusal("Give photographs of good parts, a folder or a zip first.", "No images yet")
         if category:
-            name = f"my_{category.partition(OWN_MARK)[0].rpartition('/')[2]}"
+            name = f"my_{category.partition(OWN_MARK)[0].rpartition('/')[2].removeprefix('my_')}"
         elif not self.learns:
             raise refusal("This page has no base network, which new parts need.", "New parts cannot be learnt here")
         else:
             name = re.sub(r"[^\w-]+", "_", name.strip(), flags=re.ASCII).strip("_")[:40] or "my_part"
         with tempfile.TemporaryDirectory(prefix="ddad-") as scratch:
-            checkpoint = Path(scratch) / name
+            folders = Folders(str(Path(scratch) / name), str(output_path("examples")))
             progress(0.0, desc="Waiting: other visitors' images come first")
-            facts = self.compute(files, folders, category, name, run, str(checkpoint), progress)
-            own = self.categories.add_own(category or name, checkpoint)
+            facts = self.compute(photographs, category, name, run, folders, progress)
+            own = self.categories.add_own(category or name, Path(folders.checkpoint))
             archive = shutil.make_archive(str(output_path(name)), "zip", scratch, name)
-        quantile = self.categories.get(own).judge.normality.config.threshold_quantile
-        return own, facts, describe(facts, quantile), archive
+        examples = read_examples(Path(folders.examples), facts.pop("examples"))
+        self.parts.keep(own, OwnPart(photographs, category, name, examples))
+        return own, facts, archive
 
     def take(self, path: str) -> str:
         """Opens a checkpoint's zip as a category of the visitor alone; returns its name.
@@ -254,17 +136,6 @@ class YourPart:
                     "It holds no ddad checkpoint of this version, or a file of it is damaged.",
                     "This zip cannot be opened",
                 ) from None
-
-    def add_shown(self, files: list[str] | None, request: gr.Request) -> list[str]:
-        """The image that is shown under One image teaches too: somebody knows that it is good.
-
-        Raises:
-            gr.Error: if none is shown.
-        """
-        path = self.visits.of(request).path
-        if path is None:
-            raise refusal("Show an image under One image first.", "No image yet")
-        return [*(files or []), path]
 
     def stop(self, request: gr.Request) -> None:
         """Ends the learning under way."""
@@ -291,11 +162,6 @@ def contact_sheet(files: Sequence[str] | None, unlike: Sequence[str]) -> list[tu
     ]
 
 
-def without(files: list[str] | None, names: list[str]) -> list[str]:
-    """The files that are not among these names."""
-    return [path for path in files or [] if Path(path).name not in names]
-
-
 def choose(name: str, known: list[str], here: str) -> tuple[gr.Dropdown, str]:
     """The new category in the list; chosen where the visitor still waits for it.
 
@@ -308,6 +174,31 @@ def choose(name: str, known: list[str], here: str) -> tuple[gr.Dropdown, str]:
     return gr.Dropdown(choices=label_choices(known), value=name), name
 
 
+def create_landing(single: SingleImage, tabs: gr.Tabs, told: Words) -> Callable[..., Iterator[dict[Any, Any]]]:
+    """The event that shows what was learnt where images are inspected.
+
+    Where something is to be done first, such as looking at suspects, the visitor stays where that is done.
+    """
+
+    def land(
+        landed: str,
+        text: str,
+        settled: bool,
+        opacity: float,
+        request: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> Iterator[dict[Any, Any]]:
+        if landed in ("", ELSEWHERE):
+            yield {told: f"{text}\n\nIt stands in the list of categories above." if landed else gr.skip()}
+            return
+        headline = text.partition("\n")[0].strip("#* ")
+        words = f"**{headline}.** What was understood, and the download, stand under *{HERE}*."
+        for number, view in enumerate(single.land(landed, words, opacity, request, progress)):
+            yield {**view, tabs: gr.Tabs(selected="one")} if settled and number == 0 else view
+
+    return land
+
+
 def add_your_part(
     page: gr.Blocks,
     categories: Categories,
@@ -317,8 +208,9 @@ def add_your_part(
     own: gr.BrowserState,
     single: SingleImage,
     tabs: gr.Tabs,
-) -> None:
-    """Builds the tab.
+    parts: OwnParts,
+) -> tuple[YourPart, gr.File]:
+    """Builds the tab; returns what it does, and where photographs are given.
 
     Args:
         page: it.
@@ -329,8 +221,9 @@ def add_your_part(
         own: the names of the visitor's own ones, kept in their browser.
         single: the tab that shows one image.
         tabs: where it is.
+        parts: what visitors have learnt.
     """
-    work = YourPart(categories, visits)
+    work = YourPart(categories, visits, parts)
 
     def offer(new: str, text: str, known: list[str], own: list[str] | None) -> dict[Any, Any]:
         """The visitor's new category is known, and kept in their browser; `land` puts it into the list."""
@@ -340,6 +233,7 @@ def add_your_part(
             own_place: [*(own or []), new],
             told: text,
             learnt: new,
+            settled: True,
         }
 
     def learn(
@@ -350,32 +244,32 @@ def add_your_part(
         category: str,
         known: list[str],
         own: list[str] | None,
+        left_out: list[str],
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> dict[Any, Any]:
         run = visits.of(request).begin_other()
+        photographs = Photographs(files or [], read_folders(folders), frozenset(left_out))
         try:
-            new, facts, text, archive = work.learn(
-                files, "" if what == NEW else category, name, run, progress, read_folders(folders)
-            )
+            new, facts, archive = work.learn(photographs, "" if what == NEW else category, name, run, progress)
         except Stopped:
             return {told: "Stopped: nothing was changed.", learnt: ""}
         except gr.Error as error:  # stays where it was asked, longer than a message that fades
             return {told: refused(error), learnt: ""}
         suspects = facts.get("suspects", [])
+        text = describe(facts, categories.get(new).judge.normality.config.threshold_quantile)
+        if left_out:
+            text += f"\n\n{count_of(len(left_out), 'photograph')} left out: {as_text(', '.join(left_out))}."
         return {
             **offer(new, text, known, own),
             download: gr.File(archive, visible=True),
             unlike: suspects,
+            settled: facts.get("state", "learnt") in ("few", "learnt"),
             sheet: gr.Gallery(contact_sheet(files, suspects), visible=True),
-            leave_out: gr.Button(visible=bool(suspects)),
+            leave_out: gr.Button(
+                f"Leave out {count_of(len(suspects), 'photograph')} and learn again", visible=bool(suspects)
+            ),
         }
-
-    def land(landed: str, text: str, request: gr.Request) -> dict[Any, Any]:
-        """Shows what was learnt where images are inspected."""
-        if landed in ("", ELSEWHERE):
-            return {told: f"{text}\n\nIt stands in the list of categories above." if landed else gr.skip()}
-        return {**single.welcome_with(landed, text, request), tabs: gr.Tabs(selected="one")}
 
     def give_back(path: str, known: list[str], own: list[str] | None) -> dict[Any, Any]:
         try:
@@ -405,51 +299,53 @@ def add_your_part(
                 start = gr.Button("Learn", variant="primary", min_width=100)
                 stop = gr.Button("Stop", variant="stop", min_width=80)
             folder = gr.UploadButton("Choose a whole folder", file_count="directory", size="sm")
-            correct = gr.Button("The image under One image is good: add it and learn again", size="sm")
             back = gr.UploadButton("Open a zip that you downloaded here", file_types=[".zip"], size="sm")
     told = Words("Nothing learnt yet.", container=True)
-    leave_out = gr.Button("Leave out what is unlike the rest, and learn again", visible=False)
+    leave_out = gr.Button("Leave out what is unlike the rest, and learn again", visible=False, elem_id="leave-out")
     download = gr.File(label="The checkpoint", interactive=False, visible=False)
     sheet = gr.Gallery(
         label="What it learnt from", columns=8, height=260, object_fit="cover", interactive=False, visible=False
     )
-    learnt, unlike = gr.State(""), gr.State([])
+    learnt, unlike, left_out, settled = gr.State(""), gr.State([]), gr.State([]), gr.State(True)
     folders, here = gr.Textbox("", visible=False), gr.Textbox("", visible=False)
     add_sharing(download)
     trained = add_home_training(
-        page, categories, visits, (learnt, files), (known, own), offer, [known, own, told, learnt]
+        page, categories, visits, (learnt, files), (known, own), offer, [known, own, told, learnt, settled]
     )
-    landed = gr.State("")
+    landed, land = gr.State(""), create_landing(single, tabs, told)
 
     def follow(event: Any) -> None:
         """What comes after something was learnt, trained or given back."""
         options: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
         chosen = event.success(choose, [learnt, known, here], [category, landed], js=WHERE, **options)
-        chosen.then(land, [landed, told], [*single.places.all, tabs, told], **options)
+        inputs = [landed, told, settled, single.opacity]
+        landing = chosen.then(land, inputs, [*single.places.all, tabs, told], **options)
+        landing.then(single.settle, single.places.shown, single.places.all, **options)
 
     follow(trained)
     hidden: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None}
     options: dict[str, Any] = {**hidden, "show_progress_on": told}
-    outputs = [known, own, told, download, learnt, unlike, leave_out, sheet]
+    outputs = [known, own, told, download, learnt, unlike, leave_out, sheet, settled]
     settings = [what, name, category, known, own]
     what.change(lambda chosen: gr.Textbox(visible=chosen == NEW), what, name, queue=False, **hidden)
     camera.input(add_photograph, [camera, files], [files, camera, counter], **hidden)
-    added = correct.click(work.add_shown, files, files, **hidden)
-    reduced = leave_out.click(without, [files, unlike], files, **hidden)
-    for event, source, browser in (
-        (start.click, files, {}),
-        (folder.upload, folder, {"js": FOLDERS}),
-        (added.success, files, {}),
-        (reduced.success, files, {}),
+    reduced = leave_out.click(lambda names, more: [*names, *more], [left_out, unlike], left_out, **hidden)
+    # Other photographs: what was left out of the last ones is none of theirs.
+    gr.on([files.upload, files.clear, folder.upload], list, None, left_out, queue=False, **hidden)
+    for event, source, without, browser in (
+        (start.click, files, left_out, {}),
+        (folder.upload, folder, gr.State([]), {"js": FOLDERS}),
+        (reduced.success, files, left_out, {}),
     ):
-        follow(event(learn, [source, folders, *settings], outputs, **options, **browser))
+        follow(event(learn, [source, folders, *settings, without], outputs, **options, **browser))
     follow(back.upload(give_back, [back, known, own], outputs, **options))
     stop.click(work.stop, None, None, queue=False, **hidden)
+    return work, files
 
 
 def add_fit(categories: Categories, visits: Visits) -> None:
     """Adds the endpoint `/fit` and its components."""
-    work = YourPart(categories, visits)
+    work = YourPart(categories, visits, OwnParts())
 
     def fit(
         images: str,
@@ -472,7 +368,7 @@ def add_fit(categories: Categories, visits: Visits) -> None:
         """
         if images is None or not zipfile.is_zipfile(images):
             raise refusal("Give a zip of photographs of good parts; this file is none.", TITLE)
-        own, facts, _, archive = work.learn([images], category, name, Run(), progress)
+        own, facts, archive = work.learn(Photographs([images]), category, name, Run(), progress)
         return {"category": own, **facts}, archive
 
     inputs = [

@@ -4,11 +4,12 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import gradio as gr
 
-from ddad.app.many import open_all
+from ddad.app.own_parts import Photographs, file_name
 from ddad.app.uploads import refusal
 from ddad.calibration.progress import Report
 from ddad.datasets.folder import ImagesInMemory
@@ -22,46 +23,57 @@ TITLE = "These images cannot be used"
 ANNOTATIONS = (".json", ".xml", ".txt")
 
 
+@dataclass(frozen=True)
+class GoodImages:
+    """Photographs of good parts that were read.
+
+    Attributes:
+        at_sizes: what the networks see of them, at each of the sizes asked for.
+        paths: what they are called, with their folders.
+        problems: what is wrong with others.
+    """
+
+    at_sizes: list[ImagesInMemory]
+    paths: list[PurePosixPath]
+    problems: list[str]
+
+    @property
+    def names(self) -> list[str]:
+        """What they are called, without their folders."""
+        return [path.name for path in self.paths]
+
+
 def read_good_images(
-    processor: DDADImageProcessor,
-    sizes: Sequence[int],
-    files: list[str],
-    report: Report,
-    folders: Sequence[str] = (),
-) -> tuple[list[ImagesInMemory], list[str], list[str]]:
-    """What the networks see of the images among uploaded files, and what is wrong with others.
+    processor: DDADImageProcessor, sizes: Sequence[int], photographs: Photographs, report: Report
+) -> GoodImages:
+    """What the networks see of uploaded photographs, and what is wrong with others.
 
     Args:
         processor: reads them.
         sizes: that they are wanted at.
-        files: images and zips.
+        photographs: they.
         report: told of the progress.
-        folders: the paths that the files had in the visitor's folder, where the browser said so; in the same order.
-
-    Returns:
-        The images at each of the sizes, their names, and the problems.
 
     Raises:
-        gr.Error: if there are too few, or too many.
+        gr.Error: if there are too few, or too many, or they are not of good parts alone.
     """
-    images, problems, names, kept, tried = [ImagesInMemory() for _ in sizes], [], [], [], 0
+    images, problems, names, tried = [ImagesInMemory() for _ in sizes], [], [], 0
     with tempfile.TemporaryDirectory(prefix="ddad-") as scratch:
-        for source in open_all(files, Path(scratch), folders):
-            if len(kept) == MOST_IMAGES:
+        for source in photographs.open(Path(scratch)):
+            if len(names) == MOST_IMAGES:
                 raise refusal(f"Give at most {MOST_IMAGES} images; `ddad fit` has no limit.", TITLE)
             if source.path is None:
                 problems.append(f"{source.name}: {source.error}")
                 continue
-            tried, name = tried + 1, PurePosixPath(source.name.replace("\\", "/"))
+            tried += 1
             try:
                 original = processor.read_image(source.path)
                 for images_of_size, size in zip(images, sizes, strict=True):
                     images_of_size.append(processor.preprocess(original, size)[0])
-                kept.append(name.name)
-                names.append(name)
+                names.append(file_name(source))
             except (TypeError, ValueError) as error:
                 problems.append(f"{source.name}: {str(error).replace(str(source.path), 'this file')}")
-            report("Reading photographs", tried, max(len(files), tried))
+            report("Reading photographs", tried, max(len(photographs.files), tried))
     check_names(names, [PurePosixPath(problem.partition(": ")[0]) for problem in problems])
     try:
         choice = choose_good(names)
@@ -72,11 +84,11 @@ def read_good_images(
         ) from None
     if choice.defective or choice.masks:
         raise refusal(f"Give images of good parts alone. Found: {describe_found(names)}.", TITLE)
-    if len(kept) < LEAST_IMAGES:
+    if len(names) < LEAST_IMAGES:
         problem = f" {len(problems)} files cannot be read; {problems[0]}" if problems else ""
-        few = f"{len(kept)} good images are too few: {LEAST_IMAGES} are needed at least, twenty are better."
+        few = f"{len(names)} good images are too few: {LEAST_IMAGES} are needed at least, twenty are better."
         raise refusal(few + problem, TITLE)
-    return images, kept, problems
+    return GoodImages(images, names, problems)
 
 
 def check_names(names: list[PurePosixPath], others: list[PurePosixPath]) -> None:
@@ -116,8 +128,9 @@ STEP_ENDS = {
     "Looking at good images": 0.43,
     "Looking at synthetic defects": 0.67,
     "Choosing settings": 0.77,
-    "Asking fewer images": 0.92,
-    "Measuring held-out images": 1.0,
+    "Asking fewer images": 0.9,
+    "Measuring held-out images": 0.96,
+    "Looking at test defects": 1.0,
 }
 SURE_ENOUGH = 0.08  # of the bar, before what is left is foretold
 

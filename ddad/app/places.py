@@ -15,6 +15,7 @@ class Places:
     image: gr.Image
     truth: gr.Image
     answer: Words
+    doubt: gr.Button
     heatmap: gr.Image
     slider: gr.ImageSlider
     histogram: gr.HTML
@@ -37,7 +38,8 @@ class Places:
     def results(self) -> list[Any]:
         """What belongs to one image, and goes with it."""
         return [
-            self.answer, self.heatmap, self.slider, self.histogram, self.regions, self.film, self.animation, self.maps,
+            self.answer, self.doubt, self.heatmap, self.slider, self.histogram, self.regions, self.film,
+            self.animation, self.maps,
         ]  # fmt: skip
 
     @property
@@ -49,4 +51,11 @@ class Places:
 
     def cleared(self, answer: str) -> dict[Any, Any]:
         """Nothing of any image, but these words."""
-        return {**dict.fromkeys(self.results), self.histogram: "", self.regions: [], self.answer: answer}
+        view = dict.fromkeys(self.results)
+        return {
+            **view,
+            self.histogram: "",
+            self.regions: [],
+            self.answer: answer,
+            self.doubt: gr.Button(visible=False),
+        }

@@ -28,7 +28,8 @@ PICTURE = {
 MOST_WAITING = 64
 WAITING = {"concurrency_limit": None, "api_visibility": "private"}
 # In the browser, at once: what stood there goes with the image that it belongs to. Then the server clears once more.
-CLEAR = "() => ['Your image is on its way ...', null, null, '', {headers: [], data: []}, null, null, null]"
+CLEAR = """() => ['Your image is on its way ...', {__type__: 'update', visible: false}, null, null, '',
+    {headers: [], data: []}, null, null, null]"""
 MOVE_LINE = "place => ({__type__: 'update', slider_position: place})"
 # On a narrow screen the verdict lies below what was clicked.
 SCROLL = """() => { if (window.innerWidth < 760)
@@ -71,6 +72,7 @@ def create_input(first: str | None, words: str) -> tuple[Any, ...]:
 def create_results(values: dict[str, Any]) -> tuple[Any, ...]:
     """The column that shows what was found, down to its regions; at first what the page opens with."""
     answer = Words(values.get("answer", WELCOME), container=True, elem_id="verdict")
+    doubt = gr.Button(visible=False, size="sm", elem_id="doubt")
     with gr.Row():
         with gr.Column(min_width=280):
             gr.Markdown("**Heatmap.** Without colour where the part is like good ones.")
@@ -103,7 +105,7 @@ def create_results(values: dict[str, Any]) -> tuple[Any, ...]:
             label="Defect regions, numbered as on the heatmap; boxes in pixels",
             column_widths=["18%", "22%", "26%", "34%"],
         )  # fmt: skip
-    return answer, heatmap, slider, opacity, histogram, regions
+    return answer, doubt, heatmap, slider, opacity, histogram, regions
 
 
 def create_controls(categories: Categories) -> tuple[Any, ...]:
@@ -168,7 +170,7 @@ def add_single_image(categories: Categories, visits: Visits, examples: Examples,
         with gr.Column(scale=3, min_width=320):
             finished = examples.finished(categories.offered[0])
             values = {} if finished is None else work.stored_values(categories.offered[0], finished)
-            answer, heatmap, slider, opacity, histogram, regions = create_results(values)
+            answer, doubt, heatmap, slider, opacity, histogram, regions = create_results(values)
             limit, threshold, alpha, levels, again, reset, film_place, film, animation, maps_place, maps = (
                 create_controls(categories)
             )
@@ -176,6 +178,7 @@ def add_single_image(categories: Categories, visits: Visits, examples: Examples,
         image,
         truth,
         answer,
+        doubt,
         heatmap,
         slider,
         histogram,
@@ -189,6 +192,7 @@ def add_single_image(categories: Categories, visits: Visits, examples: Examples,
         maps,
         shown,
     )
+    work.opacity = opacity
     results, views_inputs = places.all, [opacity, truth]
     hidden = {**WAITING, "show_progress": "hidden"}
 
@@ -203,7 +207,7 @@ def add_single_image(categories: Categories, visits: Visits, examples: Examples,
         samples.select(work.inspect_example, given[1:], results, **timed),
         again.click(work.repair_again, [*views_inputs, moment], results, js=MOMENT, **run_options(slider)),
     ]
-    samples.select(None, None, None, js=SCROLL, **hidden)
+    gr.on([samples.select, image.input, find.click], None, None, None, js=SCROLL, **hidden)
     for start in starts:
         start.then(work.settle, shown, results, **hidden)
     stop.click(work.stop, None, None, queue=False, **hidden)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ddad.app.categories import readable
-from ddad.app.many import open_all
+from ddad.app.sources import open_all
 from ddad.app.uploads import refusal
 from ddad.app.words import as_text
 from ddad.checkpoint.loading import load_weights

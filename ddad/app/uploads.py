@@ -1,8 +1,11 @@
 """What visitors give: images and names of categories, read with messages that are for them."""
 
+import base64
+import contextlib
 import re
 import secrets
 import shutil
+import time
 import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -44,13 +47,21 @@ class ImageFile(gr.Image):
     is_template = True  # for the browser it is an image
 
     def preprocess(self, payload: ImageData | None) -> str | None:
-        """The file's path on this machine."""
-        return None if payload is None else payload.path
+        """The file's path on this machine. Pictures of a camera's stream come without a file, and get one."""
+        if payload is None or payload.path is not None:
+            return None if payload is None else payload.path
+        encoded = (payload.url or "").partition("base64,")[2]
+        if not encoded:
+            return None
+        path = output_path("picture.jpg")
+        path.write_bytes(base64.b64decode(encoded))
+        return str(path)
 
 
 def create_image_input(value: str | None = None, **options: Any) -> ImageFile:
-    """An image input whose events get the file's path."""
-    return ImageFile(value, type="filepath", image_mode=None, **options)
+    """An image input whose events get the file's path; a camera's pictures are not mirrored, as parts are not."""
+    camera = gr.WebcamOptions(mirror=False)
+    return ImageFile(value, type="filepath", image_mode=None, webcam_options=camera, **options)
 
 
 def read_mask(path: str) -> PIL.Image.Image:
@@ -67,11 +78,25 @@ def read_mask(path: str) -> PIL.Image.Image:
         raise refusal(str(error), title) from None
 
 
+def outputs_folder() -> Path:
+    """Where files lie that are made for visitors."""
+    return Path(get_upload_folder()) / "ddad"
+
+
 def output_path(name: str) -> Path:
-    """A file for a visitor alone, in the folder whose files the page deletes after its stated time."""
-    folder = Path(get_upload_folder()) / secrets.token_hex(16)
+    """A file for a visitor alone, which is deleted after the page's stated time."""
+    folder = outputs_folder() / secrets.token_hex(16)
     folder.mkdir(parents=True)
     return folder / name
+
+
+def delete_old_outputs(seconds: float) -> None:
+    """Deletes what was made for visitors longer ago: Gradio itself deletes only what it has shown or been given."""
+    oldest = time.time() - seconds
+    for folder in outputs_folder().glob("*"):
+        with contextlib.suppress(OSError):
+            if folder.stat().st_mtime < oldest:
+                shutil.rmtree(folder)
 
 
 def unpack_checkpoint(path: str, folder: Path) -> Path:

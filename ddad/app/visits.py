@@ -70,6 +70,40 @@ class Settings:
 
 
 @dataclass
+class LineCounts:
+    """What the line view has seen.
+
+    Attributes:
+        good, defective, wrong: how many verdicts there were, and how many of them the visitor called wrong.
+        dropped: pictures of the camera that came while another was looked at.
+        last: the newest verdict.
+        busy: held while a picture is looked at.
+    """
+
+    good: int = 0
+    defective: int = 0
+    wrong: int = 0
+    dropped: int = 0
+    last: "Judged | None" = None
+    busy: threading.Lock = field(default_factory=threading.Lock)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What was said of an image, and may be wrong.
+
+    Attributes:
+        path: the image.
+        is_anomalous, image_score, threshold: the verdict.
+    """
+
+    path: str
+    is_anomalous: bool
+    image_score: float
+    threshold: float
+
+
+@dataclass
 class Visit:
     """One visitor.
 
@@ -82,7 +116,11 @@ class Visit:
         settings: by category, what was chosen in this visit.
         opened: the places of the page that the visitor has opened, of those that are filled only for who looks.
         other: a calibration or a batch under way.
-        batch, rows: the images of the last batch by the number of their row, and the rows of its table.
+        judged: what was said of the newest run's image, once it was.
+        note: what stands below the verdict on it.
+        batch, rows: what was said of the images of the last batch by the number of their row, and its table's rows.
+        corrected: verdicts on several images that the visitor marked as wrong, by the image.
+        line: what the line view has seen.
         originals: by the name of its preview, a file that browsers cannot show.
     """
 
@@ -95,8 +133,12 @@ class Visit:
     settings: dict[str, Settings] = field(default_factory=dict)
     opened: set[str] = field(default_factory=set)
     other: Run = field(default_factory=Run)
-    batch: dict[int, str] = field(default_factory=dict)
+    judged: Judged | None = None
+    note: str = ""
+    batch: dict[int, Judged] = field(default_factory=dict)
     rows: list[list[Any]] = field(default_factory=list)
+    corrected: dict[str, Judged] = field(default_factory=dict)
+    line: LineCounts = field(default_factory=LineCounts)
     originals: dict[str, str] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -116,6 +158,7 @@ class Visit:
             self.run.stop()
             self.run = Run()
             self.category, self.path, self.inspection, self.view = category, path, None, {}
+            self.judged, self.note = None, ""
             return self.run
 
     def again(self, moment: float) -> Run:

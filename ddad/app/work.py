@@ -23,7 +23,7 @@ from ddad.app.histogram import draw_histogram
 from ddad.app.inspection import Finding, Inspection
 from ddad.app.places import Places
 from ddad.app.uploads import open_category, output_path, read_mask, refusal
-from ddad.app.visits import Run, Settings, Stopped, Visit, Visits
+from ddad.app.visits import Judged, Run, Settings, Stopped, Visit, Visits
 from ddad.app.words import as_text
 from ddad.checkpoint.saving import load_record
 from ddad.images_ddad import DDADImageProcessor, open_picture
@@ -37,6 +37,7 @@ PIXELS_A_SECOND = 4_000_000
 MOMENT = "(...inputs) => [...inputs.slice(0, -1), performance.timeOrigin + performance.now()]"
 WELCOME = "Drop an image, or click an example. The heatmap takes a second."
 NO_EXAMPLES = "There are no examples of *{}* here: drop an image. The heatmap takes a second."
+IS_GOOD, IS_DEFECTIVE = "Wrong? This part is good", "Wrong? This part is defective"
 FILM, MAPS = "film", "maps"  # places that are filled only for who opens them
 
 
@@ -85,6 +86,11 @@ def introduce(checkpoint: Path) -> str:
     return record["config"]["data_source"] if record else ""
 
 
+def explain(example: Example) -> str:
+    """Of an example of a visitor's own part, what it is."""
+    return f"*This is {as_text(example.about)}.*"
+
+
 def time_needed(path: str) -> str:
     """Of a large image, how long it takes to read; nothing of others, and of what is no image."""
     try:
@@ -120,6 +126,7 @@ class SingleImage:
         self.places: Places
         self.example_places: list[Any]
         self.moment: gr.Number
+        self.opacity: gr.Slider
 
     # ---------------------------------------------------------------------------------------------------- the networks
 
@@ -232,6 +239,7 @@ class SingleImage:
             yield visit.show(run, {**self.show_stored(category, example), **start})
             yield from self.fill_opened(visit, run, progress)
             return
+        visit.note = explain(example) if example.about else ""
         yield visit.show(run, {**places.cleared("Looking at the example ..."), **start})
         yield from self.finish(visit, run, opacity, None, progress)
 
@@ -322,13 +330,16 @@ class SingleImage:
         """What the visitor chose for a category, or its own choice."""
         return visit.settings.get(category) or self.own_settings(category)
 
-    def histogram_of(self, category: str, settings: Settings, score: float, threshold: float) -> str:
-        """The image among the good parts that the pipeline stores."""
+    def good_scores(self, category: str, settings: Settings) -> list[float]:
+        """The scores of the good parts that the pipeline stores."""
         pipe = self.open(category).judge
         normality, score_names = pipe.normality, ("kl", pipe.config.feature_score)
         maps = normality.normal_maps(settings.alpha, list(settings.timesteps), *score_names)
-        normal = [] if maps is None else normality.top_cells(maps, normality.config.num_top_cells).tolist()
-        return draw_histogram(normal, score, threshold)
+        return [] if maps is None else normality.top_cells(maps, normality.config.num_top_cells).tolist()
+
+    def histogram_of(self, category: str, settings: Settings, score: float, threshold: float) -> str:
+        """The image among them."""
+        return draw_histogram(self.good_scores(category, settings), score, threshold)
 
     def judge_now(
         self, visit: Visit, run: Run, inspection: Inspection, opacity: float, truth: str | None, sliders: bool
@@ -337,11 +348,16 @@ class SingleImage:
         places, settings = self.places, self.settings_of(visit, inspection.category)
         pipe = self.open(inspection.category).judge
         result = pipe(inspection.scores, **settings.arguments, denoise=False)
-        finding = Finding.of(inspection, result)
+        finding = Finding.of(result, inspection.size, inspection.shown_size)
         heatmap = self.draw_heatmap(inspection, result, finding, opacity, truth)
         chosen = settings.threshold is not None
+        words = views.verdict(finding, pipe.normality.config.threshold_quantile, chosen)
+        with visit.lock:
+            if run is visit.run and visit.path is not None:
+                visit.judged = Judged(visit.path, finding.is_anomalous, finding.image_score, finding.threshold)
         view = {
-            places.answer: views.verdict(finding, pipe.normality.config.threshold_quantile, chosen),
+            places.answer: f"{words}\n\n{visit.note}" if visit.note else words,
+            places.doubt: self.doubt(visit, finding),
             places.heatmap: show_picture(heatmap, f"{stem(visit.path)}_heatmap"),
             places.histogram: self.histogram_of(inspection.category, settings, finding.image_score, finding.threshold),
             places.regions: views.region_rows(finding.regions),
@@ -352,6 +368,12 @@ class SingleImage:
         if sliders:
             view |= self.slider_values(pipe, settings, finding.image_score, finding.threshold)
         return view, finding
+
+    def doubt(self, visit: Visit, finding: Finding) -> gr.Button:
+        """The button that says that the verdict is wrong; of an example one knows what it is."""
+        if any(visit.path == str(example.path) for example in self.examples.of(visit.category)):
+            return gr.Button(visible=False)
+        return gr.Button(IS_GOOD if finding.is_anomalous else IS_DEFECTIVE, visible=True)
 
     @staticmethod
     def draw_heatmap(
@@ -383,8 +405,9 @@ class SingleImage:
         finding = example.finding
         assert finding is not None
         pipe, settings = self.open(category).judge, self.own_settings(category)
+        words = views.verdict(finding, pipe.normality.config.threshold_quantile, chosen=False)
         return {
-            "answer": views.verdict(finding, pipe.normality.config.threshold_quantile, chosen=False),
+            "answer": f"{words}\n\n{explain(example)}" if example.about else words,
             "heatmap": str(example.heatmap),
             "slider": (str(example.path), str(example.normal)),
             "histogram": self.histogram_of(category, settings, finding.image_score, finding.threshold),
@@ -398,6 +421,7 @@ class SingleImage:
         pipe, settings = self.open(category).judge, self.own_settings(category)
         return {
             **dict.fromkeys((places.film, places.animation, places.maps)),
+            places.doubt: gr.Button(visible=False),
             **{getattr(places, name): value for name, value in self.stored_values(category, example).items()},
             places.heatmap: show_picture(example.heatmap, f"{example.path.stem}_heatmap"),
             **self.slider_values(pipe, settings, finding.image_score, finding.threshold),
@@ -574,6 +598,21 @@ class SingleImage:
         run = visit.begin(category, str(first.path), moment)
         view = {**self.show_stored(category, first), places.image: str(first.path), places.shown: run.number}
         return dict(visit.show(run, {**view, places.truth: None}))
+
+    def land(
+        self, category: str, words: str, opacity: float, request: gr.Request, progress: gr.Progress
+    ) -> Iterator[dict[Any, Any]]:
+        """What a visitor sees of a part that was just learnt: its first example, looked at now."""
+        visit, places = self.visits.of(request), self.places
+        first = next(iter(self.examples.of(category)), None)
+        if first is None:
+            yield self.welcome_with(category, words, request)
+            return
+        run = visit.begin(category, str(first.path), visit.moment)
+        visit.note = f"{explain(first)}\n\n{words}"
+        start = {places.image: str(first.path), places.truth: None, places.shown: run.number}
+        yield visit.show(run, {**places.cleared(f"Looking at {as_text(first.about)} ..."), **start})
+        yield from self.finish(visit, run, opacity, None, progress)
 
     def welcome_with(
         self, category: str, words: str, request: gr.Request, moment: float | None = None

@@ -33,7 +33,7 @@ def find_regions(anomaly_map: np.ndarray, threshold: float, least_area: float = 
     Args:
         anomaly_map: `[H, W]`.
         threshold: the score above which a pixel belongs to a region.
-        least_area: regions that cover less of the image are left out, unless nothing else is found: an image that is
+        least_area: regions that cover less of the image are left out, but for the strongest one: an image that is
             judged by a mean over cells can hold single pixels above the threshold.
 
     Raises:
@@ -58,8 +58,7 @@ def find_regions(anomaly_map: np.ndarray, threshold: float, least_area: float = 
             )
         )
     regions.sort(key=lambda region: -region.peak_score)
-    large = [region for region in regions if region.area >= least_area * anomaly_map.size]
-    return large or regions[:1]
+    return [region for region in regions if region is regions[0] or region.area >= least_area * anomaly_map.size]
 
 
 def regions_of(result: Any) -> list[Region]:

@@ -13,6 +13,9 @@ from tests.hub.server import running_hub
 from tools.serve import ROOT, running_page
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+# A camera that shows a test picture, and is allowed without a question.
+CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", *CAMERA]
 
 PROGRAM = """
 import sys
@@ -79,7 +82,7 @@ def browser():
     expect.set_options(timeout=20_000)
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=ARGUMENTS)
         yield browser
         browser.close()
 

@@ -71,7 +71,7 @@ def test_a_defect_is_found_shown_and_removed(open_page, defective, solar_pipe):
 
 def test_a_good_example_stays_dark_and_as_it_was(open_page):
     page = open_page()
-    page.locator("#examples").get_by_role("button", name=re.compile("Thumbnail 5")).click()
+    page.locator("#examples").get_by_role("button", name="Good", exact=True).click()
     expect(page.get_by_role("heading", name=NOT_FOUND)).to_be_visible()
     original, denoised = slider_images(page)
     difference = np.abs(np.array(original.convert("RGB")).astype(int) - np.array(denoised.convert("RGB")))
@@ -497,3 +497,93 @@ def test_a_storm_of_uploads_ends_with_everybodys_last_image(open_page, tmp_path)
         expect(page.locator("#compare a[download]")).to_have_attribute(
             "download", re.compile(f"^{last[number].stem}_normal"), timeout=60_000
         )
+
+
+def test_the_heatmap_is_seen_without_scrolling_and_the_verdict_has_a_colour(open_page, good):
+    page = open_page(width=1440, height=900)
+    heatmap = page.get_by_alt_text(re.compile("under its heatmap"))
+    expect(heatmap).to_be_visible()
+    box = heatmap.bounding_box()
+    assert box["y"] + box["height"] <= 900
+    answer = page.locator("#verdict")
+    expect(answer).to_have_attribute("data-state", "defect")
+    expect(answer).to_have_attribute("aria-live", "polite")
+    colours = {page.evaluate("getComputedStyle(document.querySelector('#verdict h2')).color")}
+    give(page, good)
+    expect(page.get_by_role("heading", name=NOT_FOUND)).to_be_visible()
+    expect(answer).to_have_attribute("data-state", "good")
+    colours.add(page.evaluate("getComputedStyle(document.querySelector('#verdict h2')).color"))
+    assert len(colours) == 2
+
+
+def test_arrow_keys_go_from_tab_to_tab_and_focus_is_seen(open_page):
+    page = open_page()
+    page.get_by_role("tab", name="One image").focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("tab", name="Many images")).to_have_attribute("aria-selected", "true")
+    expect(page.get_by_role("tab", name="Many images")).to_be_focused()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    expect(page.get_by_role("tab", name="About")).to_have_attribute("aria-selected", "true")
+    page.keyboard.press("ArrowRight")
+    style = "getComputedStyle(document.activeElement).outline"
+    assert "3px" in page.evaluate(style)
+    page.get_by_label(re.compile("Category:")).first.focus()
+    page.keyboard.press("Tab")  # out of the list, to the next
+    assert "3px" in page.evaluate(style)
+
+
+def test_downloads_are_reached_by_keyboard(open_page):
+    page = open_page()
+    page.get_by_role("tab", name="One image").focus()
+    reached = set()
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.closest('a[href]')?.getAttribute('download') ?? ''"))
+    assert any("heatmap" in name for name in reached)
+
+
+def test_no_row_of_examples_has_a_scrollbar_of_its_own(open_page):
+    page = open_page()
+    expect(page.locator("#examples img").first).to_be_visible()
+    overflow = "(() => { const row = document.querySelector('#examples .grid-wrap');"
+    overflow += " return [row.scrollWidth - row.clientWidth, row.scrollHeight - row.clientHeight,"
+    overflow += " getComputedStyle(row).overflowY] })()"
+    wide, _, vertical = page.evaluate(overflow)
+    assert wide <= 0 and vertical == "hidden"
+    picture, caption = (
+        page.locator(f"#examples .thumbnail-item {part}").first.bounding_box() for part in ("img", ".caption-label")
+    )
+    assert caption["y"] >= picture["y"] + picture["height"] - 1  # words cover no defect
+
+
+def test_on_a_phone_the_verdict_comes_into_view_and_all_tabs_have_names(open_page, defective):
+    page = open_page(width=390, height=844)
+    for name in ("One image", "Many images", "Line", "Your part", "About"):
+        expect(page.get_by_role("tab", name=name).locator("visible=true")).to_be_visible()
+    upload_here = page.locator("#image").get_by_role("button", name=re.compile("Clear|Remove"))
+    upload_here.click()
+    expect(page.locator("#verdict")).to_contain_text("Drop an image")
+    page.evaluate("window.scrollTo(0, 0)")
+    upload(page, defective)
+    expect(page.get_by_role("heading", name=FOUND)).to_be_in_viewport(timeout=30_000)
+
+
+def test_not_one_of_these_leads_to_your_part(open_page):
+    page = open_page()
+    page.get_by_role("button", name=re.compile("Not one of these")).click()
+    expect(page.get_by_role("button", name="Learn", exact=True)).to_be_visible()
+
+
+def test_about_says_what_is_true_of_the_category(open_page, solar_pipe):
+    page = open_page()
+    page.get_by_role("tab", name="About").click()
+    facts = page.locator("#facts")
+    size = solar_pipe.appearance_extractor.config.image_size
+    expect(facts).to_contain_text(f"at {size}x{size} pixels with EfficientNet-Lite2")
+    expect(facts).to_contain_text(f"The threshold, {solar_pipe.threshold:.1f}")
+    expect(facts).to_contain_text("Solar cell mono")
+    page.get_by_label(re.compile("Category:")).first.click()
+    page.get_by_role("option", name="Tiny part").click()
+    expect(facts).to_contain_text("Tiny part")
+    expect(facts).not_to_contain_text("Solar cell")

@@ -42,12 +42,21 @@ def test_what_is_found_on_examples_is_stored_for_this_state_of_the_checkpoint(tm
     assert Examples(tmp_path, ["bolt"]).of("bolt")[0].finding is None
 
 
+def test_examples_are_called_by_what_they_show(tmp_path):
+    write_photographs(tmp_path / "bolt" / "examples")
+    captions = {"defective_1": "Thread torn", "good_1": "Good"}
+    (tmp_path / "bolt" / "examples" / "captions.json").write_text(json.dumps(captions))
+    assert [one.caption for one in Examples(tmp_path, ["bolt"]).of("bolt")] == ["Thread torn", "Defect 2", "Good"]
+
+
 @pytest.mark.parametrize(
     "checkpoint", sorted((ROOT / "checkpoints").glob("*/examples")), ids=lambda one: one.parent.name
 )
 def test_bundled_examples_are_finished(checkpoint):
     found = read_results(checkpoint.parent)
     assert len(found) == 6, "run `make examples`"
+    captions = json.loads((checkpoint / "captions.json").read_text())
+    assert captions.keys() == found.keys() and len(set(captions.values())) == 6
 
 
 def test_whose_images_they_are_is_said(tmp_path):

@@ -14,10 +14,12 @@ from gradio_client import Client, handle_file
 from playwright.sync_api import expect
 
 from ddad import DDADPipeline
-from ddad.app import part, photographs
+from ddad.app import learning, part, photographs
 from ddad.app.categories import Categories, CategoryError, readable
 from ddad.app.compute import LONG, QUICK, SLOW, ModelThread
+from ddad.app.own_parts import OwnParts, Photographs
 from ddad.app.visits import Visits
+from ddad.images_ddad import DDADImageProcessor
 from tests.app.conftest import give
 from tests.conftest import create_tiny_pipeline
 
@@ -73,15 +75,18 @@ def test_a_new_part_is_learnt_looked_at_and_taken_home(open_page, parts, tmp_pat
     page.get_by_role("button", name="Learn", exact=True).click()
     expect(page.get_by_text("Give photographs of good parts, a folder or a zip first.")).to_be_visible()
     give_parts(page, parts, "Striped bolt")
-    # It lands where images are inspected, with the new part chosen, and says what to do.
-    answer = page.get_by_role(
-        "heading",
-        name="Striped bolt cannot be relied on yet",
-    ).locator("visible=true")
+    # There is something to do first, so it stays there, and says what.
+    answer = page.get_by_role("heading", name="Striped bolt cannot be relied on yet").locator("visible=true")
     expect(answer).to_be_visible(timeout=180_000)
     expect(page.get_by_text("Now give a good photograph that it has not seen").locator("visible=true")).to_be_visible()
     expect(page.get_by_text(re.compile("Of defects pasted into your images")).locator("visible=true")).to_be_visible()
     assert page.get_by_label(re.compile("Category:")).first.input_value() == "Striped bolt, your good parts"
+    # Where images are inspected two pictures of its own wait: a test defect, and the most unusual good part.
+    page.get_by_role("tab", name="One image").click()
+    expect(page.locator("#verdict")).to_contain_text(re.compile(r"This is a \w+ pasted into \d\d.png as a test"))
+    expect(page.get_by_alt_text(re.compile("under its heatmap"))).to_be_visible(timeout=30_000)
+    page.locator("#examples").get_by_role("button", name="Most unusual good part").click()
+    expect(page.locator("#verdict")).to_contain_text("the highest score of your good parts, by what was learnt from")
     image = parts.parent / "03.png"
     give(page, image)
     score = page.locator("p").filter(has_text=re.compile("^Score "))
@@ -93,24 +98,6 @@ def test_a_new_part_is_learnt_looked_at_and_taken_home(open_page, parts, tmp_pat
     pipe = DDADPipeline.from_pretrained(tmp_path / "Striped_bolt")
     assert f"Score {pipe(image, denoise=False).image_score[0]:.1f}" in said
     assert f"threshold of {pipe.threshold:.1f}" in said and pipe.config.category == "Striped_bolt"
-
-
-@pytest.mark.slow  # two fits
-def test_what_somebody_knows_to_be_good_is_added(open_page, parts, tmp_path):
-    page = open_page()
-    give_parts(page, parts, "Striped bolt")
-    expect(
-        page.get_by_role("heading", name="Striped bolt cannot be relied on yet").locator("visible=true")
-    ).to_be_visible(timeout=180_000)
-    bright = tmp_path / "bright.png"
-    PIL.Image.fromarray(np.asarray(PIL.Image.open(parts.parent / "03.png")) // 2 + 100).save(bright)
-    give(page, bright)
-    expect(page.locator("p").filter(has_text=re.compile("^Score "))).to_be_visible(timeout=30_000)
-    page.get_by_role("tab", name="Your part").click()
-    page.get_by_role("button", name=re.compile("is good: add it and learn again")).click()
-    expect(
-        page.get_by_role("heading", name="Striped bolt cannot be relied on yet").locator("visible=true")
-    ).to_be_visible(timeout=180_000)
 
 
 def test_a_calibrated_category_lives_on(open_page, browser, parts, tmp_path):
@@ -164,7 +151,7 @@ def test_zips_that_are_no_checkpoint_are_refused(kind, tmp_path):
                 archive.writestr("nut/model_index.json", "{}")
     if kind == "text":
         path.write_text("no zip")
-    work = part.YourPart(Categories(tmp_path, "cpu"), Visits())
+    work = part.YourPart(Categories(tmp_path, "cpu"), Visits(), OwnParts())
     with pytest.raises(gr.Error) as caught:
         work.take(str(path))
     assert caught.value.title == "This zip cannot be opened" and str(tmp_path) not in caught.value.message
@@ -272,7 +259,7 @@ def ignore(*_):
 def test_too_many_images_are_refused(tiny_pipe, parts, monkeypatch):
     monkeypatch.setattr(photographs, "MOST_IMAGES", 11)
     with pytest.raises(gr.Error, match="at most 11 images"):
-        part.read_good_images(tiny_pipe.image_processor, [64], [str(parts)], ignore)
+        photographs.read_good_images(tiny_pipe.image_processor, [64], Photographs([str(parts)]), ignore)
 
 
 def test_learning_can_be_stopped(tiny_pipe, parts, tmp_path):
@@ -280,17 +267,31 @@ def test_learning_can_be_stopped(tiny_pipe, parts, tmp_path):
         raise part.Stopped
 
     with pytest.raises(part.Stopped):
-        part.calibrate_own(tiny_pipe, None, [str(parts)], str(tmp_path / "output"), stop)
-    assert not (tmp_path / "output").exists()
+        folders = learning.Folders(str(tmp_path / "output"), str(tmp_path / "examples"))
+        learning.calibrate_own(tiny_pipe, None, Photographs([str(parts)]), folders, stop)
+    assert not (tmp_path / "output").exists() and not (tmp_path / "examples").exists()
 
 
 def test_photographs_are_added_and_left_out(tmp_path):
     (tmp_path / "image.png").write_bytes(b"taken")
     first, taken = part.add_photograph(str(tmp_path / "image.png"), ["a.jpg"])[0]
     assert first == "a.jpg" and Path(taken).name == "photograph_2.png" and Path(taken).read_bytes() == b"taken"
-    assert part.without(["/x/a.jpg", "/x/b.jpg"], ["b.jpg"]) == ["/x/a.jpg"]
     sheet = part.contact_sheet(["/x/a.jpg", "/x/b.jpg", "/x/c.zip"], ["b.jpg"])
     assert sheet == [("/x/b.jpg", "⚠ unlike the rest: b.jpg"), ("/x/a.jpg", "a.jpg")]
+
+
+def test_photographs_are_left_out_by_name_also_of_a_zip(parts, tmp_path):
+    given, added = Photographs([str(parts)]), tmp_path / "corrected_1.png"
+    added.write_bytes((parts.parent / "03.png").read_bytes())
+    changed = given.with_changes([str(added)], ["05.png"])
+    read = photographs.read_good_images(DDADImageProcessor(), [64], changed, ignore)
+    assert len(read.names) == 12 and "05.png" not in read.names and read.names[-1] == "corrected_1.png"
+    assert given.names_of([str(parts.parent / "05.png")]) == ["05.png"]
+    (tmp_path / "gone.png").write_bytes(b"")
+    kept = Photographs([str(tmp_path / "gone.png")])
+    assert kept.are_kept
+    (tmp_path / "gone.png").unlink()
+    assert not kept.are_kept
 
 
 def test_an_own_category_is_forgotten_like_others(tmp_path):
