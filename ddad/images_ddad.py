@@ -29,6 +29,7 @@ ImageInput = str | os.PathLike | bytes | IO[bytes] | PIL.Image.Image | np.ndarra
 IMAGE_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "DIB", "WEBP", "GIF", "PPM", "JPEG2000", "AVIF")
 # Formats that a package beside Pillow reads, once it is installed: how they begin, and what registers them.
 OTHER_FORMATS = {"HEIF": "pillow_heif", "JXL": "pillow_jxl", "DICOM": "pydicom"}
+MOST_FLOATS = 64_000_000  # pixels of a file with floating-point colours that are decoded at all
 SEVERAL_PAGES = ("TIFF", "GIF", "WEBP", "PNG", "AVIF")
 # The largest values of cameras with 10, 12, 14 and 16 bits, which all store 16.
 LARGEST_VALUES = (1023, 4095, 16383, 65535)
@@ -37,6 +38,7 @@ TIFF_LARGEST_VALUES = (281, 341)  # tags MaxSampleValue and SMaxSampleValue
 TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_PLANAR = 258, 262, 284
 # How Pillow unpacks channels of 16 bits, of which it keeps the upper byte; the other order gives the lower one.
 OTHER_BYTE = {"RGB;16B": "RGB;16L", "RGB;16L": "RGB;16B", "RGBA;16B": "RGBA;16L", "RGBA;16L": "RGBA;16B"}
+VALUES = "ddad_values"  # in a picture's `info`: its values, where they fit no kind of picture that Pillow has
 WHITE = "ddad_white"  # in a picture's `info`: the largest possible value, where its decoder knows it
 PAGE = re.compile(r"(?P<path>.+)#page=(?P<page>\d+)", flags=re.DOTALL)
 
@@ -104,10 +106,45 @@ def open_picture(source: Any) -> PIL.Image.Image:
         if kind == "HEIF":
             module.register_heif_opener()
         formats = [kind]
-    picture = PIL.Image.open(source, formats=formats)
+    try:
+        picture = PIL.Image.open(source, formats=formats)
+    except PIL.UnidentifiedImageError:
+        if hasattr(source, "seek"):
+            source.seek(0)
+        if not is_tiff(source):
+            raise
+        return _open_float_tiff(source, page)
     if page is not None:
         picture.seek(page - 1)
         picture.info[WHITE + "_page"] = page
+    return picture
+
+
+def _open_float_tiff(source: Any, page: int | None) -> PIL.Image.Image:
+    """A TIFF with floating-point colours, of which Pillow has no kind; tifffile reads it.
+
+    Raises:
+        PIL.UnidentifiedImageError: for another kind of TIFF, and where tifffile is not installed.
+    """
+    try:
+        tifffile = importlib.import_module("tifffile")
+    except ImportError:
+        raise PIL.UnidentifiedImageError(
+            "is a TIFF of a kind that `pip install 'ddad[formats]'` may make readable; or save it with 8 or 16 bits"
+        ) from None
+    with tifffile.TiffFile(source) as file:
+        if not file.pages:
+            raise PIL.UnidentifiedImageError("is a TIFF without a picture")
+        if page is None and len(file.pages) > 1:
+            raise ValueError(f"it holds {len(file.pages)} pages: name one of them as NAME#page=1")
+        found = file.pages[(page or 1) - 1]
+        shape, kind = found.shape, found.dtype
+        if len(shape) != 3 or shape[2] not in (3, 4) or kind is None or kind.kind != "f":
+            raise PIL.UnidentifiedImageError("is a TIFF of another kind")
+        height, width = shape[:2]
+        picture = PIL.Image.new("RGB", (width, height))
+        if width * height <= MOST_FLOATS:  # a larger one is refused by its size
+            picture.info[VALUES] = found.asarray().astype(np.float32)
     return picture
 
 
@@ -167,7 +204,9 @@ def tagged_largest_value(picture: PIL.Image.Image) -> float | None:
 
 
 def has_deep_channels(picture: PIL.Image.Image) -> bool:
-    """Whether a file that Pillow gives with 8 bits a channel has 16, of several channels."""
+    """Whether a file that Pillow gives with 8 bits a channel has more, of several channels."""
+    if VALUES in picture.info:
+        return True
     if picture.mode not in ("RGB", "RGBA", "LA", "RGBX", "CMYK"):
         return False
     if picture.format == "PNG":
@@ -192,6 +231,8 @@ def deep_values(picture: PIL.Image.Image) -> np.ndarray | None:
 
 
 def _deep_channels(picture: PIL.Image.Image) -> np.ndarray:
+    if VALUES in picture.info:
+        return picture.info[VALUES]
     source = getattr(picture, "filename", None) or getattr(picture, "fp", None)
     modes = {tile[3] if isinstance(tile[3], str) else tile[3][0] for tile in picture.tile}
     pages = picture.info.get(WHITE + "_page")
@@ -272,7 +313,7 @@ def decoding(name: str) -> Iterator[None]:
     except PIL.UnidentifiedImageError as error:
         if "ddad[formats]" in str(error):
             raise ValueError(f"{name} {error}.") from None
-        if is_tiff(name):
+        if is_tiff(name) or "TIFF" in str(error):
             raise ValueError(
                 f"{name} is a TIFF of a kind that cannot be read; save it with 8 or 16 bits, or 32-bit floating point."
             ) from None

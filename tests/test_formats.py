@@ -1,55 +1,19 @@
 """Files of every kind that a factory has, and the same picture as an array, as bytes and as a page: one reading."""
 
 import io
+import sys
 
 import numpy as np
 import PIL.Image
 import pytest
+import tifffile
 import torch
 
 from ddad import DDADImageProcessor
 from ddad.datasets.folder import measure_max_value
+from tests.helpers import deep_png, deep_tiff
 
 processor = DDADImageProcessor()
-
-
-def deep_png(path, values, colour_type):
-    """A PNG of 16 bits a channel, `[H, W, C]`, which Pillow cannot write."""
-    import struct
-    import zlib
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    height, width = values.shape[:2]
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    head = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
-    content = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
-    return path
-
-
-def deep_tiff(path, values, photometric=2, order="<"):
-    """An uncompressed TIFF of 16 bits a channel."""
-    import struct
-
-    height, width, channels = values.shape
-    data = values.astype(f"{order}u2").tobytes()
-    tags = [(256, 4, 1, width), (257, 4, 1, height), (259, 3, 1, 1), (262, 3, 1, photometric), (273, 4, 1, 8),
-            (277, 3, 1, channels), (278, 4, 1, height), (279, 4, 1, len(data)), (284, 3, 1, 1)]  # fmt: skip
-    at = 8 + len(data)
-    bits = (258, 3, channels, 16 if channels == 1 else at)
-    at += 2 * channels
-    tags = sorted([*tags, bits])
-    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", at)
-    pack = [
-        struct.pack(order + "HHI", tag, kind, count)
-        + (struct.pack(order + "HH", value, 0) if kind == 3 and count == 1 else struct.pack(order + "I", value))
-        for tag, kind, count, value in tags
-    ]
-    directory = struct.pack(order + "H", len(tags)) + b"".join(pack) + bytes(4)
-    path.write_bytes(head + data + np.full(channels, 16, f"{order}u2").tobytes() + directory)
-    return path
 
 
 @pytest.fixture
@@ -187,3 +151,23 @@ def test_exif_turns_deep_colours_too(colours, tmp_path):
         turned = processor.read_image(tmp_path / "turned.png")
         right = EXIF_TURNS[orientation](np.asarray(picture))
         torch.testing.assert_close(turned, torch.from_numpy(right.copy() / 255).float().permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_floating_point_colours(tmp_path, compression):
+    values = np.random.default_rng(0).random((40, 50, 3)).astype(np.float32)
+    path = tmp_path / "float.tif"
+    tifffile.imwrite(path, values, photometric="rgb", compression=compression)
+    for source in (path, path.read_bytes(), io.BytesIO(path.read_bytes())):
+        np.testing.assert_array_equal(processor.read_image(source).permute(1, 2, 0).numpy(), values)
+    tifffile.imwrite(path, values * 800, photometric="rgb")
+    with pytest.raises(ValueError, match="floating-point values up to 800: divide by the largest"):
+        processor.read_image(path)
+    assert measure_max_value([path]) == pytest.approx(800, rel=1e-2)
+
+
+def test_floating_point_colours_without_their_reader(tmp_path, monkeypatch):
+    tifffile.imwrite(tmp_path / "float.tif", np.zeros((40, 50, 3), np.float32), photometric="rgb")
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    with pytest.raises(ValueError, match=r"float.tif is a TIFF of a kind that `pip install 'ddad\[formats\]'`"):
+        processor.read_image(tmp_path / "float.tif")

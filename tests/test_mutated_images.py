@@ -10,10 +10,11 @@ import PIL.Image
 import pillow_heif
 import pillow_jxl  # noqa: F401 - registers itself
 import pytest
+import tifffile
 
 from ddad import DDADImageProcessor
 from tests.conftest import create_tiny_pipeline
-from tests.test_formats import deep_png, deep_tiff
+from tests.helpers import deep_png, deep_tiff
 
 pillow_heif.register_heif_opener()
 
@@ -25,7 +26,7 @@ KINDS = (
     ("TIFF", "1", {"compression": "group4"}), ("TIFF", "L", {"compression": "jpeg"}), ("BMP", "RGB", {}),
     ("BMP", "1", {}), ("WEBP", "RGB", {}), ("WEBP", "RGBA", {"lossless": True}), ("GIF", "P", {}), ("PPM", "RGB", {}),
     ("PPM", "L", {}), ("AVIF", "RGB", {}), ("JPEG2000", "RGB", {}), ("JPEG2000", "L", {}), ("HEIF", "RGB", {}),
-    ("JXL", "RGB", {}), ("deep PNG", "RGB", {}), ("deep TIFF", "RGB", {}),
+    ("JXL", "RGB", {}), ("deep PNG", "RGB", {}), ("deep TIFF", "RGB", {}), ("deep float", "RGB", {}),
 )  # fmt: skip
 
 
@@ -34,6 +35,9 @@ def encode_deep(chance: random.Random, form: str) -> bytes:
     values = np.random.default_rng(chance.randrange(2**31)).integers(0, 4000, (30, 40, 3)).astype(np.uint16)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "deep"
+        if form == "deep float":
+            tifffile.imwrite(path, (values / 4095).astype(np.float32), photometric="rgb")
+            return path.read_bytes()
         return (deep_png(path, values, 2) if form == "deep PNG" else deep_tiff(path, values)).read_bytes()
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import gradio as gr
 
 from ddad.app.categories import Categories, readable
+from ddad.app.inspection import looked_size
 from ddad.app.uploads import open_category
 from ddad.app.words import Words, as_text, refused
 from ddad.checkpoint.saving import load_record
@@ -26,7 +27,7 @@ def describe_verdict(pipe: DDADPipeline) -> str:
     alpha, size = pipe.config.alpha, pipe.unet.config.sample_size
     by_looks = pipe.config.feature_score in ("appearance", "sum")
     extractor = pipe.appearance_extractor if by_looks else pipe.feature_extractor
-    looked = extractor.config.image_size if by_looks else size
+    looked = looked_size(pipe)
     what = {
         "appearance": "how the part looks (score 3)",
         "sum": "how the part looks and what the diffusion model expects to see (scores 2 and 3)",

@@ -351,7 +351,7 @@ class SingleImage:
         finding = Finding.of(result, inspection.size, inspection.shown_size)
         heatmap = self.draw_heatmap(inspection, result, finding, opacity, truth)
         chosen = settings.threshold is not None
-        words = views.verdict(finding, pipe.normality.config.threshold_quantile, chosen)
+        words = views.verdict(finding, pipe, chosen)
         with visit.lock:
             if run is visit.run and visit.path is not None:
                 visit.judged = Judged(visit.path, finding.is_anomalous, finding.image_score, finding.threshold)
@@ -405,7 +405,7 @@ class SingleImage:
         finding = example.finding
         assert finding is not None
         pipe, settings = self.open(category).judge, self.own_settings(category)
-        words = views.verdict(finding, pipe.normality.config.threshold_quantile, chosen=False)
+        words = views.verdict(finding, pipe, chosen=False)
         return {
             "answer": f"{words}\n\n{explain(example)}" if example.about else words,
             "heatmap": str(example.heatmap),

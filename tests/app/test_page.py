@@ -475,6 +475,16 @@ def test_a_picture_of_something_else_is_called_so(open_page, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_picture_that_is_far_too_small_is_called_so(open_page, defective, tmp_path):
+    with PIL.Image.open(defective) as picture:
+        picture.resize((24, 24)).save(tmp_path / "small.png")
+    page = open_page()
+    give(page, tmp_path / "small.png")
+    expect(
+        page.get_by_text(re.compile("Your image has 24x24 pixels, and this category looks at 384x384"))
+    ).to_be_visible()
+
+
 def test_a_storm_of_uploads_ends_with_everybodys_last_image(open_page, tmp_path):
     """Five visitors, fifty uploads and as many takings away, none waited for."""
     pipe, random = create_tiny_pipeline(), np.random.default_rng(0)
