@@ -26,6 +26,7 @@ from benchmarks.tables import RESULTS
 from benchmarks.trained import CFlow, CutPaste, Stfpm
 from ddad import DDADPipeline
 from ddad.datasets.layouts import Sample, read_dataset
+from ddad.evaluation.baselines import Baselines
 from ddad.evaluation.evaluate import measure, read_masks
 from ddad.evaluation.scoring import score_images
 from ddad.images_ddad import DDADImageProcessor
@@ -42,8 +43,7 @@ NOTES = {
     "sum": "the mean of appearance and feature residual",
     "mahalanobis": "feature residual under factors and Gaussians",
     "mse": "feature residual squared: the paper's feature score, calibrated",
-    "rgb": "squared error of the one-step prediction",
-    "padim": "the features themselves under our Gaussians, without factors",
+    "rgb": "squared error of the one-step prediction, calibrated",
 }
 
 
@@ -111,9 +111,10 @@ def run_method(name: str, checkpoint: Path, data: Path, seconds: float) -> dict[
 def run_parts(checkpoint: Path, data: Path) -> dict[str, Any]:
     """The parts of our score and the baselines inside the same model, from one evaluation of the networks an image."""
     pipe = DDADPipeline.from_pretrained(checkpoint)
-    samples = read_dataset(data).select("test")
+    dataset = read_dataset(data)
+    samples = dataset.select("test")
     masks = read_masks(samples, pipe.unet.config.sample_size)
-    scored = score_images(pipe, [one.path for one in samples])
+    scored = score_images(pipe, [one.path for one in samples], Baselines.of(pipe, dataset.train_paths))
     return {
         form: {"name": f"ddad: {form}", "note": NOTES[form], "test_images": len(samples)}
         | measure(scored.maps[form], scored.scores[form], samples, masks)

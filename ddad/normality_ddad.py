@@ -1,9 +1,9 @@
-"""The model of normality: Gaussians of features, and all that was measured on normal images to judge scores by.
+"""The model of normality: a Gaussian of residuals, and all that was measured on normal images to judge scores by.
 
 Source: "PaDiM: a Patch Distribution Modeling Framework for Anomaly Detection and Localization" (Defard et al., 2020),
 sections III.B and III.C; "Removing Anomalies as Noises for Industrial Defect Localization" (Lu et al., ICCV 2023).
-Beside the features F(x_0) themselves, Gaussians are fitted to the residuals F(x_0) - f(x_t, t) of the U-Net's
-prediction, less what good images have in common as a whole: with mean mu, orthonormal factors B of whole feature
+Gaussians are fitted to the residuals F(x_0) - f(x_t, t) of the U-Net's prediction, less what good images have in
+common as a whole: with mean mu, orthonormal factors B of whole feature
 images and W^T W = Sigma^-1 at each position, the score is |W (I - B B^T)(r - mu)|, the noise of factor analysis
 ("Modeling the manifolds of images of handwritten digits", Hinton et al., 1997), its covariance another at each
 position.
@@ -16,18 +16,16 @@ images cannot be compared.
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import nn
 
-# The Gaussians that are stored: of residuals, and of the features themselves.
-RESIDUALS, FEATURES = 0, 1
-
 
 class DDADNormalityModel(ModelMixin, ConfigMixin):
-    """Models of normality, each a Gaussian N(mu, Sigma) at every position of a square grid, and calibration.
+    """A Gaussian N(mu, Sigma) of residuals at every position of a square grid, and calibration.
 
     Stored is the inverse W of Sigma's Cholesky factor, so that the distance is |W (f - mu)|: a product, no solver,
     differentiable in the features. Of the triangular W only the lower half is kept.
@@ -38,16 +36,19 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
         grid_size: height and width of the grid; features on a finer grid are averaged down to it.
         timesteps: the noise levels that score images, as timesteps of the training process; about {20, 200, 400} of
             1000 in the paper. One Gaussian serves the residuals at all of them, which hardly differ.
-        num_calibration_images: held-out normal images whose calibrated maps are kept, one for each score and level.
+        num_calibration_images: held-out normal images whose calibrated maps are kept, one for each score and level;
+            that of appearance is the same at all levels, and kept once.
         calibration_size: height and width of those maps, and of the cells that image scores are made of: at 256x256 a
             cell of 8x8 pixels has the 64 pixels of the authors' image score.
-        statistics: mean and standard deviation of each score on held-out normal images, one for each of `timesteps`,
-            as `{"kl_mean": [...], "kl_std": [...], "rgb_mean": ...}`. Without them nothing can be judged.
+        statistics: mean and standard deviation of each score on held-out normal images, one for each of its maps, as
+            `{"kl_mean": [...], "kl_std": [...], "mahalanobis_mean": ...}`. Without them nothing can be judged.
         threshold_quantile: the part of held-out normal images that the measured threshold lets pass.
         num_top_cells: an image's score is the mean of so many of its highest cells.
         num_factors: how many principal components of whole feature images are taken off the residuals before their
             distance is measured: what good parts have in common as a whole is no defect.
         appearance: whether the score of `DDADAppearanceModel` is calibrated too; it is the same at all noise levels.
+        prediction_factor: where few images are held out, how many standard deviations above their mean the threshold
+            lies at least, with any settings; see `predictive_limit`.
 
     Raises:
         ValueError: if more dimensions are to be modelled than there are, or statistics do not fit `timesteps`.
@@ -66,10 +67,10 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
         "num_top_cells": (int, 1, 262_144),
         "num_factors": (int, 0, 65_536),
         "appearance": bool,
+        "prediction_factor": (float, 0, 1e3),
     }
 
-    residuals, features = RESIDUALS, FEATURES
-    pixel_scores = ("kl", "rgb")
+    pixel_scores = ("kl",)
 
     @register_to_config
     def __init__(
@@ -77,7 +78,7 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
         feature_channels: int = 176,
         num_channels: int = 100,
         grid_size: int = 16,
-        timesteps: tuple[int, ...] = (20, 201, 401),
+        timesteps: tuple[int, ...] = (20, 201, 401),  # noqa: ARG002 - kept in the config
         num_calibration_images: int = 0,
         calibration_size: int = 32,
         statistics: dict[str, list[float]] | None = None,
@@ -85,12 +86,13 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
         num_top_cells: int = 1,
         num_factors: int = 0,
         appearance: bool = False,  # noqa: ARG002 - kept in the config
+        prediction_factor: float | None = None,  # noqa: ARG002 - kept in the config
     ):
         super().__init__()
         if num_channels > feature_channels:
             raise ValueError(f"`num_channels` must be at most {feature_channels}, found {num_channels}.")
         if statistics is not None:
-            self._check_statistics(statistics, self.scores, len(timesteps))
+            self._check_statistics(statistics)
         if num_top_cells > calibration_size**2:
             raise ValueError(f"`num_top_cells` must be at most {calibration_size**2}, found {num_top_cells}.")
         positions, triangle = grid_size**2, num_channels * (num_channels + 1) // 2
@@ -98,14 +100,12 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.zeros(*shape), requires_grad=False)
 
-        # One parameter a model, and not one for all: files of a checkpoint are split between parameters.
-        gaussians = (RESIDUALS, FEATURES)
-        self.mean = nn.ParameterList([parameter(positions, num_channels) for _ in gaussians])
-        self.whitening = nn.ParameterList([parameter(positions, triangle) for _ in gaussians])
+        self.mean = parameter(positions, num_channels)
+        self.whitening = parameter(positions, triangle)
         self.basis = parameter(feature_channels, num_channels)
         if num_factors:
             self.factors = parameter(positions * num_channels, num_factors)
-        num_maps = len(self.scores) * len(timesteps)
+        num_maps = sum(map(self.num_maps, self.scores))
         self.calibration_maps = parameter(num_calibration_images, num_maps, calibration_size, calibration_size)
 
     # ---------------------------------------------------------------------------------------------------- Gaussians
@@ -119,18 +119,17 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
         pooled = self.to_grid(features)
         return pooled @ self.basis.to(pooled.dtype)
 
-    def whitening_matrix(self, index: int) -> torch.Tensor:
-        """W of one model as full matrices, `[positions, num_channels, num_channels]`, zero above the diagonal."""
+    def whitening_matrix(self) -> torch.Tensor:
+        """W as full matrices, `[positions, num_channels, num_channels]`, zero above the diagonal."""
         size = self.config.num_channels
-        whitening = self.whitening[index]
-        rows, columns = torch.tril_indices(size, size, device=whitening.device)
-        matrix = whitening.new_zeros(len(whitening), size, size)
-        matrix[:, rows, columns] = whitening
+        rows, columns = torch.tril_indices(size, size, device=self.whitening.device)
+        matrix = self.whitening.new_zeros(len(self.whitening), size, size)
+        matrix[:, rows, columns] = self.whitening
         return matrix
 
     @torch.no_grad()
-    def set_gaussian(self, index: int, mean: torch.Tensor, covariance: torch.Tensor) -> None:
-        """Stores model `index`: mean `[P, c]` and covariance `[P, c, c]`, which must be positive definite.
+    def set_gaussian(self, mean: torch.Tensor, covariance: torch.Tensor) -> None:
+        """Stores mean `[P, c]` and covariance `[P, c, c]`, which must be positive definite.
 
         Raises:
             torch.linalg.LinAlgError: if it is not.
@@ -139,8 +138,8 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
         identity = torch.eye(self.config.num_channels, dtype=factor.dtype, device=factor.device)
         whitening = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
         rows, columns = torch.tril_indices(self.config.num_channels, self.config.num_channels, device=factor.device)
-        self.mean[index].copy_(mean)
-        self.whitening[index].copy_(whitening[:, rows, columns])
+        self.mean.copy_(mean)
+        self.whitening.copy_(whitening[:, rows, columns])
 
     @torch.no_grad()
     def set_factors(self, factors: torch.Tensor) -> None:
@@ -155,51 +154,54 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
         flat = centred.flatten(1)
         return (flat - (flat @ factors) @ factors.T).view_as(centred)
 
-    def distance(self, reduced: torch.Tensor, index: int) -> torch.Tensor:
-        """Mahalanobis distance to model `index`, `[N, P, c]` as `reduce` gives them -> `[N, 1, grid_size, grid_size]`.
+    def distance(self, reduced: torch.Tensor) -> torch.Tensor:
+        """Mahalanobis distance of what the factors leave, `[N, P, c]` as `reduce` gives them -> `[N, 1, g, g]`.
 
-        Of residuals it is the distance of what the factors leave. Computed in float32 whatever the weights' type.
+        Computed in float32 whatever the weights' type.
         """
-        centred = reduced.float() - self.mean[index].float()  # [N, P, c]
-        if self.config.num_factors and index == RESIDUALS:
+        centred = reduced.float() - self.mean.float()  # [N, P, c]
+        if self.config.num_factors:
             centred = self.unexplained(centred, self.factors.float())
-        whitened = torch.einsum("pcd,npd->npc", self.whitening_matrix(index).float(), centred)
+        whitened = torch.einsum("pcd,npd->npc", self.whitening_matrix().float(), centred)
         # The root has no slope at zero; the constant is far below the distance of any image.
         distance = (whitened.square().sum(dim=-1) + 1e-12).sqrt()
         return distance.view(-1, 1, self.config.grid_size, self.config.grid_size)
 
-    def forward(self, features: torch.Tensor, index: int) -> torch.Tensor:
-        """Mahalanobis distance to model `index` at each position, `[N, C, h, w]` -> `[N, 1, grid_size, grid_size]`.
+    def forward(self, residuals: torch.Tensor) -> torch.Tensor:
+        """Mahalanobis distance at each position, `[N, C, h, w]` -> `[N, 1, grid_size, grid_size]`.
 
-        Differentiable in `features`; see `distance`.
+        Differentiable in `residuals`; see `distance`.
         """
-        return self.distance(self.reduce(features), index)
+        return self.distance(self.reduce(residuals))
 
     # -------------------------------------------------------------------------------------------------- calibration
 
     @property
     def feature_scores(self) -> tuple[str, ...]:
         """The names of the feature scores; `sum` is the mean of two, calibrated."""
-        return ("mahalanobis", "mse", *(("appearance", "sum") if self.config.appearance else ()))
+        return ("mahalanobis", *(("appearance", "sum") if self.config.appearance else ()))
 
     @property
     def scores(self) -> tuple[str, ...]:
         """The names of all scores that are measured, in the order of the stored maps."""
-        return (*self.pixel_scores, "mahalanobis", "mse", *(("appearance",) if self.config.appearance else ()))
+        return (*self.pixel_scores, "mahalanobis", *(("appearance",) if self.config.appearance else ()))
+
+    def num_maps(self, score: str) -> int:
+        """How many maps of a measured score an image has: one for each noise level, but for appearance."""
+        return 1 if score == "appearance" else len(self.config.timesteps)
 
     @staticmethod
     def parts(score: str) -> tuple[str, ...]:
         """The measured scores whose mean a score is."""
         return ("appearance", "mahalanobis") if score == "sum" else (score,)
 
-    @staticmethod
-    def _check_statistics(statistics: dict[str, list[float]], scores: Sequence[str], levels: int) -> None:
-        wanted = {f"{score}_{name}" for score in scores for name in ("mean", "std")}
-        if statistics.keys() != wanted:
+    def _check_statistics(self, statistics: dict[str, list[float]]) -> None:
+        wanted = {f"{score}_{name}": self.num_maps(score) for score in self.scores for name in ("mean", "std")}
+        if statistics.keys() != wanted.keys():
             raise ValueError(f"`statistics` must be of {', '.join(sorted(wanted))}, found {', '.join(statistics)}.")
         for name, values in statistics.items():
-            if len(values) != levels:
-                raise ValueError(f"`statistics` need {levels} values each, found {len(values)} of {name}.")
+            if len(values) != wanted[name]:
+                raise ValueError(f"`statistics` need {wanted[name]} values of {name}, found {len(values)}.")
             if name.endswith("_std") and min(values) <= 0:
                 raise ValueError(f"`statistics` must have positive deviations, found {min(values)} of {name}.")
 
@@ -236,20 +238,19 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
         Args:
             residuals: F(x_0) - f(x_t, t), `[N, K, C, h, w]`.
             timesteps: the K noise levels.
-            scores: `mse`, the squared error averaged over channels (the paper's), as `[N, K, h, w]`; `mahalanobis`,
-                the distance to the Gaussian of normal residuals at its position and level, as `[N, K, g, g]`.
+            scores: `mahalanobis`, the distance to the Gaussian of normal residuals at its position, `[N, K, g, g]`.
         """
-        maps = {}
-        if "mse" in scores:
-            maps["mse"] = residuals.square().mean(dim=2)
-        if "mahalanobis" in scores:
-            distances = [self(residuals[:, k], RESIDUALS) for k in range(len(timesteps))]
-            maps["mahalanobis"] = torch.cat(distances, dim=1)
-        return maps
+        if "mahalanobis" not in scores:
+            return {}
+        distances = [self(residuals[:, k]) for k in range(len(timesteps))]
+        return {"mahalanobis": torch.cat(distances, dim=1)}
 
     def calibrate(self, name: str, maps: torch.Tensor, timesteps: Sequence[int]) -> torch.Tensor:
-        """Maps `[N, K, S, S]` in units of normal images: minus their mean, over their standard deviation."""
-        index = self.index(timesteps)
+        """Maps `[N, K, S, S]` in units of normal images: minus their mean, over their standard deviation.
+
+        Those of appearance are `[N, 1, S, S]`.
+        """
+        index = self.index(timesteps) if self.num_maps(name) > 1 else [0]
         mean, std = (
             torch.tensor(self.config.statistics[f"{name}_{statistic}"], device=maps.device)[index].view(1, -1, 1, 1)
             for statistic in ("mean", "std")
@@ -270,6 +271,17 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
         return cells.topk(count, dim=1).values.mean(dim=1)
 
     @staticmethod
+    def predictive_limit(scores: np.ndarray, quantile: float, factor: float) -> np.ndarray:
+        """Where a threshold lies by the scores of few good images, `[..., M]` -> `[...]`.
+
+        Their quantile lets too many of the next ones fail. So it lies no lower than mean + factor * deviation, with a
+        factor of sqrt(1 + 1/M) t_{M-1}(quantile) Student's predictive quantile ("Statistical Intervals",
+        Meeker, Hahn and Escobar, 2017, section 4.7).
+        """
+        predicted = scores.mean(axis=-1) + np.float64(factor) * scores.std(axis=-1, ddof=1)
+        return np.maximum(np.quantile(scores, quantile, axis=-1), predicted)
+
+    @staticmethod
     def fuse(pixel_maps: torch.Tensor, feature_maps: torch.Tensor, alpha: float) -> torch.Tensor:
         """A = 1/K sum over noise levels of alpha pixel + (1 - alpha) feature (the paper's map), `[N, S, S]`."""
         return (alpha * pixel_maps + (1 - alpha) * feature_maps).mean(dim=1)
@@ -283,12 +295,15 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
         """
         if not self.config.num_calibration_images:
             return None
-        maps = self.calibration_maps.float().unflatten(1, (len(self.scores), -1))  # [M, 4, K, 32, 32]
+        counts = [self.num_maps(score) for score in self.scores]
+        by_score = dict(zip(self.scores, self.calibration_maps.float().split(counts, dim=1), strict=True))
         index = self.index(timesteps)
         pixel, feature = (
-            maps[:, [self.scores.index(part) for part in self.parts(name)]][:, :, index].mean(dim=1)
+            torch.stack(
+                [by_score[part].expand(-1, len(self.config.timesteps), -1, -1) for part in self.parts(name)]
+            ).mean(dim=0)[:, index]
             for name in (pixel_score, feature_score)
-        )
+        )  # [M, K, 32, 32]
         return self.fuse(pixel, feature, alpha).flatten(1)
 
     def limits(
@@ -296,14 +311,19 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
     ) -> tuple[float | None, float | None]:
         """Threshold and mask level, from the stored maps of held-out normal images; None without such maps.
 
-        The threshold is the quantile `threshold_quantile` of their image scores. The mask level is the 99 % quantile
-        of their cells: how far a defect region grows from the cells above the threshold.
+        The threshold is the quantile `threshold_quantile` of their image scores, of few `predictive_limit`. The mask
+        level is the 99 % quantile of their cells: how far a defect region grows from the cells above the threshold.
         """
         fused = self.normal_maps(alpha, timesteps, pixel_score, feature_score)  # [M, cells]
         if fused is None:
             return None, None
         scores = self.top_cells(fused, self.config.num_top_cells)
-        threshold = torch.quantile(scores, self.config.threshold_quantile)
+        quantile, factor = self.config.threshold_quantile, self.config.prediction_factor
+        threshold = (
+            float(torch.quantile(scores, quantile))
+            if factor is None
+            else float(self.predictive_limit(scores.numpy(), quantile, factor))
+        )
         # torch.quantile refuses more than 16 M values.
         cells = fused.flatten().sort().values
-        return float(threshold), float(cells[int(0.99 * (len(cells) - 1))])
+        return threshold, float(cells[int(0.99 * (len(cells) - 1))])

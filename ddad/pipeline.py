@@ -5,7 +5,6 @@ published with every checkpoint, so it imports third-party packages only.
 """
 
 import contextlib
-import copy
 import functools
 import hashlib
 import importlib
@@ -29,8 +28,8 @@ from diffusers.utils import BaseOutput
 from huggingface_hub import ModelCard
 
 ImageInput = str | os.PathLike | PIL.Image.Image | np.ndarray | torch.Tensor
-PixelScore = Literal["kl", "rgb"]
-FeatureScore = Literal["appearance", "mahalanobis", "mse", "sum"]
+PixelScore = Literal["kl"]
+FeatureScore = Literal["appearance", "mahalanobis", "sum"]
 
 
 def plainly(method: Callable) -> Callable:
@@ -228,10 +227,8 @@ class DDADPipeline(DiffusionPipeline):
         threshold: the image score above which an image is anomalous; None measures it on the held-out normal images
             that are stored in `normality`, for any `alpha` and `timesteps`.
         blur_sigma: standard deviation in pixels of the Gaussian that smoothes the score maps.
-        feature_score: the feature score that is weighed against the pixel score: `"appearance"`, `"mahalanobis"`,
-            `"mse"` or `"sum"`; see a call.
-        num_inference_steps: gives the pipeline a scheduler of its own with so many steps; None takes the scheduler as
-            it is. See `DDADScheduler`.
+        feature_score: the feature score that is weighed against the pixel score: `"appearance"`, `"mahalanobis"` or
+            `"sum"`; see a call.
     """
 
     source_code = Path(__file__).read_text(encoding="utf-8")
@@ -252,7 +249,7 @@ class DDADPipeline(DiffusionPipeline):
         "alpha": (float, 0, 1),
         "threshold": (float, -1e9, 1e9),
         "blur_sigma": (float, 0, 64),
-        "feature_score": {"appearance", "mahalanobis", "mse", "sum"},
+        "feature_score": {"appearance", "mahalanobis", "sum"},
     }
     model_cpu_offload_seq = "appearance_extractor->feature_extractor->unet->refiner"
     # Small, and not always called through its `forward`, which is where offloading would bring it to the device.
@@ -277,7 +274,6 @@ class DDADPipeline(DiffusionPipeline):
         threshold: float | None = None,
         blur_sigma: float = 4.0,
         feature_score: str = "mahalanobis",
-        num_inference_steps: int | None = None,
     ):
         super().__init__()
         if not hasattr(scheduler, "pixel_maps"):
@@ -297,8 +293,6 @@ class DDADPipeline(DiffusionPipeline):
             "feature_score": feature_score,
         }
         self.check_settings(type(self), "the pipeline", settings)
-        if num_inference_steps not in (None, scheduler.config.num_inference_steps):
-            scheduler = type(scheduler).from_config(scheduler.config, num_inference_steps=num_inference_steps)
         self.register_modules(
             unet=unet,
             scheduler=scheduler,
@@ -467,8 +461,8 @@ class DDADPipeline(DiffusionPipeline):
             images: `[N, 3, S, S]` in [-1, 1].
             timesteps: K noise levels.
             noise: `[K, 3, S, S]`.
-            scores: the names of the maps to compute: `kl`, `rgb` (see `DDADScheduler.pixel_maps`), `mahalanobis`,
-                `mse` (see `DDADNormalityModel.feature_maps`).
+            scores: the names of the maps to compute: `kl` (see `DDADScheduler.pixel_maps`) and `mahalanobis` (see
+                `DDADNormalityModel.feature_maps`).
 
         Returns:
             The maps by name, `[N, K, S, S]` each.
@@ -549,8 +543,11 @@ class DDADPipeline(DiffusionPipeline):
         of_unet = sorted(measured - {"appearance"})
         maps = self.score_maps(self.prepare(images), timesteps, noise, of_unet) if of_unet else {}
         if "appearance" in measured:
-            maps["appearance"] = self.appearance_maps(images).expand(-1, len(timesteps), -1, -1)
-        calibrated = {name: self.normality.calibrate(name, maps[name], timesteps).cpu() for name in measured}
+            maps["appearance"] = self.appearance_maps(images)
+        calibrated = {
+            name: self.normality.calibrate(name, maps[name], timesteps).cpu().expand(-1, len(timesteps), -1, -1)
+            for name in measured
+        }
         return [torch.stack([calibrated[part] for part in names]).mean(dim=0) for names in parts]
 
     # ------------------------------------------------------------------------------------------------------ denoising
@@ -576,11 +573,9 @@ class DDADPipeline(DiffusionPipeline):
         output = self.unet(noisy.to(self.unet.dtype), levels).sample.float()
         return self.scheduler.predict(output, noisy, levels).mean.clamp(-1, 1)
 
-    def normality_distance(
-        self, images: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, gaussian: int
-    ) -> torch.Tensor:
+    def normality_distance(self, images: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Weighted mean Mahalanobis distance of F(x), less `target`, over the grid, `[N]`."""
-        values = self.normality(self.extract_features(images) - target, gaussian)  # [N, 1, g, g]
+        values = self.normality(self.extract_features(images) - target)  # [N, 1, g, g]
         return (values * weight).sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3))
 
     def measure(self, images: torch.Tensor, *target: Any) -> Any:
@@ -609,6 +604,11 @@ class DDADPipeline(DiffusionPipeline):
             original = self.predict_original(noisy, timestep)
             current, inside = self.denoiser.repaint_step(images, mask, noisy, original, alpha_bar)
             yield timestep, current
+
+    @property
+    def middle_level(self) -> int:
+        """The noise level at which the U-Net predicts what features should be."""
+        return sorted(self.timesteps)[len(self.timesteps) // 2]
 
     def most_gradient_steps(self, whole: bool = False) -> int:
         """How many gradient steps a call takes at most that names no number.
@@ -641,13 +641,12 @@ class DDADPipeline(DiffusionPipeline):
             predicted = self.predict_clean(images, self.timestep_of(config.grain_step))
             candidates.append(denoiser.borrow_grain(images, mask, predicted, repainted))
 
-        level = sorted(self.timesteps)[len(self.timesteps) // 2]
+        level = self.middle_level
         normal = self.normality.config.statistics["mahalanobis_mean"][self.normality.index([level])[0]]
         target = self.predict_at(repainted, [level], self.get_noise([level], generator))[-1]
         weight = F.adaptive_avg_pool2d(mask, self.normality.config.grid_size)  # [N, 1, g, g]
-        gaussian = self.normality.residuals
-        yield level, images, self.normality_distance(images, target, weight, gaussian)
-        state = denoiser.begin([self.measure(one, target, weight, gaussian) for one in candidates], normal)
+        yield level, images, self.normality_distance(images, target, weight)
+        state = denoiser.begin([self.measure(one, target, weight) for one in candidates], normal)
         yield 0, state.images, state.distance
         for number in range(1, num_steps + 1):
             chosen = state.active.nonzero()[:, 0]
@@ -659,7 +658,7 @@ class DDADPipeline(DiffusionPipeline):
             if number % config.denoise_every == 0:
                 timestep = self.timestep_of(config.denoising_step)
                 candidate = candidate + mask[chosen] * (self.posterior_mean(candidate, timestep) - candidate)
-            measured = self.measure(candidate.clamp(-1, 1), target[chosen], weight[chosen], gaussian)
+            measured = self.measure(candidate.clamp(-1, 1), target[chosen], weight[chosen])
             denoiser.accept(state, chosen, measured, momentum, timestep > 0, normal)
             if number % config.check_every == 0:
                 denoiser.check_progress(state)
@@ -667,27 +666,31 @@ class DDADPipeline(DiffusionPipeline):
         if self.refiner is not None:
             timestep = self.timestep_of(config.denoising_step)
             denoised = state.images + mask * (self.predict_clean(state.images, timestep) - state.images)
-            yield timestep, denoised, self.normality_distance(denoised, target, weight, gaussian)
+            yield timestep, denoised, self.normality_distance(denoised, target, weight)
 
-    def descend_whole(self, images: torch.Tensor, num_steps: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-        """Gradient denoising as the paper has it: the whole image, the features themselves, a fixed number of steps.
+    def descend_whole(
+        self, images: torch.Tensor, num_steps: int, generator: torch.Generator | None
+    ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """Gradient denoising in the paper's form: the whole image, one target for all of it, a fixed number of steps.
 
-        After every N_d-th step the image becomes the mean of p(x_{t-1} | x_t = x).
+        The distance is the one that judges: that of the features to those that the U-Net predicts of the image at the
+        middle noise level. After every N_d-th step the image becomes the mean of p(x_{t-1} | x_t = x).
 
         Yields:
             As `descend`.
         """
         grid = self.normality.config.grid_size
-        target = torch.zeros((), device=images.device)
+        level = self.middle_level
+        target = self.predict_at(images, [level], self.get_noise([level], generator))[-1]
         weight = torch.ones(len(images), 1, grid, grid, device=images.device)
-        measured = self.measure(images, target, weight, self.normality.features)
+        measured = self.measure(images, target, weight)
         yield 0, images, measured.distance
         for number in range(1, num_steps + 1):
             images, timestep = self.denoiser.whole_step(measured.images, measured.gradient), 0
             if number % self.denoiser.config.denoise_every == 0:
                 timestep = self.timestep_of(self.denoiser.config.denoising_step)
                 images = self.posterior_mean(images, timestep)
-            measured = self.measure(images, target, weight, self.normality.features)
+            measured = self.measure(images, target, weight)
             yield timestep, images, measured.distance
 
     def denoise(
@@ -719,7 +722,11 @@ class DDADPipeline(DiffusionPipeline):
         if not chosen:
             return frames, distances
         images, mask = images[chosen], mask[chosen]
-        steps = self.descend_whole(images, num_steps) if whole else self.descend(images, mask, num_steps, generator)
+        steps = (
+            self.descend_whole(images, num_steps, generator)
+            if whole
+            else self.descend(images, mask, num_steps, generator)
+        )
         before = None
         progress = self.progress_bar(total=self.denoiser.most_steps(num_steps, whole))
         for number, (timestep, current, distance) in enumerate(steps):
@@ -749,8 +756,8 @@ class DDADPipeline(DiffusionPipeline):
 
     @staticmethod
     def _check_forms(threshold: float | None, denoise: bool | str, output_type: str) -> None:
-        if denoise not in (True, False, "masked", "whole"):
-            raise ValueError(f"`denoise` must be True, False, 'masked' or 'whole', found {denoise!r}.")
+        if denoise not in (True, False, "whole"):
+            raise ValueError(f"`denoise` must be True, False or 'whole', found {denoise!r}.")
         if threshold is not None and not math.isfinite(threshold):
             raise ValueError(f"`threshold` must be a number, found {threshold}.")
         if output_type not in ("pil", "np", "pt"):
@@ -788,7 +795,7 @@ class DDADPipeline(DiffusionPipeline):
         alpha: float | None = None,
         timesteps: Sequence[int] | None = None,
         threshold: float | None = None,
-        denoise: bool | Literal["masked", "whole"] = True,
+        denoise: bool | Literal["whole"] = True,
         num_denoising_steps: int | None = None,
         pixel_score: PixelScore | None = None,
         feature_score: FeatureScore | None = None,
@@ -808,13 +815,12 @@ class DDADPipeline(DiffusionPipeline):
             timesteps: which of the pipeline's noise levels score; None takes all.
             threshold: score above which an image is anomalous; None takes the pipeline's, for the given alpha,
                 timesteps and scores.
-            denoise: whether to make the image without its defects. True and `"masked"` repair what the anomaly map
-                marks and leave an image without defects as it is; `"whole"` is the paper's form.
+            denoise: whether to make the image without its defects. True repairs what the anomaly map marks
+                and leaves an image without defects as it is; `"whole"` is the paper's form.
             num_denoising_steps: the most gradient steps; None takes `most_gradient_steps`.
-            pixel_score: `"kl"`, or `"rgb"` for the baseline that the paper compares with; None takes KL.
+            pixel_score: `"kl"` measures it whatever its weight; None where it weighs something.
             feature_score: `"appearance"`, how unusual the features themselves are; `"mahalanobis"`, how unusual the
-                error of the U-Net's prediction of them; `"sum"`, the mean of both; `"mse"`, the paper's squared error;
-                None takes the pipeline's.
+                error of the U-Net's prediction of them; `"sum"`, the mean of both; None takes the pipeline's.
             batch_size: images in one evaluation of the networks; it changes memory and speed alone.
             generator: source of the noise; None takes the same noise at every call. What `score` gave has its noise
                 already: then it is the source for denoising alone.
@@ -918,37 +924,18 @@ class DDADPipeline(DiffusionPipeline):
 
     # ----------------------------------------------------------------------------------------------- saving, loading
 
-    def save_pretrained(
-        self, save_directory: str | os.PathLike, *args: Any, variant: str | None = None, **kwargs: Any
-    ) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Saves weights, settings and code; see diffusers.
 
-        Args:
-            save_directory: the folder.
-            args: as diffusers'.
-            variant: `"fp16"` or `"bf16"` writes files of that name beside others, with the weights of U-Net and
-                backbone in that precision; calibration and Gaussians keep theirs.
-            kwargs: as diffusers'.
-
         Raises:
-            ValueError: for another variant, or `safe_serialization=False`: weights are safetensors only.
+            ValueError: for `safe_serialization=False`, since weights are safetensors only, and for a `variant`: a
+                checkpoint holds one precision, that of its weights.
         """
         if not kwargs.get("safe_serialization", True):
             raise ValueError("Weights are saved as safetensors only: leave out `safe_serialization=False`.")
-        if variant is None:
-            super().save_pretrained(save_directory, *args, **kwargs)
-            return
-        dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16}
-        if variant not in dtypes:
-            raise ValueError(f"`variant` must be one of {tuple(dtypes)}, found {variant!r}.")
-        networks = {name: getattr(self, name) for name in ("unet", "feature_extractor")}
-        for name, network in networks.items():
-            setattr(self, name, copy.deepcopy(network).to(dtypes[variant]))
-        try:
-            super().save_pretrained(save_directory, *args, variant=variant, **kwargs)
-        finally:
-            for name, network in networks.items():
-                setattr(self, name, network)
+        if kwargs.get("variant") is not None:
+            raise ValueError("A checkpoint has one precision: leave out `variant` and save `pipe.to(dtype)`.")
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Writes `model_index.json`, check sums, versions, and the code of the pipeline and its components.
@@ -1017,10 +1004,9 @@ class DDADPipeline(DiffusionPipeline):
 
         Args:
             pretrained_model_name_or_path: a folder, or the id of a repository on the Hub.
-            kwargs: `torch_dtype` or `dtype` (a dtype, or one for each component), `variant`, `device_map` (one device
-                for all), and `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` as in
-                huggingface_hub; a component's name replaces that component; an argument of `__init__` replaces the
-                stored one.
+            kwargs: `torch_dtype` or `dtype` (a dtype, or one for each component), `device_map` (one device for all),
+                and `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` as in huggingface_hub; a
+                component's name replaces that component; an argument of `__init__` replaces the stored one.
 
         Raises:
             OSError: if a file is missing or damaged, or a weight is missing.

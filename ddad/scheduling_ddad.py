@@ -50,8 +50,8 @@ class DDADScheduler(DDPMScheduler):
             prediction as it is. See `predict_original_sample`.
         clip_sample: whether x0_hat is clipped to [-1, 1].
         variance_type: `"learned_range"`, the only one that is implemented here.
-        timestep_spacing: how `set_timesteps` picks the steps; `"linspace"` equals guided-diffusion's respacing.
-        num_inference_steps: steps of the respaced process in which KL is measured; 250 in the paper.
+        num_inference_steps: steps of the respaced process in which KL is measured, spaced as in guided-diffusion; the
+            paper has 250.
 
     Raises:
         ValueError: for another `variance_type`, or a `detail_std` without `"sample"` prediction.
@@ -66,7 +66,6 @@ class DDADScheduler(DDPMScheduler):
         "detail_std": (float, 0, 2),
         "clip_sample": bool,
         "variance_type": {"learned_range"},
-        "timestep_spacing": {"linspace", "leading", "trailing"},
         "num_inference_steps": (int, 2, 100_000),
     }
 
@@ -80,7 +79,6 @@ class DDADScheduler(DDPMScheduler):
         detail_std: float = 0.0,
         clip_sample: bool = True,
         variance_type: str = "learned_range",
-        timestep_spacing: str = "linspace",
         num_inference_steps: int = 250,
     ):
         if variance_type != "learned_range":
@@ -101,7 +99,7 @@ class DDADScheduler(DDPMScheduler):
             prediction_type=prediction_type,
             clip_sample=clip_sample,
             variance_type=variance_type,
-            timestep_spacing=timestep_spacing,
+            timestep_spacing="linspace",
         )
         # Products of a thousand float32 factors lose the fourth digit of 1 - alpha_bar at small t.
         betas = torch.linspace(beta_start, beta_end, num_train_timesteps, dtype=torch.float64)
@@ -265,15 +263,9 @@ class DDADScheduler(DDPMScheduler):
             samples: x_t.
             model_output: `[N, 6, H, W]`.
             timesteps: t, `[N]`.
-            scores: `kl`, the divergence in bits (the paper's); `rgb`, the squared error of x0_hat averaged over RGB
-                (what AnoDDPM scores by).
+            scores: `kl`, the divergence in bits (the paper's).
         """
-        maps = {}
-        if "kl" in scores or "rgb" in scores:
-            prediction = self.predict(model_output, samples, timesteps)
-            if "kl" in scores:
-                maps["kl"] = self.kl_bits(original_samples, samples, prediction, timesteps)
-            if "rgb" in scores:
-                error = (original_samples - prediction.pred_original_sample) ** 2
-                maps["rgb"] = error.mean(dim=1, keepdim=True)
-        return maps
+        if "kl" not in scores:
+            return {}
+        prediction = self.predict(model_output, samples, timesteps)
+        return {"kl": self.kl_bits(original_samples, samples, prediction, timesteps)}

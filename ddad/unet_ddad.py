@@ -61,7 +61,6 @@ class DDADUNet2DModel(ModelMixin, ConfigMixin):
             of `block_out_channels` (guided-diffusion's 512x512 model has twice as many).
         resnet_time_scale_shift: how the time embedding enters: `"default"` (added) or `"scale_shift"`.
         norm_num_groups: groups of each GroupNorm.
-        num_class_embeds: number of categories of a unified model; None for one category (the paper's unified model).
         feature_channels: channels of the predicted features.
         feature_block: index of the up block, from the coarsest, whose activation feeds the feature head.
         feature_layer: index of the residual block inside it.
@@ -85,7 +84,6 @@ class DDADUNet2DModel(ModelMixin, ConfigMixin):
         "time_channels": (int, 2, 8192),
         "resnet_time_scale_shift": {"default", "scale_shift"},
         "norm_num_groups": (int, 1, 8192),
-        "num_class_embeds": (int, 1, 100_000),
         "feature_channels": (int, 1, 65_536),
         "feature_block": (int, 0, 15),
         "feature_layer": (int, 0, 16),
@@ -109,7 +107,6 @@ class DDADUNet2DModel(ModelMixin, ConfigMixin):
         time_channels: int | None = None,
         resnet_time_scale_shift: str = "default",
         norm_num_groups: int = 16,
-        num_class_embeds: int | None = None,
         feature_channels: int = 176,
         feature_block: int = 2,
         feature_layer: int = 1,
@@ -136,7 +133,6 @@ class DDADUNet2DModel(ModelMixin, ConfigMixin):
             resnet_time_scale_shift=resnet_time_scale_shift,
             norm_num_groups=norm_num_groups,
             attn_norm_num_groups=norm_num_groups,  # else the middle attention has none beside "scale_shift"
-            num_class_embeds=num_class_embeds,
             time_embedding_dim=4 * time_channels,
         )
         if time_channels != block_out_channels[0]:
@@ -158,7 +154,6 @@ class DDADUNet2DModel(ModelMixin, ConfigMixin):
         self,
         sample: torch.Tensor,
         timestep: torch.Tensor | int,
-        class_labels: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> DDADUNet2DOutput | tuple[torch.Tensor, torch.Tensor]:
         """Predicts noise or image, variance and clean features from a noisy image.
@@ -166,19 +161,10 @@ class DDADUNet2DModel(ModelMixin, ConfigMixin):
         Args:
             sample: x_t, `[N, 3, H, W]`.
             timestep: t in the training process, `[N]` or one number for all.
-            class_labels: index of the category, `[N]`; required if and only if the model is a unified one.
             return_dict: whether to return a `DDADUNet2DOutput` or a tuple.
-
-        Raises:
-            ValueError: if `class_labels` are missing for a unified model or given to a model of one category.
         """
-        if (class_labels is None) != (self.unet.class_embedding is None):
-            needs = "needs" if class_labels is None else "takes no"
-            raise ValueError(
-                f"This U-Net {needs} `class_labels`: its `num_class_embeds` is {self.config.num_class_embeds}."
-            )
         patches = F.pixel_unshuffle(sample, self.config.patch_size)
-        output = self.unet(patches, timestep, class_labels=class_labels).sample
+        output = self.unet(patches, timestep).sample
         output = F.pixel_shuffle(output, self.config.patch_size)  # [N, 6, H, W]
         features = self.feature_head(ACTIVATION.get())  # [N, feature_channels, h, w]
         if not return_dict:

@@ -58,13 +58,13 @@ def tiny_pipe():
     return create_tiny_pipeline()
 
 
-def fit_gaussian(normality: DDADNormalityModel, index: int, features: torch.Tensor, weight: float = 0.0) -> None:
+def fit_gaussian(normality: DDADNormalityModel, features: torch.Tensor, weight: float = 0.0) -> None:
     """Fits one Gaussian to features `[N, C, h, w]`."""
     values = normality.reduce(features)
     moments = Moments.empty(*values.shape[1:])
     moments.add(values)
     mean, covariance = moments.gaussian()
-    normality.set_gaussian(index, mean, shrink(covariance, weight))
+    normality.set_gaussian(mean, shrink(covariance, weight))
 
 
 def create_tiny_pipeline(seed: int = 0, **settings) -> DDADPipeline:
@@ -84,7 +84,7 @@ def create_tiny_pipeline(seed: int = 0, **settings) -> DDADPipeline:
     unet.requires_grad_(False)
     statistics = {
         f"{name}_{statistic}": values
-        for name in ("kl", "rgb", "mahalanobis", "mse")
+        for name in ("kl", "mahalanobis")
         for statistic, values in (("mean", [0.1, 0.2]), ("std", [0.5, 0.6]))
     }
     normality = DDADNormalityModel(
@@ -99,8 +99,7 @@ def create_tiny_pipeline(seed: int = 0, **settings) -> DDADPipeline:
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(40, features.feature_channels, 8, 8, generator=generator)
     normality.basis.copy_(principal_components(normality.to_grid(values), 12))
-    for index in (normality.residuals, normality.features):
-        fit_gaussian(normality, index, torch.randn(40, features.feature_channels, 16, 16, generator=generator))
+    fit_gaussian(normality, torch.randn(40, features.feature_channels, 16, 16, generator=generator))
     normality.set_factors(torch.linalg.qr(torch.randn(64 * 12, 4, generator=generator)).Q)
     normality.calibration_maps.copy_(torch.randn(normality.calibration_maps.shape, generator=generator))
     pipe = DDADPipeline(

@@ -1,7 +1,10 @@
 """Appearance: statistics of the features themselves, against brute force; and what they are for: a verdict alone."""
 
+import copy
+
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 from ddad import DDADPipeline
@@ -207,13 +210,27 @@ def test_parts_that_do_not_belong_together_are_refused(adapted):
         DDADPipeline.from_pipe(plain, feature_score="appearance")
 
 
-def test_the_stored_threshold_is_that_of_few_images_with_these_settings_alone(adapted):
+@pytest.mark.parametrize("few", [True, False])
+def test_a_threshold_does_not_jump_beside_the_stored_settings(adapted, few):
+    """A hair's breadth from the stored alpha, and at fewer noise levels: the same rule, of few images and of many."""
     pipe, _, parts = adapted
-    asked = [0.0 if pipe.config.alpha else 0.5, pipe.timesteps, "kl", pipe.config.feature_score]
-    own = pipe.normality.limits(pipe.config.alpha, *asked[1:])[0]
-    assert own <= pipe.threshold == pipe(parts[0], denoise=False).threshold
-    other = pipe(parts[0], alpha=asked[0], denoise=False).threshold
-    assert other == pytest.approx(pipe.normality.limits(*asked)[0])
+    assert pipe.config.threshold is None and pipe.normality.config.prediction_factor > 1.6
+    if not few:
+        pipe = DDADPipeline.from_pipe(pipe, normality=copy.deepcopy(pipe.normality))
+        pipe.normality.register_to_config(prediction_factor=None)
+    alpha = pipe.config.alpha
+    near = pipe(parts[0], alpha=alpha + (0.001 if alpha < 1 else -0.001), denoise=False).threshold
+    assert near == pytest.approx(pipe.threshold, rel=0.01)
+    for timesteps in (pipe.timesteps, pipe.timesteps[:1]):
+        cells = pipe.normality.normal_maps(alpha, timesteps, "kl", pipe.config.feature_score)
+        scores = pipe.normality.top_cells(cells, pipe.normality.config.num_top_cells).numpy()
+        limit = np.quantile(scores, 0.95)
+        if few:
+            count = len(scores)
+            student = scipy.stats.t.ppf(0.95, count - 1) * np.sqrt(1 + 1 / count)
+            limit = max(limit, scores.mean() + student * scores.std(ddof=1))
+        measured = pipe(parts[0], timesteps=timesteps, denoise=False).threshold
+        assert measured == pytest.approx(limit, rel=1e-5)
 
 
 def test_scores_without_the_unet_cannot_be_weighed_with_it(adapted):

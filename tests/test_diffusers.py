@@ -109,7 +109,7 @@ def test_from_pipe_shares_weights_and_takes_other_settings(saved, picture):
 def test_another_number_of_steps_leaves_the_first_pipeline_alone(saved, picture):
     pipe = DDADPipeline.from_pretrained(saved)
     expected = image_score(pipe, picture)
-    other = DDADPipeline.from_pipe(pipe, num_inference_steps=1000)
+    other = DDADPipeline.from_pipe(pipe, scheduler=pipe.scheduler.training_process())
     assert len(other.scheduler.timesteps) == 1000 and len(pipe.scheduler.timesteps) == 250
     assert image_score(pipe, picture) == expected != image_score(other, picture)
 
@@ -149,17 +149,9 @@ def test_saving_without_safetensors_is_refused(tmp_path):
     pipe = create_tiny_pipeline()
     with pytest.raises(ValueError, match="safetensors only"):
         pipe.save_pretrained(tmp_path, safe_serialization=False)
-    with pytest.raises(ValueError, match=r"`variant` must be one of \('fp16', 'bf16'\), found 'ema'"):
+    with pytest.raises(ValueError, match="A checkpoint has one precision: leave out `variant`"):
         pipe.save_pretrained(tmp_path, variant="ema")
     assert not list(tmp_path.iterdir())
-
-
-def test_saving_a_variant_leaves_the_pipeline_as_it_is(tmp_path, picture):
-    pipe = create_tiny_pipeline()
-    expected = image_score(pipe, picture)
-    pipe.save_pretrained(tmp_path, variant="bf16")
-    assert pipe.unet.dtype == torch.float32 and image_score(pipe, picture) == expected
-    assert DDADPipeline.from_pretrained(tmp_path, variant="bf16").config.category == "tiny"
 
 
 def test_the_unet_inside_is_one_of_diffusers(saved):

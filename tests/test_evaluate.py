@@ -1,14 +1,17 @@
 """`ddad evaluate` on a small data set with masks: tables, JSON, card, figures."""
 
+import dataclasses
 import json
 import shutil
 
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 
 from ddad.cli import main
 from ddad.datasets.layouts import read_dataset
+from ddad.evaluation.baselines import BASELINES, Baselines, measure_errors
 from ddad.evaluation.evaluate import evaluate
 from ddad.evaluation.metrics import auroc
 from ddad.evaluation.restoration import same_place
@@ -16,7 +19,8 @@ from ddad.evaluation.scoring import FORMS as ALL_FORMS
 from tests.conftest import create_tiny_pipeline
 from tests.hub.conftest import RECORD
 
-FORMS = tuple(form for form in ALL_FORMS if form not in ("appearance", "sum"))  # the tiny pipeline judges none
+# The tiny pipeline judges no appearance.
+FORMS = (*(form for form in ALL_FORMS if form not in ("appearance", "sum")), *BASELINES)
 
 
 @pytest.fixture
@@ -45,6 +49,29 @@ def test_every_form_is_measured_on_the_same_images(tiny_pipe, striped_data):
     assert report["defects"]["stain"]["images"] == 1 and "pro" not in report["defects"]["stain"]
     at = report["at_threshold"]
     assert at["detected"] == sum(kind["detected"] for kind in report["defects"].values())
+
+
+def test_baselines_are_errors_in_units_of_good_images(tiny_pipe, striped_data):
+    """The squared errors by hand, and means and deviations of good images taken off."""
+    paths = read_dataset(striped_data).train_paths
+    baselines = Baselines.of(tiny_pipe, paths)
+    images = [tiny_pipe.image_processor.read_image(path) for path in paths]
+    maps = baselines.maps(tiny_pipe, images)
+    for values in maps.values():
+        assert float(values.mean()) == pytest.approx(0, abs=1e-4)
+    x = tiny_pipe.prepare(images[:1])
+    level = torch.tensor([tiny_pipe.timesteps[0]])
+    noise = tiny_pipe.get_noise([int(level)])
+    noisy = tiny_pipe.scheduler.add_noise(x, noise, level)
+    clean = tiny_pipe.scheduler.predict_original_sample(tiny_pipe.unet(noisy, level).sample, noisy, level)
+    expected = tiny_pipe.smooth((x - clean).square().mean(dim=1, keepdim=True), x.shape[-1])[:, 0]
+    torch.testing.assert_close(measure_errors(tiny_pipe, images[:1])["rgb"][:, 0], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_without_good_training_images_there_are_no_baselines(tiny_pipe, striped_data):
+    dataset = read_dataset(striped_data)
+    report, *_ = evaluate(tiny_pipe, dataclasses.replace(dataset, samples=tuple(dataset.select("test"))))
+    assert "rgb" not in report["scores"] and "kl" in report["scores"]
 
 
 def test_the_command_prints_tables_and_keeps_them_with_the_checkpoint(striped_data, checkpoint, tmp_path, capsys):

@@ -68,10 +68,7 @@ def test_the_stored_model_measures_what_the_factors_leave():
     found = fit_factors(values, 3)
     model.set_factors(found.basis)
     covariance = torch.eye(5).expand(16, -1, -1)
-    model.set_gaussian(0, found.mean, covariance)
-    model.set_gaussian(1, found.mean, covariance)
+    model.set_gaussian(found.mean, covariance)
     maps = values.transpose(1, 2).unflatten(2, (4, 4))
     expected = found.unexplained(values).norm(dim=2).view(-1, 1, 4, 4)
-    torch.testing.assert_close(model(maps, 0), expected, rtol=1e-4, atol=1e-4)
-    # The features themselves keep everything: they are PaDiM's.
-    torch.testing.assert_close(model(maps, 1), (values - found.mean).norm(dim=2).view(-1, 1, 4, 4))
+    torch.testing.assert_close(model(maps), expected, rtol=1e-4, atol=1e-4)

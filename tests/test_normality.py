@@ -20,7 +20,7 @@ def features():
 def fitted(features, **settings):
     model = DDADNormalityModel(feature_channels=10, num_channels=6, grid_size=4, timesteps=(20,), **settings)
     model.basis.copy_(torch.eye(10)[:, CHANNELS])
-    fit_gaussian(model, 1, features)
+    fit_gaussian(model, features)
     return model
 
 
@@ -29,7 +29,7 @@ def test_distance_equals_numpy_with_the_inverse_covariance(features):
     pooled = features.double().reshape(60, 10, 4, 2, 4, 2).mean(dim=(3, 5)).numpy()[:, CHANNELS]
     new = torch.randn(3, 10, 8, 8)
     new_pooled = new.double().reshape(3, 10, 4, 2, 4, 2).mean(dim=(3, 5)).numpy()[:, CHANNELS]
-    found = model(new, 1)
+    found = model(new)
     for y, x in ((0, 0), (2, 3)):
         mean = pooled[:, :, y, x].mean(axis=0)
         inverse = np.linalg.inv(np.cov(pooled[:, :, y, x], rowvar=False) + 0.01 * np.eye(6))
@@ -39,59 +39,58 @@ def test_distance_equals_numpy_with_the_inverse_covariance(features):
 
 
 def test_normal_features_lie_at_the_root_of_the_dimension(features):
-    distance = fitted(features)(features, 1)
+    distance = fitted(features)(features)
     assert float(distance.square().mean()) == pytest.approx(6, rel=0.05)
-    assert fitted(features)(features + 20, 1).min() > 3 * distance.max()
+    assert fitted(features)(features + 20).min() > 3 * distance.max()
 
 
 def test_gradient_is_that_of_finite_differences(features):
     model = fitted(features).double()
     x = features[:1].clone().requires_grad_(True)
-    model(x, 1).sum().backward()
+    model(x).sum().backward()
     channel = CHANNELS[0]
     step = torch.zeros_like(x)
     step[0, channel, 3, 5] = 1e-2
     with torch.no_grad():
-        slope = (model(x + step, 1).sum() - model(x - step, 1).sum()) / 2e-2
+        slope = (model(x + step).sum() - model(x - step).sum()) / 2e-2
     assert float(x.grad[0, channel, 3, 5]) == pytest.approx(float(slope), rel=0.02, abs=1e-3)
 
 
 def test_float16_weights_still_compute_in_float32(features):
     model = fitted(features)
-    distance = model(features[:4], 1)
-    half = model.to(torch.float16)(features[:4], 1)
+    distance = model(features[:4])
+    half = model.to(torch.float16)(features[:4])
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, distance, rtol=0.02, atol=0.02)
 
 
 def test_only_the_triangle_is_stored(features, tmp_path):
     model = fitted(features)
-    assert model.whitening[1].shape == (16, 21)
+    assert model.whitening.shape == (16, 21)
     model.save_pretrained(tmp_path)
-    assert torch.equal(DDADNormalityModel.from_pretrained(tmp_path)(features, 1), model(features, 1))
+    assert torch.equal(DDADNormalityModel.from_pretrained(tmp_path)(features), model(features))
 
 
 def test_principal_components_keep_what_varies(features):
     model = DDADNormalityModel(feature_channels=10, num_channels=10, grid_size=4, timesteps=(20,))
     pooled = torch.nn.functional.adaptive_avg_pool2d(features, 4).flatten(2).transpose(1, 2)
     model.basis.copy_(principal_components(pooled, 10))
-    fit_gaussian(model, 1, features)
+    fit_gaussian(model, features)
     whole = DDADNormalityModel(feature_channels=10, num_channels=10, grid_size=4, timesteps=(20,))
     whole.basis.copy_(torch.eye(10))
-    fit_gaussian(whole, 1, features)
+    fit_gaussian(whole, features)
     # All components are a rotation, which no distance notices.
-    torch.testing.assert_close(model(features, 1), whole(features, 1), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(model(features), whole(features), rtol=1e-3, atol=1e-3)
 
 
 def test_one_gaussian_serves_all_noise_levels(features):
     shared = DDADNormalityModel(feature_channels=10, num_channels=6, grid_size=4, timesteps=(20, 201))
-    assert len(shared.mean) == 2
     shared.basis.copy_(torch.eye(10)[:, CHANNELS])
-    fit_gaussian(shared, 0, features)
+    fit_gaussian(shared, features)
     residuals = features[:3, None].repeat(1, 2, 1, 1, 1)
     maps = shared.feature_maps(residuals, (20, 201), ["mahalanobis"])["mahalanobis"]
     assert maps.shape == (3, 2, 4, 4) and torch.equal(maps[:, 0], maps[:, 1])
-    torch.testing.assert_close(maps[:, :1], shared(features[:3], 0))
+    torch.testing.assert_close(maps[:, :1], shared(features[:3]))
 
 
 def test_the_image_score_is_the_mean_of_its_highest_cells():

@@ -11,10 +11,11 @@ import torch
 from ddad import DDADPipeline
 from ddad.app.categories import Categories
 from ddad.calibration.advice import PartReport, find_other_kind, pooled_features
-from ddad.calibration.calibration import few_limit
+from ddad.calibration.calibration import prediction_factor
 from ddad.calibration.part import expect_false_alarms, load_base
 from ddad.cli import main
 from ddad.images_ddad import DDADImageProcessor
+from ddad.normality_ddad import DDADNormalityModel
 from ddad.refining_ddad import DDADRefiner
 from tests.conftest import ROOT, create_tiny_pipeline
 from tests.test_calibration import striped_images
@@ -112,7 +113,8 @@ def test_few_scores_make_a_cautious_threshold():
     random = np.random.default_rng(0)
     scores = random.standard_normal((3000, 8))
     further = random.standard_normal(3000)
-    assert (further > few_limit(scores, 0.95)).mean() == pytest.approx(0.05, abs=0.015)
+    limits = DDADNormalityModel.predictive_limit(scores, 0.95, prediction_factor(8, 0.95))
+    assert (further > limits).mean() == pytest.approx(0.05, abs=0.015)
     assert (further > np.quantile(scores, 0.95, axis=1)).mean() > 0.1
     few, many = expect_false_alarms(8, 0.95), expect_false_alarms(100, 0.95)
     assert few[0] == pytest.approx(5, abs=1) and many[0] == pytest.approx(5.5, abs=1)

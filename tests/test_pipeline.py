@@ -142,9 +142,9 @@ def test_image_score_is_the_mean_of_the_highest_cell(tiny_pipe, picture):
 
 
 def test_threshold_is_the_quantile_of_stored_normal_images(tiny_pipe, picture):
-    maps = tiny_pipe.normality.calibration_maps.view(6, 4, 2, -1)  # kl, rgb, mahalanobis, mse
+    maps = tiny_pipe.normality.calibration_maps.view(6, 2, 2, -1)  # kl, mahalanobis
     for alpha, timesteps, levels in ((0.5, [20, 201], [0, 1]), (0.2, [201], [1])):
-        fused = (alpha * maps[:, 0] + (1 - alpha) * maps[:, 2])[:, levels].mean(dim=1)
+        fused = (alpha * maps[:, 0] + (1 - alpha) * maps[:, 1])[:, levels].mean(dim=1)
         expected = torch.quantile(fused.amax(dim=1), 0.95)
         found = tiny_pipe(picture, alpha=alpha, timesteps=timesteps, denoise=False).threshold
         assert found == pytest.approx(float(expected), rel=1e-5)
@@ -324,8 +324,8 @@ def test_scores_that_are_given_are_not_contradicted(tiny_pipe, picture):
     scores = tiny_pipe.score(picture)
     same = tiny_pipe(scores, pixel_score="kl", feature_score="mahalanobis", denoise=False)
     assert same.image_score == tiny_pipe(picture, denoise=False).image_score
-    with pytest.raises(ValueError, match="`pixel_score` is 'rgb', and the scores given are of 'kl'"):
-        tiny_pipe(scores, pixel_score="rgb")
+    with pytest.raises(ValueError, match="`feature_score` is 'sum', and the scores given are of 'mahalanobis'"):
+        tiny_pipe(scores, feature_score="sum")
     with pytest.raises(ValueError, match="`generator` has no use"):
         tiny_pipe(scores, generator=torch.Generator(), denoise=False)
 

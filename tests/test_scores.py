@@ -34,8 +34,8 @@ def test_scores_lead_to_the_same_normal_version(solar_pipe, defective_cell):
 
 
 def test_the_kind_of_scores_stays_what_it_was(tiny_pipe, picture):
-    scores = tiny_pipe.score(picture, pixel_score="rgb", feature_score="mse", timesteps=[20])
-    direct = tiny_pipe(picture, pixel_score="rgb", feature_score="mse", timesteps=[20], denoise=False)
+    scores = tiny_pipe.score(picture, pixel_score="kl", timesteps=[20])
+    direct = tiny_pipe(picture, pixel_score="kl", timesteps=[20], denoise=False)
     judged = tiny_pipe(scores, denoise=False)
     assert judged.image_score == direct.image_score and judged.threshold == direct.threshold
     with pytest.raises(ValueError, match=r"\[201\] were not scored; choose from \[20\]"):

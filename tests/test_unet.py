@@ -78,18 +78,6 @@ def test_an_image_does_not_depend_on_its_batch():
         torch.testing.assert_close(together.features[i : i + 1], alone.features, atol=1e-5, rtol=1e-4)
 
 
-@torch.no_grad()
-def test_unified_model_sees_the_category():
-    model = small_unet(num_class_embeds=3)
-    x = torch.randn(1, 3, 64, 64)
-    first, second = (model(x, 20, class_labels=torch.tensor([label])).sample for label in (0, 1))
-    assert not torch.allclose(first, second)
-    with pytest.raises(ValueError, match="needs `class_labels`"):
-        model(x, 20)
-    with pytest.raises(ValueError, match="takes no `class_labels`"):
-        small_unet()(x, 20, class_labels=torch.tensor([0]))
-
-
 def test_sizes_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="multiple of 8"):
         small_unet(sample_size=60)

@@ -188,7 +188,7 @@ def create_page(checkpoints: str | Path) -> gr.Blocks:
             with gr.Tab("Line"):
                 line = add_line(categories, visits, category)
             with gr.Tab(HERE, id="part"):
-                part, given = add_your_part(page, categories, visits, category, known, own, work, tabs, parts)
+                part, given = add_your_part(page, categories, visits, category, known, own, work, parts)
             with gr.Tab("About"):
                 add_about(categories, category)
         other.click(lambda: gr.Tabs(selected="part"), None, tabs, queue=False, api_visibility="private")

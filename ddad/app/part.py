@@ -37,6 +37,13 @@ ELSEWHERE = "elsewhere"
 # Where the visitor is when something is finished: in the browser, which alone knows it.
 WHERE = """(...inputs) => [...inputs.slice(0, -1),
     document.querySelector('[role=tab][aria-selected=true]')?.textContent.trim() ?? '']"""
+# Goes where images are inspected, if the visitor still is where the part was learnt, and nothing is to be done there
+# first, such as looking at suspects.
+GO = f"""go => {{
+    const tabs = [...document.querySelectorAll('[role=tab]')], named = name => tab => tab.textContent.trim() === name;
+    const here = tabs.find(named('{HERE}'))?.getAttribute('aria-selected') === 'true';
+    if (go && here) tabs.find(named('One image'))?.click();
+}}"""
 NEW, SAME = "A new part", "The category above, under another camera, lamp or batch"
 
 
@@ -162,28 +169,24 @@ def contact_sheet(files: Sequence[str] | None, unlike: Sequence[str]) -> list[tu
     ]
 
 
-def choose(name: str, known: list[str], here: str) -> tuple[gr.Dropdown, str]:
+def choose(name: str, known: list[str], settled: bool, here: str) -> tuple[gr.Dropdown, str, str]:
     """The new category in the list; chosen where the visitor still waits for it.
 
     A visitor who has gone elsewhere meanwhile stays there, with the category that they work with.
     """
     if not name:
-        return gr.skip(), ""
+        return gr.skip(), "", ""
     if here != HERE:
-        return gr.Dropdown(choices=label_choices(known)), ELSEWHERE
-    return gr.Dropdown(choices=label_choices(known), value=name), name
+        return gr.Dropdown(choices=label_choices(known)), ELSEWHERE, ""
+    return gr.Dropdown(choices=label_choices(known), value=name), name, "go" if settled else ""
 
 
-def create_landing(single: SingleImage, tabs: gr.Tabs, told: Words) -> Callable[..., Iterator[dict[Any, Any]]]:
-    """The event that shows what was learnt where images are inspected.
-
-    Where something is to be done first, such as looking at suspects, the visitor stays where that is done.
-    """
+def create_landing(single: SingleImage, told: Words) -> Callable[..., Iterator[dict[Any, Any]]]:
+    """The event that shows what was learnt where images are inspected; `GO` goes there."""
 
     def land(
         landed: str,
         text: str,
-        settled: bool,
         opacity: float,
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
@@ -193,8 +196,7 @@ def create_landing(single: SingleImage, tabs: gr.Tabs, told: Words) -> Callable[
             return
         headline = text.partition("\n")[0].strip("#* ")
         words = f"**{headline}.** What was understood, and the download, stand under *{HERE}*."
-        for number, view in enumerate(single.land(landed, words, opacity, request, progress)):
-            yield {**view, tabs: gr.Tabs(selected="one")} if settled and number == 0 else view
+        yield from single.land(landed, words, opacity, request, progress)
 
     return land
 
@@ -207,7 +209,6 @@ def add_your_part(
     known: gr.State,
     own: gr.BrowserState,
     single: SingleImage,
-    tabs: gr.Tabs,
     parts: OwnParts,
 ) -> tuple[YourPart, gr.File]:
     """Builds the tab; returns what it does, and where photographs are given.
@@ -220,7 +221,6 @@ def add_your_part(
         known: the names in it.
         own: the names of the visitor's own ones, kept in their browser.
         single: the tab that shows one image.
-        tabs: where it is.
         parts: what visitors have learnt.
     """
     work = YourPart(categories, visits, parts)
@@ -312,14 +312,15 @@ def add_your_part(
     trained = add_home_training(
         page, categories, visits, (learnt, files), (known, own), offer, [known, own, told, learnt, settled]
     )
-    landed, land = gr.State(""), create_landing(single, tabs, told)
+    landed, land = gr.State(""), create_landing(single, told)
+    go = gr.Textbox("", visible=False)  # states do not reach the browser
 
     def follow(event: Any) -> None:
         """What comes after something was learnt, trained or given back."""
         options: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
-        chosen = event.success(choose, [learnt, known, here], [category, landed], js=WHERE, **options)
-        inputs = [landed, told, settled, single.opacity]
-        landing = chosen.then(land, inputs, [*single.places.all, tabs, told], **options)
+        chosen = event.success(choose, [learnt, known, settled, here], [category, landed, go], js=WHERE, **options)
+        chosen.then(None, go, None, js=GO, **options)
+        landing = chosen.then(land, [landed, told, single.opacity], [*single.places.all, told], **options)
         landing.then(single.settle, single.places.shown, single.places.all, **options)
 
     follow(trained)

@@ -41,14 +41,14 @@ def create_samples(shown: list[Example]) -> tuple[gr.Row, gr.Gallery]:
     with gr.Row(visible=bool(shown)) as place:
         samples = gr.Gallery(
             [(example.path, example.caption) for example in shown],
-            columns=6, height=100, allow_preview=False, interactive=False,
+            columns=3, height="auto", allow_preview=False, interactive=False,
             buttons=[], elem_id="examples", label="Examples", show_label=False, object_fit="cover", container=False,
         )  # fmt: skip
     return place, samples
 
 
-def create_input(first: str | None, words: str) -> tuple[Any, ...]:
-    """The column that takes images: image, buttons, ground truth, and whose images the examples are."""
+def create_input(first: str | None) -> tuple[Any, ...]:
+    """What takes images: image and buttons."""
     image = create_image_input(
         first,
         label="Your image",
@@ -60,13 +60,18 @@ def create_input(first: str | None, words: str) -> tuple[Any, ...]:
     with gr.Row():
         find = gr.Button("Find defects", variant="primary", min_width=120)
         stop = gr.Button("Stop", variant="stop", min_width=80)
+    return image, find, stop
+
+
+def create_small_print(words: str) -> tuple[Any, ...]:
+    """What stands below: the ground truth, and whose images the examples are."""
     with gr.Accordion("Compare with a ground truth", open=False):
         truth = create_image_input(
             label="Mask of the true defects: every pixel above zero", sources=["upload", "clipboard"], height=200,
             alt_text="The mask of the true defects", elem_id="truth",
         )  # fmt: skip
     source = Words(as_text(words), elem_id="source")
-    return image, find, stop, truth, source
+    return truth, source
 
 
 def create_results(values: dict[str, Any]) -> tuple[Any, ...]:
@@ -160,13 +165,11 @@ def add_single_image(categories: Categories, visits: Visits, examples: Examples,
     shown, moment = gr.State(0), gr.Number(0, visible=False)
     work.moment = moment
     first = examples.of(categories.offered[0])
-    samples_place, samples = create_samples(first)
     with gr.Row(equal_height=False):
         with gr.Column(scale=1, min_width=320):
-            image, find, stop, truth, source = create_input(
-                str(first[0].path) if first else None,
-                introduce(categories.folder / categories.offered[0]) if first else "",
-            )
+            image, find, stop = create_input(str(first[0].path) if first else None)
+            samples_place, samples = create_samples(first)
+            truth, source = create_small_print(introduce(categories.folder / categories.offered[0]) if first else "")
         with gr.Column(scale=3, min_width=320):
             finished = examples.finished(categories.offered[0])
             values = {} if finished is None else work.stored_values(categories.offered[0], finished)

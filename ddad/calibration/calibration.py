@@ -54,7 +54,7 @@ from ddad.datasets.layouts import Dataset
 from ddad.datasets.lookalikes import check_enough, group_lookalikes, split_images
 from ddad.features_ddad import DDADFeatureExtractor
 from ddad.images_ddad import DDADImageProcessor
-from ddad.normality_ddad import FEATURES, RESIDUALS, DDADNormalityModel
+from ddad.normality_ddad import DDADNormalityModel
 from ddad.pipeline import DDADPipeline
 
 logger = logging.getLogger(__name__)
@@ -88,8 +88,8 @@ class Calibrated:
     cells: dict[str, list[torch.Tensor]]
 
     def add(self, name: str, value: torch.Tensor, pipe: DDADPipeline) -> None:
-        """Adds maps of some images by a score, `[N, K, S, S]`, or `[N, 1, S, S]` where noise levels do not differ."""
-        value = value.expand(-1, len(pipe.timesteps), -1, -1).double().cpu()
+        """Adds maps of some images by a score, `[N, K, S, S]`, of appearance `[N, 1, S, S]`."""
+        value = value.double().cpu()
         self.sums[name][0] += value.mean(dim=(2, 3)).sum(dim=0)
         self.sums[name][1] += value.square().mean(dim=(2, 3)).sum(dim=0)
         self.cells[name].append(pipe.normality.pool(value).float())
@@ -206,12 +206,13 @@ def create_normality(
         threshold_quantile=quantile,
         num_factors=count_factors(images, appearance),
         appearance=appearance,
+        prediction_factor=prediction_factor(held_out, quantile) if held_out > 1 else None,
     )
 
 
 def store(normality: DDADNormalityModel, factors: Factors, moments: Moments, shrinkage: float) -> None:
     """Stores factors of residuals, and the covariances of what they leave of images."""
-    normality.set_gaussian(RESIDUALS, factors.mean, shrink(moments.gaussian()[1], shrinkage))
+    normality.set_gaussian(factors.mean, shrink(moments.gaussian()[1], shrinkage))
     normality.set_factors(factors.basis)
     round_to_half(normality)
 
@@ -258,7 +259,7 @@ def calibrate(
     fit_components(pipe, train if len(train) else held_out)
     round_to_half(normality)
     copies = count_copies(len(train) + len(held_out), large is not None)
-    views, features = gather(pipe, train, held_out, copies, config, report)
+    views = gather(pipe, train, held_out, copies, config, report)
     fit = fit_residuals(views)
     shrinkage = fit.shrinkage
 
@@ -323,11 +324,8 @@ def calibrate(
     if appearance is not None and config.measure_growth:
         record["growth"] = measure_growth(pipe, varied, appearance, looks_shrinkage, config, report)
     looked = None if appearance is None else store_appearance(pipe, appearance, looks_shrinkage)
-    mean, covariance = features.gaussian()
-    normality.set_gaussian(FEATURES, mean, shrink(covariance, shrinkage))
-    levels = len(pipe.timesteps)
     calibrated = Calibrated(
-        {name: torch.zeros(2, levels, dtype=torch.float64) for name in normality.scores},
+        {name: torch.zeros(2, normality.num_maps(name), dtype=torch.float64) for name in normality.scores},
         {name: [] for name in normality.scores},
     )
     noise = pipe.get_noise(pipe.timesteps)
@@ -343,15 +341,14 @@ def calibrate(
     store(normality, fit_factors(views.values, fit.num_factors), fit.everything, shrinkage)
     store_statistics(pipe, calibrated, [index for _, chosen in scoring for index in chosen])
     round_to_half(normality)
-    if len(held_out) < FEW_IMAGES:
-        store_threshold(pipe)
     return record
 
 
-def store_threshold(pipe: DDADPipeline) -> None:
-    """Stores a threshold that few images bear out: no lower than what lets the next one pass as often as it should."""
-    quantile = pipe.normality.config.threshold_quantile
-    pipe.register_to_config(threshold=float(few_limit(held_out_scores(pipe), quantile)))
+def prediction_factor(count: int, quantile: float) -> float | None:
+    """How far above the mean a threshold by so many scores lies at least; None where they are many."""
+    if count >= FEW_IMAGES:
+        return None
+    return math.sqrt(1 + 1 / count) * float(scipy.stats.t.ppf(quantile, count - 1))
 
 
 def held_out_scores(pipe: DDADPipeline) -> np.ndarray:
@@ -359,18 +356,6 @@ def held_out_scores(pipe: DDADPipeline) -> np.ndarray:
     cells = pipe.normality.normal_maps(pipe.config.alpha, pipe.timesteps, "kl", pipe.config.feature_score)
     assert cells is not None  # every calibrated pipeline stores some
     return pipe.normality.top_cells(cells, pipe.normality.config.num_top_cells).numpy()
-
-
-def few_limit(scores: np.ndarray, quantile: float) -> np.ndarray:
-    """A quantile of further scores, by few: `[..., M]` -> `[...]`.
-
-    The larger of the quantile of those that are there, and that of Student's predictive distribution of the next,
-    m + s sqrt(1 + 1/M) t_{M-1}(q) ("Statistical Intervals", Meeker, Hahn and Escobar, 2017, section 4.7).
-    """
-    count = scores.shape[-1]
-    factor = math.sqrt(1 + 1 / count) * scipy.stats.t.ppf(quantile, count - 1)
-    predicted = scores.mean(axis=-1) + factor * scores.std(axis=-1, ddof=1)
-    return np.maximum(np.quantile(scores, quantile, axis=-1), predicted)
 
 
 def create_appearance(extractor: DDADFeatureExtractor) -> DDADAppearanceModel:

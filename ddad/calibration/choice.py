@@ -17,7 +17,7 @@ from ddad.calibration.appearance import Appearance, Statistics
 from ddad.calibration.progress import Report, track
 from ddad.calibration.synthetic import DEFECT_TYPES, paste_defect
 from ddad.evaluation.metrics import auroc, pixel_curves
-from ddad.normality_ddad import RESIDUALS, DDADNormalityModel
+from ddad.normality_ddad import DDADNormalityModel
 from ddad.pipeline import DDADPipeline
 
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
@@ -144,9 +144,7 @@ def maps_of_unet(
         chosen = folds == fold
         for (_, shrinkage), maps in distances.items():
             model = model_of_others(fold, shrinkage)
-            maps[chosen] = (
-                model.distance(by_image[chosen].flatten(0, 1), RESIDUALS).float().cpu().view_as(maps[chosen])
-            )
+            maps[chosen] = model.distance(by_image[chosen].flatten(0, 1)).float().cpu().view_as(maps[chosen])
     return torch.cat(kl).view(len(images), count, *images.shape[2:]), distances
 
 

@@ -90,16 +90,14 @@ def vary(image: torch.Tensor, degrees: float, generator: torch.Generator) -> tor
 
 
 @torch.no_grad()
-def extract(
-    pipe: DDADPipeline, images: torch.Tensor, generator: torch.Generator | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The residuals' mean over the noise levels, and the features, of `[N, 3, S, S]`; `[N, C, h, w]` each.
+def extract_residuals(pipe: DDADPipeline, images: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    """The residuals' mean over the noise levels, of `[N, 3, S, S]`; `[N, C, h, w]`.
 
     Gaussians are fitted to that mean: the residuals of the levels hardly differ.
     """
     features = pipe.extract_features(images)
     predicted = pipe.predict_at(images, pipe.timesteps, pipe.get_noise(pipe.timesteps, generator))[-1]
-    return features - predicted.unflatten(0, (len(images), -1)).mean(dim=1), features
+    return features - predicted.unflatten(0, (len(images), -1)).mean(dim=1)
 
 
 @torch.no_grad()
@@ -108,20 +106,19 @@ def fit_components(pipe: DDADPipeline, images: Images) -> None:
     normality = pipe.normality
     step = max(1, len(images) // COMPONENT_IMAGES)
     chosen = [images[index][None].to(pipe.device) for index in range(0, len(images), step)]
-    residuals = torch.cat([extract(pipe, image, None)[0] for image in chosen])
+    residuals = torch.cat([extract_residuals(pipe, image, None) for image in chosen])
     normality.basis.copy_(principal_components(normality.to_grid(residuals), normality.config.num_channels))
 
 
 @torch.no_grad()
 def gather(
     pipe: DDADPipeline, train: Images, held_out: Images, copies: int, config: CalibrationConfig, report: Report | None
-) -> tuple[Views, Moments]:
-    """The residuals of all images and their copies, and moments of the features themselves.
+) -> Views:
+    """The residuals of all images and their copies.
 
     Every image has noise of its own: statistics hold under any.
     """
     normality = pipe.normality
-    features_moments = Moments.empty(normality.config.grid_size**2, normality.config.num_channels)
     images = [(train, index, False) for index in spread(len(train), MOST_IMAGES_SEEN)]
     images += [(held_out, index, True) for index in range(len(held_out))]
     values, small = [], []
@@ -130,16 +127,12 @@ def gather(
         image = source[index][None]
         small.append(shrink_image(image[0]))
         views = [image, *(vary(image, config.rotation_degrees, generator) for _ in range(copies))]
-        residuals, features = extract(pipe, torch.cat(views).to(pipe.device), generator)
+        residuals = extract_residuals(pipe, torch.cat(views).to(pipe.device), generator)
         values.append(normality.reduce(residuals).cpu())  # [V, P, c]
-        features_moments.add(normality.reduce(features).cpu())
     judges = torch.tensor([judge for *_, judge in images])
     fold = torch.tensor(assign_folds(group_lookalikes(small), judges.tolist()))
     original = torch.arange(len(images) * (1 + copies)) % (1 + copies) == 0
-    everything = Views(
-        torch.cat(values), fold.repeat_interleave(1 + copies), judges.repeat_interleave(1 + copies), original
-    )
-    return everything, features_moments
+    return Views(torch.cat(values), fold.repeat_interleave(1 + copies), judges.repeat_interleave(1 + copies), original)
 
 
 def assign_folds(groups: Sequence[int], judges: Sequence[bool]) -> list[int]:
@@ -176,8 +169,7 @@ class Fit:
         shrinkage: and which shrinkage of the covariances of what they leave.
         log_likelihoods: of each number of factors at its best shrinkage.
         factors: for each fold those of all other images.
-        left: what they leave of each view, `[V, P, C]`.
-        everything: moments of that.
+        everything: moments of what they leave of each view.
         rest: for each fold the moments of all that is not in it.
     """
 
@@ -185,7 +177,6 @@ class Fit:
     shrinkage: float
     log_likelihoods: dict[int, float]
     factors: dict[int, Factors]
-    left: torch.Tensor
     everything: Moments
     rest: dict[int, Moments]
 
@@ -208,6 +199,6 @@ def fit_residuals(views: Views) -> Fit:
         freedom = math.log1p(-count / views.values[0].numel()) / 2
         likelihoods[count] = by_shrinkage[shrinkage] / int(views.original.sum()) + freedom
         if best is None or likelihoods[count] > likelihoods[best.num_factors] + LEAST_GAIN:
-            best = Fit(count, shrinkage, likelihoods, factors, left, everything, rest)
+            best = Fit(count, shrinkage, likelihoods, factors, everything, rest)
     assert best is not None
     return best

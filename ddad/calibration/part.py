@@ -19,7 +19,7 @@ import torch
 
 from ddad.calibration.advice import PartReport, find_other_kind, pooled_features
 from ddad.calibration.backbone import IMAGE_SIZES, create_appearance_extractor, with_settings
-from ddad.calibration.calibration import FEW_IMAGES, create_normality, few_limit, held_out_scores, recalibrate
+from ddad.calibration.calibration import create_normality, held_out_scores, prediction_factor, recalibrate
 from ddad.calibration.fitting import CalibrationConfig
 from ddad.calibration.progress import Report, track
 from ddad.checkpoint.loading import find_folder, load_weights
@@ -30,6 +30,7 @@ from ddad.datasets.lookalikes import check_enough, group_lookalikes
 from ddad.denoising_ddad import DDADDenoiser
 from ddad.features_ddad import DDADFeatureExtractor
 from ddad.images_ddad import DDADImageProcessor, decoding, is_encoded, name_of, open_picture
+from ddad.normality_ddad import DDADNormalityModel
 from ddad.pipeline import DDADPipeline, ImageInput
 from ddad.refining_ddad import DDADRefiner
 from ddad.scheduling_ddad import DDADScheduler
@@ -98,7 +99,12 @@ def expect_false_alarms(judges: int, quantile: float) -> tuple[float, float, flo
     Simulated for normal scores: so many of them, the threshold that they give, and what lies above it.
     """
     scores = np.random.default_rng(0).standard_normal((4000, judges))
-    limits = few_limit(scores, quantile) if judges < FEW_IMAGES else np.quantile(scores, quantile, axis=-1)
+    factor = prediction_factor(judges, quantile)
+    limits = (
+        np.quantile(scores, quantile, axis=-1)
+        if factor is None
+        else DDADNormalityModel.predictive_limit(scores, quantile, factor)
+    )
     above = 100 * scipy.stats.norm.sf(limits)
     low, high = np.quantile(above, (0.05, 0.95))
     return round(float(above.mean()), 1), round(float(low), 1), round(float(high), 1)

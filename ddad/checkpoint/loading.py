@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 ANSWER_SECONDS = 20
 WEIGHT_TYPES = ("F16", "BF16", "F32", "F64")
-VARIANTS = ("fp16", "bf16")
+FETCHED = ["*.json", "*.safetensors"]  # of a repository: no code
 # An index is some kilobytes; a file of this size was made to exhaust memory.
 LARGEST_JSON = 8 * 2**20
 
@@ -43,16 +43,15 @@ def load_pipeline(cls: Any, pretrained_model_name_or_path: Any, accept_settings:
     kwargs.pop("trust_remote_code", None)
     if kwargs.pop("use_safetensors", None) is False:
         raise ValueError("Weights are loaded from safetensors only: leave out `use_safetensors=False`.")
-    dtype, variant = kwargs.pop("torch_dtype", None), kwargs.pop("variant", None)
-    dtype = read_dtype(kwargs.pop("dtype", dtype))
+    dtype = read_dtype(kwargs.pop("dtype", kwargs.pop("torch_dtype", None)))
     device = one_device(kwargs.pop("device_map", None))
     hub = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
     known = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
     for name in kwargs:
         if name not in known:
-            allowed = ", ".join(["torch_dtype", "dtype", "variant", "device_map", *HUB_OPTIONS, *known])
+            allowed = ", ".join(["dtype", "torch_dtype", "device_map", *HUB_OPTIONS, *known])
             raise TypeError(f"`from_pretrained` takes no argument {name!r}; it takes {allowed}.")
-    folder = find_whole_folder(pretrained_model_name_or_path, hub, variant, accept_settings)
+    folder = find_whole_folder(pretrained_model_name_or_path, hub, accept_settings)
     settings = read_index(cls, folder)
     compare_versions(folder)
     components = {name: kwargs.pop(name) for name in cls.component_classes if name in kwargs}
@@ -65,7 +64,7 @@ def load_pipeline(cls: Any, pretrained_model_name_or_path: Any, accept_settings:
         if entry is None or tuple(entry) != expected:
             raise ValueError(f"{folder / cls.config_name}: `{name}` must be {list(expected)}, found {entry}.")
         component_dtype = dtype.get(name, dtype.get("default")) if isinstance(dtype, dict) else dtype
-        components[name] = load_component(cls, folder, name, component_dtype, variant)
+        components[name] = load_component(cls, folder, name, component_dtype)
     unknown = sorted(settings.keys() - set(known))
     if unknown:
         raise ValueError(f"{folder / cls.config_name} has settings of another version: {', '.join(unknown)}.")
@@ -90,17 +89,7 @@ def one_device(device_map: Any) -> torch.device | None:
         ) from None
 
 
-def weight_patterns(variant: str | None) -> dict[str, Any]:
-    """What is fetched of a repository: no code, and weights of one kind."""
-    if variant is None:
-        return {
-            "allow_patterns": ["*.json", "*.safetensors"],
-            "ignore_patterns": [f"*.{other}*" for other in VARIANTS],
-        }
-    return {"allow_patterns": ["*.json", f"*.{variant}*.safetensors"]}
-
-
-def find_folder(name: Any, hub: dict[str, Any], variant: str | None = None) -> Path:
+def find_folder(name: Any, hub: dict[str, Any]) -> Path:
     """The checkpoint's folder, downloaded if it is on the Hub: settings and weights, no code.
 
     Raises:
@@ -117,7 +106,7 @@ def find_folder(name: Any, hub: dict[str, Any], variant: str | None = None) -> P
         there = f" It holds {', '.join(near[:8])}." if near else ""
         raise OSError(f"There is no {folder.name} in the folder {folder.parts[0]}.{there}")
     return Path(
-        snapshot_download(folder.as_posix(), **weight_patterns(variant), **without_waiting(folder.as_posix(), hub))
+        snapshot_download(folder.as_posix(), allow_patterns=FETCHED, **without_waiting(folder.as_posix(), hub))
     )
 
 
@@ -137,7 +126,7 @@ def without_waiting(repository: str, hub: dict[str, Any]) -> dict[str, Any]:
     return hub
 
 
-def find_whole_folder(name: Any, hub: dict[str, Any], variant: str | None, accept_settings: bool) -> Path:
+def find_whole_folder(name: Any, hub: dict[str, Any], accept_settings: bool) -> Path:
     """The same, its files compared with their check sums; what arrived damaged from the Hub is loaded once more.
 
     It would stay in the cache otherwise, and every further try would fail.
@@ -145,15 +134,15 @@ def find_whole_folder(name: Any, hub: dict[str, Any], variant: str | None, accep
     Raises:
         OSError: as `find_folder` and `check_files`.
     """
-    folder = find_folder(name, hub, variant)
+    folder = find_folder(name, hub)
     try:
-        check_files(folder, variant, accept_settings)
+        check_files(folder, accept_settings)
     except OSError as error:
         if Path(name).is_dir() or hub.get("local_files_only"):
             raise
         logger.warning("%s It is downloaded once more.", error)
-        folder = find_folder(name, {**hub, "force_download": True}, variant)
-        check_files(folder, variant, accept_settings)
+        folder = find_folder(name, {**hub, "force_download": True})
+        check_files(folder, accept_settings)
     return folder
 
 
@@ -202,14 +191,11 @@ def read_index(cls: Any, folder: Path) -> dict[str, Any]:
     return {key: value for key, value in index.items() if not key.startswith("_")}
 
 
-def check_files(folder: Path, variant: str | None = None, accept_settings: bool = False) -> None:
+def check_files(folder: Path, accept_settings: bool = False) -> None:
     """Compares every file of weights and settings with the check sum that was recorded when it was saved.
-
-    Checkpoints of ddad 0.1 have none, those of 0.2 only of weights. Files of another variant need not be there.
 
     Args:
         folder: the checkpoint.
-        variant: whose weights are loaded.
         accept_settings: whether settings may have been changed.
 
     Raises:
@@ -235,7 +221,7 @@ def check_files(folder: Path, variant: str | None = None, accept_settings: bool 
     for name in sorted(recorded.keys() | present.keys()):
         if name in present:
             check_sum(present[name], recorded.get(name), folder)
-        elif variant_of(name) == variant and not (accept_settings and name.endswith(".json")):
+        elif not (accept_settings and name.endswith(".json")):
             raise OSError(f"The checkpoint {folder} is incomplete: {name} is missing. Get that file again.")
 
 
@@ -268,12 +254,6 @@ def check_types(path: Path) -> None:
             raise OSError(f"{path} is refused: {key} is of type {dtype}; weights are {', '.join(WEIGHT_TYPES)}.")
 
 
-def variant_of(name: str) -> str | None:
-    """The variant that a file of weights is of, by its name: `unet/diffusion_pytorch_model.fp16.safetensors`."""
-    parts = name.split(".")[1:-1]
-    return next((variant for variant in VARIANTS if any(part.partition("-")[0] == variant for part in parts)), None)
-
-
 def component_class(cls: Any, name: str) -> Any:
     """The installed class of a component."""
     module, class_name = cls.component_classes[name]
@@ -302,7 +282,7 @@ def load_weights(built: Any, folder: Path, **options: Any) -> Any:
         )
 
 
-def load_component(cls: Any, folder: Path, name: str, dtype: torch.dtype | None, variant: str | None) -> Any:
+def load_component(cls: Any, folder: Path, name: str, dtype: torch.dtype | None) -> Any:
     """One component.
 
     Raises:
@@ -316,12 +296,8 @@ def load_component(cls: Any, folder: Path, name: str, dtype: torch.dtype | None,
     cls.check_settings(built, str(folder / name), read_json(path))
     if not issubclass(built, torch.nn.Module):
         return built.from_pretrained(folder / name)
-    if variant is not None and not any(variant_of(path.name) == variant for path in (folder / name).iterdir()):
-        raise OSError(f"The checkpoint {folder} has no variant {variant!r} of {name}.")
     try:
-        component, info = load_weights(
-            built, folder / name, torch_dtype=dtype, variant=variant, output_loading_info=True
-        )
+        component, info = load_weights(built, folder / name, torch_dtype=dtype, output_loading_info=True)
     except Exception as error:
         raise OSError(f"The checkpoint's {folder / name} cannot be loaded: {' '.join(str(error).split())}") from error
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):

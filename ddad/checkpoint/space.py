@@ -14,7 +14,7 @@ from ddad.checkpoint.names import BUNDLED_BASE, CHOSEN_NAME, INDEX_NAME, TAGS
 from ddad.checkpoint.publish import copy_published
 
 PACKAGE = Path(__file__).parent.parent
-PACKAGE_FILES = ("*.py", "*.md", "*.webp")
+PACKAGE_FILES = ("*.py", "*.md", "*.webp", "*.css", "*.js")
 # diffusers needs 3.11, Spaces take 3.10 unless they are told.
 PYTHON_VERSION = "3.12"
 APP = '''"""The demo: `python app.py`, or a Hugging Face Space."""

@@ -19,9 +19,6 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--output", required=True, help="folder that the base network is written to")
     parser.add_argument(
-        "--keep-classes", action="store_true", help="keep the class embedding (default: drop it, for one category)"
-    )
-    parser.add_argument(
         "--attention-head-dim", type=int, metavar="N", help="channels of an attention head (default: as OpenAI's)"
     )
     parser.set_defaults(run=run_convert)
@@ -34,7 +31,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
 
     output = Path(arguments.output)
     check_empty(output)
-    unet, scheduler = convert(read_weights(arguments.weights), arguments.keep_classes, arguments.attention_head_dim)
+    unet, scheduler = convert(read_weights(arguments.weights), arguments.attention_head_dim)
     # Written beside and moved: an interruption leaves no half of it.
     fresh = output.with_name(output.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)

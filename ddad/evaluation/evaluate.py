@@ -9,6 +9,7 @@ import numpy as np
 from ddad.datasets.layouts import Dataset, Sample, read_mask
 from ddad.datasets.splitting import count_seen
 from ddad.evaluation import metrics
+from ddad.evaluation.baselines import Baselines
 from ddad.evaluation.nuisance import describe_nuisances
 from ddad.evaluation.scoring import ScoredImages, score_images
 from ddad.pipeline import DDADPipeline
@@ -88,7 +89,7 @@ def leave_out_broken(pipe: DDADPipeline, dataset: Dataset) -> tuple[Dataset, dic
 
 
 def evaluate(pipe: DDADPipeline, dataset: Dataset) -> tuple[dict[str, Any], ScoredImages, np.ndarray | None]:
-    """Measures every form of score on the test images of a data set.
+    """Measures every form of score on the test images of a data set, and the baselines where good images train.
 
     Returns:
         The measurements, in percent where they are parts; maps and scores of all test images; their masks.
@@ -103,7 +104,8 @@ def evaluate(pipe: DDADPipeline, dataset: Dataset) -> tuple[dict[str, Any], Scor
             f"Good and defective test images are needed, found {int((~defective).sum())} and {int(defective.sum())}."
         )
     masks = read_masks(samples, pipe.unet.config.sample_size)
-    scored = score_images(pipe, [sample.path for sample in samples])
+    baselines = Baselines.of(pipe, dataset.train_paths) if len(dataset.train_paths) > 1 else None
+    scored = score_images(pipe, [sample.path for sample in samples], baselines)
     combined, threshold = scored.scores["combined"], pipe.threshold
     best, best_threshold = metrics.best_f1(combined[~defective], combined[defective])
     verdicts = asdict(metrics.judge(combined[~defective], combined[defective], threshold))

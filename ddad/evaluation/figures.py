@@ -17,7 +17,7 @@ from ddad.pipeline import DDADPipeline
 SIDE, GAP, CAPTION = 220, 8, 22
 ROWS = 4
 HEADS = ("image", "ground truth", "heatmap", "normal version")
-COLOURS = {"combined": "tab:red", "kl": "tab:blue", "mahalanobis": "tab:green", "padim": "black"}
+COLOURS = {"combined": "tab:red", "kl": "tab:blue", "mahalanobis": "tab:green", "rgb": "black"}
 
 
 def choose_cases(scores: np.ndarray, defective: np.ndarray) -> dict[str, np.ndarray]:
@@ -93,6 +93,8 @@ def draw_curves(
     figure = Figure(figsize=(9, 4), layout="constrained")
     panels = figure.subplots(1, 2 if masks is not None else 1, squeeze=False)[0]
     for form, colour in COLOURS.items():
+        if form not in scored.scores:
+            continue
         rates, recall, _ = roc_curve(defective, scored.scores[form])
         panels[0].plot(rates, recall, label=form, color=colour)
         if masks is not None:

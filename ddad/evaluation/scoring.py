@@ -9,12 +9,11 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ddad.evaluation.baselines import Baselines
 from ddad.pipeline import DDADPipeline
 
-# `combined` is the pipeline's own score; the others are parts of it alone, then the baselines: `rgb` (squared error of
-# x0_hat), `mse` (the paper's squared error of the features) and `padim` (Mahalanobis distance of the features
-# themselves, on the same backbone).
-FORMS = ("combined", "appearance", "sum", "kl", "mahalanobis", "mse", "rgb", "padim")
+# `combined` is the pipeline's own score; the others are parts of it alone.
+FORMS = ("combined", "appearance", "sum", "kl", "mahalanobis")
 
 
 @dataclass(frozen=True)
@@ -54,21 +53,21 @@ def score_batch(
         fused |= {name: value.mean(dim=1) for name, value in maps.items()}
     if "combined" in forms:
         fused["combined"] = normality.fuse(*(maps[name] for name in parts), pipe.config.alpha)
-    if "padim" in forms:
-        padim = normality(pipe.extract_features(pipe.prepare(originals)), normality.features)  # [N, 1, g, g]
-        fused["padim"] = pipe.smooth(padim, pipe.unet.config.sample_size)[:, 0]
     return {name: fused[name] for name in forms if name in fused}
 
 
-def score_images(pipe: DDADPipeline, paths: Sequence[Path], batch_size: int = 4) -> ScoredImages:
-    """Maps and image scores of every form."""
+def score_images(
+    pipe: DDADPipeline, paths: Sequence[Path], baselines: Baselines | None = None, batch_size: int = 4
+) -> ScoredImages:
+    """Maps and image scores of every form, and of the baselines where they are given."""
     noise: Any = pipe.get_noise(pipe.timesteps)
     maps: dict[str, list[np.ndarray]] = {}
     scores: dict[str, list[np.ndarray]] = {}
     progress = tqdm(total=len(paths), desc="Scoring", mininterval=1, unit="image")
     for first in range(0, len(paths), batch_size):
         images = [pipe.image_processor.read_image(path) for path in paths[first : first + batch_size]]
-        for name, value in score_batch(pipe, images, noise).items():
+        found = score_batch(pipe, images, noise) | ({} if baselines is None else baselines.maps(pipe, images))
+        for name, value in found.items():
             maps.setdefault(name, []).append(value.float().cpu().numpy())
             scores.setdefault(name, []).append(pipe.normality.image_score(value).float().cpu().numpy())
         progress.update(len(images))

@@ -15,7 +15,6 @@ from ddad.unet_ddad import DDADUNet2DModel
 logger = logging.getLogger(__name__)
 
 FEATURE_HEAD = "feature_head."
-CLASSES = "unet.class_embedding."
 STEPS_FROM_BASE, STEPS_FROM_RANDOM = 1000, 2000
 
 
@@ -61,13 +60,13 @@ def create_from_base(config: TrainConfig, feature_channels: int) -> DDADUNet2DMo
         raise ValueError(f"{config.base} predicts {predicts!r}: train with `--prediction-type {predicts}`.")
     base = load_weights(DDADUNet2DModel, folder / "unet")
     settings = {key: value for key, value in base.config.items() if not key.startswith("_")}
-    settings |= {"sample_size": config.image_size, "feature_channels": feature_channels, "num_class_embeds": None}
+    settings |= {"sample_size": config.image_size, "feature_channels": feature_channels}
     unet = DDADUNet2DModel(**settings)
     weights, own = base.float().state_dict(), unet.state_dict()
     weights = {
         name: value
         for name, value in weights.items()
-        if not name.startswith(CLASSES) and (not name.startswith(FEATURE_HEAD) or value.shape == own[name].shape)
+        if not name.startswith(FEATURE_HEAD) or value.shape == own[name].shape
     }
     missing, unexpected = unet.load_state_dict(weights, strict=False)
     if unexpected or any(not name.startswith(FEATURE_HEAD) for name in missing):

@@ -33,7 +33,6 @@ RESNET = {
 OUTSIDE = {
     "time_embed.0": "time_embedding.linear_1",
     "time_embed.2": "time_embedding.linear_2",
-    "label_emb": "class_embedding",
     "input_blocks.0.0": "conv_in",
     "out.0": "conv_norm_out",
     "out.2": "conv_out",
@@ -110,7 +109,6 @@ def read_settings(shapes: dict[str, torch.Size]) -> dict[str, Any]:
         "time_channels": int(shapes["time_embed.0.weight"][1]),
         "resnet_time_scale_shift": "scale_shift" if scales else "default",
         "norm_num_groups": 32,
-        "num_class_embeds": int(shapes["label_emb.weight"][0]) if "label_emb.weight" in shapes else None,
         "feature_block": levels - 1 - FEATURE_LEVEL,
         "feature_layer": 1,
     }
@@ -159,14 +157,13 @@ def convert_weights(state: dict[str, torch.Tensor], settings: dict[str, Any]) ->
 
     Args:
         state: the tensors, by guided-diffusion's names.
-        settings: what `read_settings` told of them; with `num_class_embeds` None the class embedding is dropped.
+        settings: what `read_settings` told of them. An embedding of classes is dropped: one category needs none.
 
     Raises:
         ValueError: if a tensor is left over.
     """
     left = dict(state)
-    if settings["num_class_embeds"] is None:
-        left.pop("label_emb.weight", None)
+    left.pop("label_emb.weight", None)
     converted = {}
     names = dict(OUTSIDE)
     for there, here in block_names(settings):
@@ -192,21 +189,18 @@ def convert_weights(state: dict[str, torch.Tensor], settings: dict[str, Any]) ->
 
 
 def convert(
-    state: dict[str, torch.Tensor], keep_classes: bool = False, attention_head_dim: int | None = None
+    state: dict[str, torch.Tensor], attention_head_dim: int | None = None
 ) -> tuple[DDADUNet2DModel, DDADScheduler]:
     """Our U-Net with these weights, an untrained feature head, and the process that they were trained for.
 
     Args:
         state: the tensors, by guided-diffusion's names.
-        keep_classes: whether to keep the class embedding, which a training on one category has no use for.
         attention_head_dim: channels of an attention head of a model that OpenAI did not release.
 
     Raises:
         ValueError: if a tensor is missing, left over, or the network is of another kind.
     """
     settings = read_settings({name: value.shape for name, value in state.items()})
-    if not keep_classes:
-        settings["num_class_embeds"] = None
     if attention_head_dim is not None:
         settings |= {"attention_head_dim": attention_head_dim, "num_attention_heads": None}
     converted = convert_weights(state, settings)

@@ -8,8 +8,9 @@ import zipfile
 import pytest
 from playwright.sync_api import expect
 
-from ddad.app import many
-from ddad.app.many import ManyImages, open_all
+from ddad.app import many, sources
+from ddad.app.many import ManyImages
+from ddad.app.sources import open_all
 from ddad.app.visits import Visits
 from tests.test_images import EPS
 
@@ -123,7 +124,7 @@ def test_the_table_in_another_order(open_page, batch):
 
 
 def test_hostile_zips_cost_nothing(tiny_pipe, tmp_path, monkeypatch, defective):
-    monkeypatch.setattr(many, "LARGEST_FILE", 1_000_000)
+    monkeypatch.setattr(sources, "LARGEST_FILE", 1_000_000)
     bomb, locked, none = (tmp_path / name for name in ("bomb.zip", "locked.zip", "none.zip"))
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb.png", b"\0" * 3_000_000)

@@ -80,7 +80,7 @@ def test_a_new_part_is_learnt_looked_at_and_taken_home(open_page, parts, tmp_pat
     expect(answer).to_be_visible(timeout=180_000)
     expect(page.get_by_text("Now give a good photograph that it has not seen").locator("visible=true")).to_be_visible()
     expect(page.get_by_text(re.compile("Of defects pasted into your images")).locator("visible=true")).to_be_visible()
-    assert page.get_by_label(re.compile("Category:")).first.input_value() == "Striped bolt, your good parts"
+    expect(page.get_by_label(re.compile("Category:")).first).to_have_value("Striped bolt, your good parts")
     # Where images are inspected two pictures of its own wait: a test defect, and the most unusual good part.
     page.get_by_role("tab", name="One image").click()
     expect(page.locator("#verdict")).to_contain_text(re.compile(r"This is a \w+ pasted into \d\d.png as a test"))
@@ -104,9 +104,8 @@ def test_a_calibrated_category_lives_on(open_page, browser, parts, tmp_path):
     page = open_page()
     choose_tiny(page)
     give_parts(page, parts)
-    expect(page.get_by_role("heading", name="Calibrated on your good parts").locator("visible=true")).to_be_visible(
-        timeout=120_000
-    )
+    expect(page.locator("#verdict")).to_contain_text("Calibrated on your good parts", timeout=120_000)
+    page.get_by_role("tab", name="Your part").click()
     told = page.get_by_role("tabpanel").locator("visible=true").inner_text()
     assert "12 images." in told and "These are few images" in told and "notes.txt: this file is not an image" in told
     category = page.get_by_label(re.compile("Category:")).first

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from ddad import DDADScheduler, DDADUNet2DModel
 from ddad.cli import main
@@ -41,31 +41,25 @@ def reference():
         return {name: torch.from_numpy(value) for name, value in file.items()}
 
 
-@pytest.mark.parametrize("keep_classes", [True, False])
 @pytest.mark.parametrize("name", HEAD_DIM)
 @torch.no_grad()
-def test_outputs_equal_those_of_the_original_program(name, keep_classes, reference):
-    unet, scheduler = convert(weights_by_rule(LAYOUTS[name]), keep_classes, HEAD_DIM[name])
+def test_outputs_equal_those_of_the_original_program(name, reference):
+    unet, scheduler = convert(weights_by_rule(LAYOUTS[name]), HEAD_DIM[name])
     assert scheduler.config.prediction_type == "epsilon"
     assert unet.config.sample_size == int(name[-3:])
     unet.feature_head = torch.nn.Identity()  # what it would be given
-    labels = reference["y"] if keep_classes and name != "unconditional_256" else None
-    output = unet(reference["x"], reference["t"], labels)
-    expected = reference[name if labels is not None else f"{name}_without_class"]
+    output = unet(reference["x"], reference["t"])
+    expected = reference[f"{name}_without_class"]
     torch.testing.assert_close(output.sample[..., ::2, ::2], expected, atol=1e-4, rtol=1e-4)
-    if labels is None:
-        features = reference[f"{name}_features"]
-        assert features.shape[-1] == 16  # of 64 pixels: the paper's 64x64 of 256
-        torch.testing.assert_close(output.features[:, ::4], features, atol=1e-4, rtol=1e-4)
+    features = reference[f"{name}_features"]
+    assert features.shape[-1] == 16  # of 64 pixels: the paper's 64x64 of 256
+    torch.testing.assert_close(output.features[:, ::4], features, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("keep_classes", [True, False])
-def test_the_released_256_model_fits_without_a_rest(keep_classes):
+def test_the_released_256_model_fits_without_a_rest():
     shapes = {name: torch.Size(shape) for name, shape in LAYOUTS["released_256"].items()}
     settings = read_settings(shapes)
-    assert settings["num_class_embeds"] == 1000 and settings["block_out_channels"] == (256, 256, 512, 512, 1024, 1024)
-    if not keep_classes:
-        settings["num_class_embeds"] = None
+    assert settings["block_out_channels"] == (256, 256, 512, 512, 1024, 1024)
     with torch.device("meta"):  # 2 GB that are not allocated
         state = {name: torch.empty(shape) for name, shape in shapes.items()}
         own = DDADUNet2DModel(**settings).unet.state_dict()
@@ -81,7 +75,7 @@ def test_the_paper_preset_is_the_released_model():
     settings = read_settings({name: torch.Size(shape) for name, shape in LAYOUTS["released_256"].items()})
     with torch.device("meta"):
         preset = DDADUNet2DModel(**PRESETS["paper"]).state_dict()
-        released = DDADUNet2DModel(**settings | {"num_class_embeds": None}).state_dict()
+        released = DDADUNet2DModel(**settings).state_dict()
     assert {name: value.shape for name, value in preset.items()} == {
         name: value.shape for name, value in released.items()
     }
@@ -145,8 +139,11 @@ def test_the_command_converts(tmp_path, capsys):
     assert torch.equal(unet.state_dict()["unet.conv_in.weight"], state["input_blocks.0.0.weight"])
     assert DDADScheduler.from_pretrained(base / "scheduler").config.prediction_type == "epsilon"
     other = tmp_path / "other"
-    assert main(["convert", str(tmp_path / "same.safetensors"), "--output", str(other), "--keep-classes"]) == 0
-    assert DDADUNet2DModel.from_pretrained(other / "unet").config.num_class_embeds == 1000
+    assert main(["convert", str(tmp_path / "same.safetensors"), "--output", str(other)]) == 0
+    assert torch.equal(
+        load_file(next((other / "unet").glob("*.safetensors")))["unet.conv_in.weight"],
+        state["input_blocks.0.0.weight"],
+    )
     assert main(["convert", str(tmp_path / "nothing.pt"), "--output", str(tmp_path / "x")]) == 2
     assert main(["convert", str(tmp_path / "same.safetensors"), "--output", str(base)]) == 2
     assert "not empty" in capsys.readouterr().err
@@ -157,7 +154,7 @@ def test_a_training_starts_from_a_base(tmp_path):
     from ddad.training.loop import create_unet
 
     base = tmp_path / "base"
-    unet, scheduler = convert(weights_by_rule(LAYOUTS["class_cond_128"]), keep_classes=True)
+    unet, scheduler = convert(weights_by_rule(LAYOUTS["class_cond_128"]))
     unet.save_pretrained(base / "unet")
     with pytest.raises(OSError, match="its folder scheduler is missing"):
         create_unet(TrainConfig(data="d", output="o", base=str(base)), 20)
@@ -166,7 +163,7 @@ def test_a_training_starts_from_a_base(tmp_path):
         create_unet(TrainConfig(data="d", output="o", base=str(base)), 20)
     config = TrainConfig(data="d", output="o", base=str(base), prediction_type="epsilon", image_size=64)
     started = create_unet(config, 20)
-    assert started.config.sample_size == 64 and started.config.num_class_embeds is None
+    assert started.config.sample_size == 64
     own = started.state_dict()
     assert own.pop("feature_head.2.weight").shape[0] == 20 != unet.config.feature_channels
     same = {name for name, value in own.items() if not name.startswith("feature_head")}

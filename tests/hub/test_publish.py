@@ -9,7 +9,7 @@ import pytest
 
 from ddad import DDADPipeline
 from ddad.cli import main
-from tests.conftest import ROOT, create_tiny_pipeline
+from tests.conftest import ROOT
 from tests.hub.conftest import RECORD
 from tests.hub.server import Repository
 
@@ -178,20 +178,6 @@ def test_flipped_missing_and_foreign_weights_are_found(checkpoint, tmp_path):
     (unreadable / "checksums.json").write_text("{")
     with pytest.raises(OSError, match=r"checksums.json is damaged"):
         DDADPipeline.from_pretrained(unreadable)
-
-
-@pytest.mark.slow  # half a minute of process starts
-def test_a_variant_in_half_precision_is_fetched_alone(hub, run, checkpoint):
-    create_tiny_pipeline().save_pretrained(checkpoint, variant="fp16")
-    hub.add("factory/tiny", checkpoint, ["ddad"])
-    hub.requests.clear()
-    code = LOAD.replace("sys.argv[1],", "sys.argv[1], variant='fp16',")
-    found = float.fromhex(run("factory/tiny", code=code).split()[0])
-    fetched = [path for path in hub.requests if path.startswith("GET") and "safetensors" in path]
-    assert len(fetched) == 3 and all("fp16" in path for path in fetched)
-    expected = float.fromhex(run("factory/tiny", code=LOAD).split()[0])
-    assert found == pytest.approx(expected, rel=0.02) and found != expected
-    assert "no variant 'bf16'" in run("factory/tiny", code=code.replace("fp16", "bf16"), status=1)
 
 
 PUSH = """

@@ -44,7 +44,7 @@ def test_changed_settings_are_named_and_accepted_by_refresh_alone(copy, name, se
 def test_refresh_accepts_no_changed_weights(copy, capsys):
     path = next((copy / "normality").glob("*.safetensors"))
     tensors = load_file(path)
-    tensors["mean.0"] += 1
+    tensors["mean"] += 1
     save_file(tensors, path)
     assert main(["refresh", str(copy)]) == 2
     assert "was changed since it was saved" in capsys.readouterr().err
@@ -73,11 +73,7 @@ def test_a_checkpoint_of_0_2_whose_check_sums_are_of_weights_alone_loads(copy):
         ("model_index.json", {"alpha": True}, "`alpha`"),
         ("model_index.json", {"threshold": float("nan")}, "`threshold`"),
         ("model_index.json", {"category": None}, "`category` of the pipeline must be text"),
-        (
-            "scheduler/scheduler_config.json",
-            {"num_inference_steps": 90, "timestep_spacing": "leading"},
-            "not among the 90 steps",
-        ),
+        ("scheduler/scheduler_config.json", {"num_inference_steps": 90}, "not among the 90 steps"),
         ("unet/config.json", {"sample_size": "64"}, "`sample_size` of .*unet must be a whole number from 16 to 2048"),
         ("unet/config.json", {"block_out_channels": []}, "must be a list, each of it a whole number"),
         ("unet/config.json", {"down_block_types": [3, None]}, "must be a list, each of it text"),
@@ -85,7 +81,7 @@ def test_a_checkpoint_of_0_2_whose_check_sums_are_of_weights_alone_loads(copy):
         ("scheduler/scheduler_config.json", {"clip_sample": "yes"}, "must be true or false"),
         ("scheduler/scheduler_config.json", {"num_train_timesteps": 100}, "cannot be larger than"),
         ("normality/config.json", {"statistics": {}}, "`statistics` must be of kl_mean"),
-        ("normality/config.json", {"timesteps": [20]}, "`statistics` need 1 values each, found 2 of kl_mean"),
+        ("normality/config.json", {"timesteps": [20]}, "`statistics` need 1 values of kl_mean, found 2"),
         ("normality/config.json", {"timesteps": [20, 1201]}, "not among the 250 steps"),
         ("normality/config.json", {"threshold_quantile": 95}, "`threshold_quantile` of .* from 0 to 1, found 95"),
         ("denoiser/scheduler_config.json", {"inpainting_steps": [900, 3]}, "uses step 900, and there are 250"),
