@@ -307,6 +307,7 @@ def test_the_callers_modes_change_nothing(tiny_pipe, picture, mode):
         np.testing.assert_array_equal(np.array(one.denoised_image[0]), np.array(expected.denoised_image[0]))
 
 
+@pytest.mark.slow
 def test_a_compiled_network_gives_the_same(tiny_pipe, picture):
     expected = tiny_pipe(picture, threshold=-5.0)
     tiny_pipe.unet = torch.compile(tiny_pipe.unet, backend="eager")

@@ -101,6 +101,7 @@ def run_without_package(*arguments, home, code=WITHOUT_PACKAGE, **environment):
     return json.loads(process.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_loads_from_a_hub_where_the_package_is_not_installed(tiny_checkpoint, tmp_path, picture):
     with running_hub() as hub:
         hub.add("factory/tiny", tiny_checkpoint, ["ddad"])

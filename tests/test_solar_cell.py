@@ -56,6 +56,7 @@ def test_scores_are_those_that_were_recorded(solar_pipe, solar_cells):
     np.testing.assert_allclose(found, expected["slices"], atol=2e-2, rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_it_gives_the_same_where_the_package_is_not_installed(solar_pipe, defective_cell, tmp_path):
     import shutil
 

@@ -429,6 +429,7 @@ def test_the_machine_decides_on_its_precision(monkeypatch):
         assert loop.choose_precision("no") == "no"
 
 
+@pytest.mark.slow
 def test_mixed_precision_takes_a_real_step(striped, tmp_path, request):
     from accelerate.state import AcceleratorState
 

@@ -20,7 +20,8 @@ ARGUMENTS = ["--no-sandbox", "--disable-gpu", *CAMERA]
 PROGRAM = """
 import sys
 sys.path.insert(0, {root!r})
-from ddad.app import LAUNCH, create_page
+from ddad.app import LAUNCH, create_page, learning
+learning.LARGEST = 96  # photographs of 80 pixels are looked at no larger, which learns a part four times faster
 create_page({checkpoints!r}).launch(**LAUNCH)
 """
 
@@ -79,7 +80,7 @@ def browser():
         pytest.skip("no Chromium on this machine")
     from playwright.sync_api import expect, sync_playwright
 
-    expect.set_options(timeout=20_000)
+    expect.set_options(timeout=40_000)
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=ARGUMENTS)
@@ -114,7 +115,7 @@ def open_page(browser, server):
 
     def open_at(address: str = "", width: int = 1440, height: int = 1000):
         page = browser.new_page(viewport={"width": width, "height": height})
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(40_000)
         page.on("pageerror", lambda error: errors.append(str(error)))
         pages.append(page)
         page.goto(server + address)
