@@ -4,11 +4,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ddad.checkpoint.installed import DDADPipeline
     from ddad.denoising_ddad import DDADDenoiser
     from ddad.features_ddad import DDADFeatureExtractor
     from ddad.images_ddad import DDADImageProcessor
     from ddad.normality_ddad import DDADNormalityModel
-    from ddad.pipeline import DDADPipeline, DDADPipelineOutput, DDADScores
+    from ddad.pipeline import DDADPipelineOutput, DDADScores
     from ddad.scheduling_ddad import DDADScheduler
     from ddad.unet_ddad import DDADUNet2DModel
 
@@ -32,7 +33,7 @@ _MODULES = {
     "DDADFeatureExtractor": "features_ddad",
     "DDADImageProcessor": "images_ddad",
     "DDADNormalityModel": "normality_ddad",
-    "DDADPipeline": "pipeline",
+    "DDADPipeline": "checkpoint.installed",
     "DDADPipelineOutput": "pipeline",
     "DDADScheduler": "scheduling_ddad",
     "DDADScores": "pipeline",

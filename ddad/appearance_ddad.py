@@ -13,6 +13,7 @@ The first knows where things belong, the second forgives where they lie.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,15 +45,6 @@ class DDADAppearanceModel(ModelMixin, ConfigMixin):
     """
 
     source_code = Path(__file__).read_text(encoding="utf-8")
-    setting_bounds = {  # see `DDADPipeline.check_settings`
-        "feature_channels": (int, 1, 65_536),
-        "grid_size": (int, 1, 128),
-        "kind": {"gaussian", "memory", "both"},
-        "num_channels": (int, 1, 4096),
-        "num_factors": (int, 0, 4096),
-        "num_patches": (int, 0, 1_000_000),
-        "scales": {"gaussian": [(float, -1e9, 1e9)], "memory": [(float, -1e9, 1e9)]},
-    }
 
     @register_to_config
     def __init__(
@@ -82,6 +74,7 @@ class DDADAppearanceModel(ModelMixin, ConfigMixin):
         counts = (min(FACTORS_TOGETHER, num_factors - first) for first in range(0, num_factors, FACTORS_TOGETHER))
         self.factors = nn.ParameterList([parameter(positions * num_channels, count) for count in counts])
         self.patches = parameter(num_patches, feature_channels)
+        self._kept: tuple[Any, tuple[torch.Tensor, ...], list[torch.Tensor]] | None = None
 
     def trimmed(self) -> "DDADAppearanceModel":
         """A model that gives the same and stores nothing that its kind does not use."""
@@ -156,6 +149,26 @@ class DDADAppearanceModel(ModelMixin, ConfigMixin):
         left = (flat - (flat @ factors) @ factors.T).view_as(reduced)
         return torch.bmm(whitening, left.permute(1, 2, 0)).square().sum(dim=1).sqrt().T  # [P, c, N] -> [N, P]
 
+    def unpacked(self) -> tuple[torch.Tensor, ...]:
+        """Basis, mean, W as full matrices, and factors, in float32; made once for the weights."""
+        weights = [self.basis, self.mean, *self.whitening, *self.factors]
+        if any(weight.is_inference() for weight in weights):  # which do not say whether they were changed
+            return self._unpack()
+        state = tuple((weight.dtype, weight.device, weight.data_ptr(), weight._version) for weight in weights)
+        if self._kept is None or self._kept[0] != state:
+            # Their memory is held, so that other weights cannot lie where these were.
+            self._kept = (state, self._unpack(), [weight.detach() for weight in weights])
+        return self._kept[1]
+
+    def _unpack(self) -> tuple[torch.Tensor, ...]:
+        none = self.mean.new_zeros(self.mean.numel(), 0, dtype=torch.float32)
+        factors = torch.cat([none, *(part.float() for part in self.factors)], dim=1)
+        return self.basis.float(), self.mean.float(), self.whitening_matrix(), factors
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is made of the weights, which copies make anew."""
+        return {**self.__dict__, "_kept": None}
+
     def whitening_matrix(self) -> torch.Tensor:
         """W as full matrices, `[P, c, c]`, zero above the diagonal."""
         size = self.config.num_channels
@@ -196,11 +209,8 @@ class DDADAppearanceModel(ModelMixin, ConfigMixin):
         """How unusual each position is, `[N, C, h, w]` -> `[N, 1, grid_size, grid_size]`, in float32."""
         values, distances = self.to_grid(features.float()), {}
         if self.config.kind != "memory":
-            none = self.mean.new_zeros(self.mean.numel(), 0, dtype=torch.float32)
-            factors = torch.cat([none, *(part.float() for part in self.factors)], dim=1)
-            distances["gaussian"] = self.gaussian_distance(
-                values @ self.basis.float(), self.mean.float(), self.whitening_matrix(), factors
-            )
+            basis, mean, whitening, factors = self.unpacked()
+            distances["gaussian"] = self.gaussian_distance(values @ basis, mean, whitening, factors)
         if self.config.kind != "gaussian":
             distances["memory"] = self.memory_distance(values, self.patches.float())
         return self.combine(distances).view(-1, 1, self.config.grid_size, self.config.grid_size)

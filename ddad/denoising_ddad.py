@@ -71,21 +71,6 @@ class DDADDenoiser(SchedulerMixin, ConfigMixin):
 
     source_code = Path(__file__).read_text(encoding="utf-8")
     measured = DDADMeasured  # the pipeline's file cannot import it
-    setting_bounds = {  # see `DDADPipeline.check_settings`
-        "inpainting_steps": [(int, 0, 100_000)],
-        "grain_step": (int, 0, 100_000),
-        "denoising_step": (int, 0, 100_000),
-        "denoise_every": (int, 1, 1_000_000),
-        "step_size": (float, 1e-9, 2),
-        "momentum": (float, 0, 1),
-        "growth": (float, 1, 10),
-        "decay": (float, 0, 1),
-        "smallest_step": (float, 1e-9, 2),
-        "check_every": (int, 1, 1_000_000),
-        "least_progress": (float, 0, 1),
-        "gradient_sigma": (float, 0, 64),
-        "whole_step_size": (float, 0, 1),
-    }
 
     @register_to_config
     def __init__(

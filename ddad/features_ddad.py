@@ -41,15 +41,6 @@ class DDADFeatureExtractor(ModelMixin, ConfigMixin):
     """
 
     source_code = Path(__file__).read_text(encoding="utf-8")
-    setting_bounds = {  # see `DDADPipeline.check_settings`
-        "backbone": str,
-        "strides": [(int, 1, 64)],
-        "grid_size": (int, 1, 512),
-        "neighborhood": (int, 1, 31),
-        "image_mean": [(float, -10, 10)],
-        "image_std": [(float, 1e-6, 10)],
-        "image_size": (int, 16, 4096),
-    }
 
     @register_to_config
     def __init__(

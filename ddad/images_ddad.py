@@ -384,11 +384,6 @@ class DDADImageProcessor(SchedulerMixin, ConfigMixin):
     """
 
     source_code = Path(__file__).read_text(encoding="utf-8")
-    setting_bounds = {  # see `DDADPipeline.check_settings`
-        "max_pixels": (int, 256, 10**10),
-        "min_side": (int, 1, 10_000),
-        "max_value": (float, 1e-9, 1e12),
-    }
 
     @register_to_config
     def __init__(self, max_pixels: int = 64_000_000, min_side: int = 16, max_value: float | None = None):

@@ -15,6 +15,7 @@ images cannot be compared.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,20 +56,6 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
     """
 
     source_code = Path(__file__).read_text(encoding="utf-8")
-    setting_bounds = {  # see `DDADPipeline.check_settings`
-        "feature_channels": (int, 1, 65_536),
-        "num_channels": (int, 1, 65_536),
-        "grid_size": (int, 1, 512),
-        "timesteps": [(int, 0, 100_000)],
-        "num_calibration_images": (int, 0, 1_000_000),
-        "calibration_size": (int, 1, 512),
-        "statistics": {"*": [(float, -1e9, 1e9)]},
-        "threshold_quantile": (float, 0, 1),
-        "num_top_cells": (int, 1, 262_144),
-        "num_factors": (int, 0, 65_536),
-        "appearance": bool,
-        "prediction_factor": (float, 0, 1e3),
-    }
 
     pixel_scores = ("kl",)
 
@@ -107,6 +94,7 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
             self.factors = parameter(positions * num_channels, num_factors)
         num_maps = sum(map(self.num_maps, self.scores))
         self.calibration_maps = parameter(num_calibration_images, num_maps, calibration_size, calibration_size)
+        self._kept: tuple[Any, tuple[torch.Tensor, ...], list[torch.Tensor]] | None = None
 
     # ---------------------------------------------------------------------------------------------------- Gaussians
 
@@ -118,6 +106,25 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
         """Averages to the grid and projects: `[N, C, h, w]` -> `[N, positions, num_channels]`."""
         pooled = self.to_grid(features)
         return pooled @ self.basis.to(pooled.dtype)
+
+    def unpacked(self) -> tuple[torch.Tensor, ...]:
+        """Mean, W as full matrices, and factors, in float32; made once for the weights."""
+        weights = [self.mean, self.whitening, *([self.factors] if self.config.num_factors else [])]
+        if any(weight.is_inference() for weight in weights):  # which do not say whether they were changed
+            return self._unpack()
+        state = tuple((weight.dtype, weight.device, weight.data_ptr(), weight._version) for weight in weights)
+        if self._kept is None or self._kept[0] != state:
+            # Their memory is held, so that other weights cannot lie where these were.
+            self._kept = (state, self._unpack(), [weight.detach() for weight in weights])
+        return self._kept[1]
+
+    def _unpack(self) -> tuple[torch.Tensor, ...]:
+        factors = (self.factors.float(),) if self.config.num_factors else ()
+        return (self.mean.float(), self.whitening_matrix().float(), *factors)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is made of the weights, which copies make anew."""
+        return {**self.__dict__, "_kept": None}
 
     def whitening_matrix(self) -> torch.Tensor:
         """W as full matrices, `[positions, num_channels, num_channels]`, zero above the diagonal."""
@@ -159,10 +166,11 @@ class DDADNormalityModel(ModelMixin, ConfigMixin):
 
         Computed in float32 whatever the weights' type.
         """
-        centred = reduced.float() - self.mean.float()  # [N, P, c]
-        if self.config.num_factors:
-            centred = self.unexplained(centred, self.factors.float())
-        whitened = torch.einsum("pcd,npd->npc", self.whitening_matrix().float(), centred)
+        mean, whitening, *factors = self.unpacked()
+        centred = reduced.float() - mean  # [N, P, c]
+        if factors:
+            centred = self.unexplained(centred, factors[0])
+        whitened = torch.einsum("pcd,npd->npc", whitening, centred)
         # The root has no slope at zero; the constant is far below the distance of any image.
         distance = (whitened.square().sum(dim=-1) + 1e-12).sqrt()
         return distance.view(-1, 1, self.config.grid_size, self.config.grid_size)

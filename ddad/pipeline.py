@@ -6,15 +6,11 @@ published with every checkpoint, so it imports third-party packages only.
 
 import contextlib
 import functools
-import hashlib
-import importlib
-import importlib.metadata
 import inspect
 import json
 import math
 import os
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
-from huggingface_hub import ModelCard
 
 ImageInput = str | os.PathLike | PIL.Image.Image | np.ndarray | torch.Tensor
 PixelScore = Literal["kl"]
@@ -244,19 +239,9 @@ class DDADPipeline(DiffusionPipeline):
         "refiner": ("refining_ddad", "DDADRefiner"),
     }
     _optional_components = ["appearance_extractor", "appearance", "refiner"]  # noqa: RUF012 - the form that diffusers asks for
-    setting_bounds = {  # see `check_settings`
-        "category": str,
-        "alpha": (float, 0, 1),
-        "threshold": (float, -1e9, 1e9),
-        "blur_sigma": (float, 0, 64),
-        "feature_score": {"appearance", "mahalanobis", "sum"},
-    }
     model_cpu_offload_seq = "appearance_extractor->feature_extractor->unet->refiner"
     # Small, and not always called through its `forward`, which is where offloading would bring it to the device.
     _exclude_from_cpu_offload = ["normality", "appearance"]  # noqa: RUF012 - the form that diffusers asks for
-    versions_of = ("torch", "diffusers", "timm")
-    # What check sums are kept of, beside the index: weights, settings, and which file holds which weight.
-    checked_files = ("*/*.safetensors", "*/*config.json", "*/*.index*.json")
 
     def __init__(  # type: ignore[no-untyped-def]  # diffusers compares annotations with what it loads
         self,
@@ -285,14 +270,6 @@ class DDADPipeline(DiffusionPipeline):
         for name, component in networks.items():
             if component is not None:
                 self._check_weights(name, component)
-        settings = {
-            "category": category,
-            "alpha": alpha,
-            "threshold": threshold,
-            "blur_sigma": blur_sigma,
-            "feature_score": feature_score,
-        }
-        self.check_settings(type(self), "the pipeline", settings)
         self.register_modules(
             unet=unet,
             scheduler=scheduler,
@@ -304,10 +281,9 @@ class DDADPipeline(DiffusionPipeline):
             appearance=appearance,
             refiner=refiner,
         )
-        for name, component in self.components.items():
-            if component is not None:
-                self.check_settings(type(component), name, component.config)
-        self.register_to_config(**settings)
+        self.register_to_config(
+            category=category, alpha=alpha, threshold=threshold, blur_sigma=blur_sigma, feature_score=feature_score
+        )
         self._check_agreement()
         self.scheduler.alpha_bars(torch.tensor(self.timesteps))
 
@@ -322,57 +298,6 @@ class DDADPipeline(DiffusionPipeline):
                 )
             if value.is_floating_point() and not torch.isfinite(value).all():
                 raise ValueError(f"The weight {key!r} of `{name}` is not finite: the checkpoint is damaged.")
-
-    @classmethod
-    def check_settings(cls, built: type, name: str, settings: Mapping[str, Any]) -> None:
-        """Checks the settings of the pipeline or a component against the `setting_bounds` of its class.
-
-        A bound is (`int` or `float`, lowest, highest); a set of choices; a type; a list of one bound, which every
-        value of a list that is not empty must keep; or a table of bounds, all of whose keys must be there, `"*"`
-        standing for any. What is None by default may be None.
-
-        Args:
-            built: the class that is or will be built of the settings.
-            name: what to call it in a message.
-            settings: its settings; those without a bound are not looked at.
-
-        Raises:
-            ValueError: for a setting of another type or out of bounds; it names setting, rule and value.
-        """
-        parameters = inspect.signature(built.__init__).parameters
-        for setting, bound in getattr(built, "setting_bounds", {}).items():
-            value = settings.get(setting, parameters[setting].default)
-            if value is None and parameters[setting].default is None:
-                continue
-            wanted = cls._unmet(value, bound)
-            if wanted is not None:
-                shown = repr(value) if len(repr(value)) < 80 else f"{repr(value)[:80]}..."
-                raise ValueError(f"The setting `{setting}` of {name} must be {wanted}, found {shown}.")
-
-    @classmethod
-    def _unmet(cls, value: Any, bound: Any) -> str | None:
-        """What a setting must be and is not; None if it is."""
-        if isinstance(bound, dict):
-            if not isinstance(value, Mapping) or (value.keys() != bound.keys() and "*" not in bound):
-                return f"a table of {', '.join(bound)}"
-            parts = [(key, cls._unmet(entry, bound.get(key, bound.get("*")))) for key, entry in value.items()]
-            return next((f"a table whose {key} is {wanted}" for key, wanted in parts if wanted), None)
-        if isinstance(bound, list):
-            whole = isinstance(value, (list, tuple)) and len(value) > 0
-            unmet = (cls._unmet(entry, bound[0]) for entry in value) if whole else [cls._unmet(None, bound[0])]
-            wanted = next(filter(None, unmet), None)
-            return wanted and f"a list, each of it {wanted}"
-        if isinstance(bound, set):
-            return None if isinstance(value, str) and value in bound else f"one of {sorted(bound)}"
-        if isinstance(bound, type):
-            return None if isinstance(value, bound) else {str: "text", bool: "true or false"}[bound]
-        kind, low, high = bound
-        fits = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
-        return (
-            None
-            if fits and low <= value <= high
-            else f"{'a whole' if kind is int else 'a'} number from {low} to {high}"
-        )
 
     def _check_agreement(self) -> None:
         """Raises a ValueError for components that do not belong together."""
@@ -938,7 +863,7 @@ class DDADPipeline(DiffusionPipeline):
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Writes `model_index.json`, check sums, versions, and the code of the pipeline and its components.
+        """Writes `model_index.json`, and the code of the pipeline and its components.
 
         With the code in the folder, `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` loads it where
         this package is not installed.
@@ -961,19 +886,6 @@ class DDADPipeline(DiffusionPipeline):
                 if config.pop("_name_or_path", None) is not None:
                     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         index_path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        # Weights and settings are saved before; with these a flipped byte is found on loading.
-        checksums = {
-            path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted([index_path, *(path for kind in self.checked_files for path in folder.glob(kind))])
-        }
-        (folder / "checksums.json").write_text(json.dumps(checksums, indent=2) + "\n", encoding="utf-8")
-        package = sys.modules.get(type(self).__module__.partition(".")[0])  # none that knows its version on the Hub
-        version = getattr(package, "__version__", None)
-        versions = {"ddad": version} if version else {}
-        for name in self.versions_of:
-            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-                versions[name] = importlib.metadata.version(name)
-        (folder / "versions.json").write_text(json.dumps(versions, indent=2) + "\n", encoding="utf-8")
 
     @staticmethod
     def _write_code(path: Path, source: str) -> None:
@@ -983,67 +895,6 @@ class DDADPipeline(DiffusionPipeline):
                 return
             path.unlink()
         path.write_text(source, encoding="utf-8")
-
-    def _upload_folder(self, working_dir: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
-        """Uploads a saved pipeline, with the tags that the page and `ddad list` search for in its card."""
-        path = Path(working_dir) / "README.md"
-        if path.is_file():
-            card = ModelCard.load(path)
-            tags = ["ddad", "anomaly-detection", *filter(None, [self.config.category])]
-            card.data.tags = sorted({*(card.data.tags or []), *tags})
-            card.save(path)
-        return super()._upload_folder(working_dir, *args, **kwargs)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "DDADPipeline":
-        """Loads a pipeline from a folder or from the Hub.
-
-        From the installed package no code of the repository is run: the components are built from the package's own
-        classes, and only JSON and safetensors are fetched. Where the class itself came with a repository
-        (`DiffusionPipeline.from_pretrained(..., trust_remote_code=True)`), diffusers loads it.
-
-        Args:
-            pretrained_model_name_or_path: a folder, or the id of a repository on the Hub.
-            kwargs: `torch_dtype` or `dtype` (a dtype, or one for each component), `device_map` (one device for all),
-                and `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` as in huggingface_hub; a
-                component's name replaces that component; an argument of `__init__` replaces the stored one.
-
-        Raises:
-            OSError: if a file is missing or damaged, or a weight is missing.
-            ValueError: if the repository is of another kind, or a value makes no sense.
-            TypeError: for an unknown argument.
-        """
-        if cls.__module__.startswith("diffusers_modules."):
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        # Only the installed package has that module, and only it comes here.
-        loading = importlib.import_module(f"{cls.__module__.rpartition('.')[0]}.checkpoint.loading")
-        return loading.load_pipeline(cls, pretrained_model_name_or_path, **kwargs)
-
-    @classmethod
-    def fit(cls, images: Sequence[ImageInput], category: str = "my_part", **kwargs: Any) -> tuple["DDADPipeline", Any]:
-        """Makes a pipeline for a part from a handful of good photographs, in a minute and without training.
-
-        Normal versions come from a base network that never saw the part.
-
-        Args:
-            images: photographs of good parts, four at least; twenty or more are better.
-            category: what the part is called.
-            kwargs: `base`, `image_size`, `device` and more of `ddad.calibration.part.fit_part`.
-
-        Returns:
-            The pipeline, and what was understood of the images (`PartReport`): whether they are enough, what to
-            expect, and which look unlike the rest.
-
-        Raises:
-            ValueError: if there are too few images, or one cannot be read.
-            OSError: if there is no base network.
-            ImportError: where the package `ddad` is not installed.
-        """
-        if cls.__module__.startswith("diffusers_modules."):
-            raise ImportError("Fitting needs the package: `pip install ddad`, and `from ddad import DDADPipeline`.")
-        part = importlib.import_module(f"{cls.__module__.rpartition('.')[0]}.calibration.part")
-        pipe, _, report = part.fit_part(images, category, **kwargs)
-        return pipe, report
 
     @classmethod
     def from_pipe(cls, pipeline: "DDADPipeline", **kwargs: Any) -> "DDADPipeline":

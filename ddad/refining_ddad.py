@@ -44,11 +44,6 @@ class DDADRefiner(ModelMixin, ConfigMixin):
     """
 
     source_code = Path(__file__).read_text(encoding="utf-8")
-    setting_bounds = {  # see `DDADPipeline.check_settings`
-        "channels": [(int, 1, 1024)],
-        "middle_blocks": (int, 1, 64),
-        "image_size": (int, 64, 4096),
-    }
 
     @register_to_config
     def __init__(

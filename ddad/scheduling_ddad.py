@@ -58,16 +58,6 @@ class DDADScheduler(DDPMScheduler):
     """
 
     source_code = Path(__file__).read_text(encoding="utf-8")
-    setting_bounds = {  # see `DDADPipeline.check_settings`
-        "num_train_timesteps": (int, 2, 100_000),
-        "beta_start": (float, 1e-9, 0.5),
-        "beta_end": (float, 1e-9, 0.5),
-        "prediction_type": {"epsilon", "sample", "v_prediction"},
-        "detail_std": (float, 0, 2),
-        "clip_sample": bool,
-        "variance_type": {"learned_range"},
-        "num_inference_steps": (int, 2, 100_000),
-    }
 
     @register_to_config
     def __init__(

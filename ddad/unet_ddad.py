@@ -70,24 +70,6 @@ class DDADUNet2DModel(ModelMixin, ConfigMixin):
     """
 
     source_code = Path(__file__).read_text(encoding="utf-8")
-    setting_bounds = {  # see `DDADPipeline.check_settings`
-        "sample_size": (int, 16, 2048),
-        "patch_size": (int, 1, 64),
-        "block_out_channels": [(int, 1, 8192)],
-        "layers_per_block": (int, 1, 16),
-        "down_block_types": [str],
-        "up_block_types": [str],
-        "downsample_type": {"conv", "resnet"},
-        "upsample_type": {"conv", "resnet"},
-        "attention_head_dim": (int, 1, 8192),
-        "num_attention_heads": (int, 1, 1024),
-        "time_channels": (int, 2, 8192),
-        "resnet_time_scale_shift": {"default", "scale_shift"},
-        "norm_num_groups": (int, 1, 8192),
-        "feature_channels": (int, 1, 65_536),
-        "feature_block": (int, 0, 15),
-        "feature_layer": (int, 0, 16),
-    }
 
     _supports_gradient_checkpointing = True
 

@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -62,6 +64,26 @@ def test_float16_weights_still_compute_in_float32(features):
     half = model.to(torch.float16)(features[:4])
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, distance, rtol=0.02, atol=0.02)
+
+
+def test_what_is_made_of_the_weights_follows_them(features):
+    """Weights that are changed, cast, or copied: nothing of what was made of the old ones is used."""
+    model = fitted(features)
+    before = model(features[:4])
+    assert model.unpacked()[1] is model.unpacked()[1]
+    model.mean.add_(1)
+    assert not torch.allclose(model(features[:4]), before)
+    model.mean.sub_(1)
+    torch.testing.assert_close(model(features[:4]), before, rtol=1e-4, atol=1e-4)
+    twin = copy.deepcopy(model)
+    assert twin._kept is None and torch.equal(twin(features[:4]), model(features[:4]))
+    rounded = model.half().float()
+    fresh = DDADNormalityModel(**{key: value for key, value in rounded.config.items() if not key.startswith("_")})
+    fresh.load_state_dict(rounded.state_dict())
+    assert torch.equal(rounded(features[:4]), fresh(features[:4]))
+    with torch.inference_mode():
+        inside = copy.deepcopy(fresh)
+        assert torch.equal(inside(features[:4]), fresh(features[:4]))
 
 
 def test_only_the_triangle_is_stored(features, tmp_path):

@@ -65,7 +65,9 @@ def test_imports_run_one_way(folder):
     files = [PACKAGE / "cli.py"] if folder == "cli" else sorted((PACKAGE / folder).rglob("*.py"))
     assert files
     for path in files:
-        assert imported_folders(path) <= MAY_IMPORT[folder] | {folder}, path
+        # Where users begin stands `fit` too, which makes pipelines itself.
+        also = {"calibration"} if path.name == "installed.py" else set()
+        assert imported_folders(path) <= MAY_IMPORT[folder] | {folder} | also, path
 
 
 def test_every_module_at_the_top_is_published_or_a_tool():

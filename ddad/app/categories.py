@@ -20,8 +20,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from ddad.app.words import as_text
+from ddad.checkpoint.installed import DDADPipeline
 from ddad.checkpoint.names import CHOSEN_NAME, TAG
-from ddad.pipeline import DDADPipeline
 
 logger = logging.getLogger(__name__)
 

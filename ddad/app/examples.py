@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ddad.app.inspection import Finding, draw_heatmap
+from ddad.checkpoint.installed import DDADPipeline
 from ddad.checkpoint.saving import describe_state
-from ddad.pipeline import DDADPipeline
 
 logger = logging.getLogger(__name__)
 

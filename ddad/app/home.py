@@ -18,7 +18,7 @@ from ddad.app.uploads import refusal
 from ddad.app.visits import Visits
 from ddad.app.words import Words, as_text, refused
 from ddad.checkpoint.curve import draw_losses
-from ddad.pipeline import DDADPipeline
+from ddad.checkpoint.installed import DDADPipeline
 
 LOOK_SECONDS = 5
 NOTHING_YET = "Nothing is trained yet."

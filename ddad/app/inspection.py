@@ -8,8 +8,9 @@ import numpy as np
 import PIL.Image
 import torch
 
+from ddad.checkpoint.installed import DDADPipeline
 from ddad.images_ddad import DDADImageProcessor
-from ddad.pipeline import DDADPipeline, DDADPipelineOutput, DDADScores
+from ddad.pipeline import DDADPipelineOutput, DDADScores
 from ddad.report import drawing
 from ddad.report.regions import Region, regions_of
 

@@ -14,9 +14,9 @@ from ddad.calibration.fitting import CalibrationConfig
 from ddad.calibration.part import LARGEST, fit_photographs, load_base
 from ddad.calibration.part import Photographs as SeenPhotographs
 from ddad.calibration.progress import Report
+from ddad.checkpoint.installed import DDADPipeline
 from ddad.checkpoint.saving import load_record, save_checkpoint, update_record
 from ddad.images_ddad import DDADImageProcessor
-from ddad.pipeline import DDADPipeline
 
 # How many of the images the category as it was is asked about.
 ASKED = 40

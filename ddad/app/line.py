@@ -18,7 +18,7 @@ from ddad.app.sources import FOLDERS, is_other_file, open_all, read_folders
 from ddad.app.uploads import create_image_input, open_category, output_path
 from ddad.app.visits import Judged, Settings, Stopped, Visit, Visits
 from ddad.app.words import Words, as_text, refused
-from ddad.pipeline import DDADPipeline
+from ddad.checkpoint.installed import DDADPipeline
 from ddad.report.regions import regions_of
 
 EVERY_SECONDS = 0.5  # the browser offers a picture of the camera; what comes too soon is dropped

@@ -21,7 +21,8 @@ from ddad.app.visits import Judged, Run, Settings, Stopped, Visits
 from ddad.app.words import Words, as_text, refused
 from ddad.app.work import MOMENT, SingleImage
 from ddad.calibration.advice import count_of
-from ddad.pipeline import DDADPipeline, DDADPipelineOutput
+from ddad.checkpoint.installed import DDADPipeline
+from ddad.pipeline import DDADPipelineOutput
 from ddad.report.export import Record, ResultsArchive
 
 MOST_IMAGES = 200

@@ -15,8 +15,9 @@ from ddad.app.photographs import GoodImages
 from ddad.calibration.calibration import held_out_scores
 from ddad.calibration.progress import Report
 from ddad.calibration.synthetic import DEFECT_TYPES, paste_defect
+from ddad.checkpoint.installed import DDADPipeline
 from ddad.images_ddad import DDADImageProcessor
-from ddad.pipeline import DDADPipeline, DDADPipelineOutput
+from ddad.pipeline import DDADPipelineOutput
 from ddad.report.regions import regions_of
 
 STEP = "Looking at test defects"

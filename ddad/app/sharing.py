@@ -16,10 +16,10 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from ddad.app.home import check_home
 from ddad.app.uploads import refusal, unpack_checkpoint
 from ddad.app.words import Words, as_text, refused
+from ddad.checkpoint.installed import DDADPipeline
 from ddad.checkpoint.loading import read_json, refresh
 from ddad.checkpoint.names import RECORD_NAME
 from ddad.checkpoint.publish import PublishOptions, prepare, publish
-from ddad.pipeline import DDADPipeline
 
 TITLE = "Nothing was published"
 # What the Hub answers with and the page makes a link of.

@@ -22,9 +22,9 @@ from ddad.app.categories import readable
 from ddad.app.sources import open_all
 from ddad.app.uploads import refusal
 from ddad.app.words import as_text
+from ddad.checkpoint.installed import DDADPipeline
 from ddad.checkpoint.loading import load_weights
 from ddad.checkpoint.names import AVERAGE_NAME, STATE_FOLDER
-from ddad.pipeline import DDADPipeline
 from ddad.unet_ddad import DDADUNet2DModel
 
 TITLE = "Nothing is trained"

@@ -25,9 +25,10 @@ from ddad.app.places import Places
 from ddad.app.uploads import open_category, output_path, read_mask, refusal
 from ddad.app.visits import Judged, Run, Settings, Stopped, Visit, Visits
 from ddad.app.words import as_text
+from ddad.checkpoint.installed import DDADPipeline
 from ddad.checkpoint.saving import load_record
 from ddad.images_ddad import DDADImageProcessor, open_picture
-from ddad.pipeline import DDADPipeline, DDADPipelineOutput
+from ddad.pipeline import DDADPipelineOutput
 from ddad.report.drawing import save_animation
 
 TALLEST = 560  # of pictures on the screen, in its pixels

@@ -13,9 +13,9 @@ from ddad.calibration.factors import Factors, Views, candidates, fit_factors, mo
 from ddad.calibration.fitting import Fit, Images, fit_residuals, spread
 from ddad.calibration.gaussians import Moments, principal_components, shrink
 from ddad.calibration.progress import Report, track
+from ddad.checkpoint.installed import DDADPipeline
 from ddad.datasets.folder import ImagesInMemory
 from ddad.datasets.nuisance import Nuisance, change_one, vary
-from ddad.pipeline import DDADPipeline
 
 COMPONENT_IMAGES = 48
 NUM_PATCHES = 20_000

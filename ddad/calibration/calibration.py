@@ -48,6 +48,7 @@ from ddad.calibration.fitting import (
 from ddad.calibration.gaussians import Moments, shrink
 from ddad.calibration.growth import measure_growth
 from ddad.calibration.progress import Report, track
+from ddad.checkpoint.installed import DDADPipeline
 from ddad.checkpoint.saving import check_output, save_checkpoint, update_record
 from ddad.datasets.folder import ImageFolder, measure_max_value
 from ddad.datasets.layouts import Dataset
@@ -55,7 +56,6 @@ from ddad.datasets.lookalikes import check_enough, group_lookalikes, split_image
 from ddad.features_ddad import DDADFeatureExtractor
 from ddad.images_ddad import DDADImageProcessor
 from ddad.normality_ddad import DDADNormalityModel
-from ddad.pipeline import DDADPipeline
 
 logger = logging.getLogger(__name__)
 

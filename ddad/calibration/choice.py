@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from ddad.calibration.appearance import Appearance, Statistics
 from ddad.calibration.progress import Report, track
 from ddad.calibration.synthetic import DEFECT_TYPES, paste_defect
+from ddad.checkpoint.installed import DDADPipeline
 from ddad.evaluation.metrics import auroc, pixel_curves
 from ddad.normality_ddad import DDADNormalityModel
-from ddad.pipeline import DDADPipeline
 
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 BLURS = (1.0, 2.0, 4.0)

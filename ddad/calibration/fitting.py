@@ -17,10 +17,10 @@ from torch.utils.data import Dataset
 from ddad.calibration.factors import Factors, Views, candidates, cross_fit, moments_of, unexplained
 from ddad.calibration.gaussians import Moments, choose_shrinkage, principal_components
 from ddad.calibration.progress import Report, track
+from ddad.checkpoint.installed import DDADPipeline
 from ddad.datasets.folder import rotate
 from ddad.datasets.lookalikes import group_lookalikes, shrink_image
 from ddad.datasets.nuisance import Nuisance
-from ddad.pipeline import DDADPipeline
 
 FOLDS = 5
 # Of fewer images than this each, or a tenth of them, is a fold.

@@ -9,7 +9,7 @@ from ddad.calibration.appearance import Appearance
 from ddad.calibration.choice import make_defects
 from ddad.calibration.fitting import CalibrationConfig, Images, spread
 from ddad.calibration.progress import Report, track
-from ddad.pipeline import DDADPipeline
+from ddad.checkpoint.installed import DDADPipeline
 
 # Good images that set the threshold, and defects of each kind.
 MOST_IMAGES, DEFECTS_PER_TYPE = 24, 4

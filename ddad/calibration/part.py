@@ -22,6 +22,7 @@ from ddad.calibration.backbone import IMAGE_SIZES, create_appearance_extractor, 
 from ddad.calibration.calibration import create_normality, held_out_scores, prediction_factor, recalibrate
 from ddad.calibration.fitting import CalibrationConfig
 from ddad.calibration.progress import Report, track
+from ddad.checkpoint.installed import DDADPipeline
 from ddad.checkpoint.loading import find_folder, load_weights
 from ddad.checkpoint.names import BUNDLED_BASE
 from ddad.checkpoint.saving import library_versions
@@ -31,7 +32,7 @@ from ddad.denoising_ddad import DDADDenoiser
 from ddad.features_ddad import DDADFeatureExtractor
 from ddad.images_ddad import DDADImageProcessor, decoding, is_encoded, name_of, open_picture
 from ddad.normality_ddad import DDADNormalityModel
-from ddad.pipeline import DDADPipeline, ImageInput
+from ddad.pipeline import ImageInput
 from ddad.refining_ddad import DDADRefiner
 from ddad.scheduling_ddad import DDADScheduler
 from ddad.unet_ddad import DDADUNet2DModel

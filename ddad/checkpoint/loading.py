@@ -16,6 +16,7 @@ from safetensors import safe_open
 
 import ddad
 from ddad.checkpoint.names import CHECKSUMS_NAME, INDEX_NAME, VERSIONS_NAME
+from ddad.checkpoint.settings import check_settings
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ def load_pipeline(cls: Any, pretrained_model_name_or_path: Any, accept_settings:
     unknown = sorted(settings.keys() - set(known))
     if unknown:
         raise ValueError(f"{folder / cls.config_name} has settings of another version: {', '.join(unknown)}.")
+    check_settings(cls, "the pipeline", {**settings, **kwargs})
     pipe = cls(**components, **{**settings, **kwargs})
     return pipe if device is None else pipe.to(device)
 
@@ -257,7 +259,7 @@ def check_types(path: Path) -> None:
 def component_class(cls: Any, name: str) -> Any:
     """The installed class of a component."""
     module, class_name = cls.component_classes[name]
-    return getattr(importlib.import_module(f"{cls.__module__.rpartition('.')[0]}.{module}"), class_name)
+    return getattr(importlib.import_module(f"ddad.{module}"), class_name)
 
 
 # diffusers and accelerate load weights with torch's own functions exchanged for the whole process: modules that
@@ -293,7 +295,7 @@ def load_component(cls: Any, folder: Path, name: str, dtype: torch.dtype | None)
     path = folder / name / built.config_name
     if not path.is_file():
         raise OSError(f"The checkpoint {folder} is incomplete: {name}/{built.config_name} is missing.")
-    cls.check_settings(built, str(folder / name), read_json(path))
+    check_settings(built, str(folder / name), read_json(path))
     if not issubclass(built, torch.nn.Module):
         return built.from_pretrained(folder / name)
     try:

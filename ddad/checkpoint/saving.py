@@ -14,10 +14,10 @@ import timm
 import torch
 
 from ddad.checkpoint.card import write_card
+from ddad.checkpoint.installed import DDADPipeline
 from ddad.checkpoint.loading import read_json
 from ddad.checkpoint.names import CHECKSUMS_NAME, INDEX_NAME, RECORD_NAME, UNFINISHED_NAME
 from ddad.datasets.layouts import check_empty
-from ddad.pipeline import DDADPipeline
 
 # Plain git refuses files above 10 MB on the Hub; weights are split below that.
 MAX_SHARD_SIZE = "9MB"

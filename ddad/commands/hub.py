@@ -125,8 +125,8 @@ def add_refresh(commands: argparse._SubParsersAction) -> None:
 
 def run_refresh(arguments: argparse.Namespace) -> int:
     """Loads each checkpoint and writes all of it but the weights."""
+    from ddad.checkpoint.installed import DDADPipeline
     from ddad.checkpoint.loading import refresh
-    from ddad.pipeline import DDADPipeline
 
     for checkpoint in arguments.checkpoints:
         if not Path(checkpoint).is_dir():

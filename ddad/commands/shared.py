@@ -65,7 +65,7 @@ def load_pipeline(checkpoint: str, device: str | None) -> typing.Any:
     import torch
 
     from ddad.checkpoint.client import bound_waiting
-    from ddad.pipeline import DDADPipeline
+    from ddad.checkpoint.installed import DDADPipeline
 
     bound_waiting()
     pipe = DDADPipeline.from_pretrained(checkpoint)

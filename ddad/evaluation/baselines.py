@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from ddad.calibration.fitting import spread
 from ddad.pipeline import DDADPipeline
 
 BASELINES = ("mse", "rgb")
@@ -42,8 +41,9 @@ class Baselines:
     def of(cls, pipe: DDADPipeline, paths: Sequence[Path]) -> "Baselines":
         """Measured on good images, on some where there are many."""
         measured: dict[str, list[torch.Tensor]] = {name: [] for name in BASELINES}
-        for index in spread(len(paths), MOST_IMAGES):
-            for name, value in measure_errors(pipe, [pipe.image_processor.read_image(paths[index])]).items():
+        step = -(-len(paths) // MOST_IMAGES)
+        for path in paths[::step]:
+            for name, value in measure_errors(pipe, [pipe.image_processor.read_image(path)]).items():
                 measured[name].append(value)
         stacked = {name: torch.cat(values) for name, values in measured.items()}
         return cls(

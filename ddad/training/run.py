@@ -13,6 +13,7 @@ import torch
 from ddad.calibration.backbone import choose_image_size, create_appearance_extractor, create_feature_extractor
 from ddad.calibration.calibration import batches, calibrate, create_appearance, create_normality, round_to_half
 from ddad.calibration.fitting import CalibrationConfig, Images
+from ddad.checkpoint.installed import DDADPipeline
 from ddad.checkpoint.saving import library_versions, load_record, save_checkpoint
 from ddad.datasets.folder import ImageFolder, measure_max_value
 from ddad.datasets.layouts import read_dataset
@@ -20,7 +21,6 @@ from ddad.datasets.lookalikes import group_lookalikes, split_images
 from ddad.denoising_ddad import DDADDenoiser
 from ddad.features_ddad import DDADFeatureExtractor
 from ddad.images_ddad import DDADImageProcessor
-from ddad.pipeline import DDADPipeline
 from ddad.refining_ddad import DDADRefiner
 from ddad.scheduling_ddad import DDADScheduler
 from ddad.training.base_network import choose_base, describe_base, load_refiner
