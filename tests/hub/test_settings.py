@@ -83,7 +83,11 @@ def test_a_checkpoint_of_0_2_whose_check_sums_are_of_weights_alone_loads(copy):
         ("normality/config.json", {"statistics": {}}, "`statistics` must be of kl_mean"),
         ("normality/config.json", {"timesteps": [20]}, "`statistics` need 1 values of kl_mean, found 2"),
         ("normality/config.json", {"timesteps": [20, 1201]}, "not among the 250 steps"),
-        ("normality/config.json", {"threshold_quantile": 95}, "`threshold_quantile` of .* must be less than or equal to 1, found 95"),
+        (
+            "normality/config.json",
+            {"threshold_quantile": 95},
+            "`threshold_quantile` of .* must be less than or equal to 1",
+        ),
         ("denoiser/scheduler_config.json", {"inpainting_steps": [900, 3]}, "uses step 900, and there are 250"),
         ("denoiser/scheduler_config.json", {"denoise_every": 0}, "`denoise_every`"),
         ("image_processor/scheduler_config.json", {"max_value": 0}, "`max_value`"),
