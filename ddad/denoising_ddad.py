@@ -4,12 +4,14 @@ Source: "Removing Anomalies as Noises for Industrial Defect Localization" (Lu et
 Beyond the paper it is confined to a mask: the reverse process repaints the mask ("RePaint", Lugmayr et al., 2022), the
 part's own grain is put back, and a gradient step counts only if it brings the part closer to normal.
 
-Here are the steps, which are functions of tensors; the loops over them, and the networks, are the pipeline's.
+As a sampler does, `repair` and `repair_whole` loop over the steps and ask the networks through the functions that they
+are given; what they yield is new, and nothing that was yielded changes afterwards.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +19,53 @@ from diffusers import SchedulerMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 
 
-@dataclass
+class DDADNetworks(Protocol):
+    """What a repair asks of the networks, for a batch of images; a step is one of the respaced process.
+
+    Attributes:
+        normal_distance: the distance of good parts.
+    """
+
+    normal_distance: float
+
+    def predict_original(self, noisy: torch.Tensor, step: int) -> torch.Tensor:
+        """x_t -> x0_hat, `[N, 3, S, S]`."""
+
+    def posterior_mean(self, images: torch.Tensor, step: int) -> torch.Tensor:
+        """Images taken for x_t -> the mean of p(x_{t-1} | x_t), in [-1, 1]."""
+
+    def alpha_bar(self, step: int) -> torch.Tensor:
+        """How much of the image is left at a step, `[1, 1, 1, 1]`."""
+
+    def predict_features(self, images: torch.Tensor) -> torch.Tensor:
+        """Images without their defect -> the features that they should have, `[N, C, h, w]`."""
+
+    def distance(self, images: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """How far from their target of features images are inside a mask, `[N]`; differentiable in the images."""
+
+    def smooth(self, gradient: torch.Tensor) -> torch.Tensor:
+        """A gradient, smoothed."""
+
+
+@dataclass(frozen=True)
+class DDADStep:
+    """One step of a repair.
+
+    Attributes:
+        kind: `"repaint"` and `"denoise"` evaluate the U-Net and are steps of the film; `"target"` finds out what the
+            features should be; `"gradient"` moves images down the distance.
+        images: so far, `[N, 3, S, S]` in [-1, 1].
+        distance: of them, `[N]`; None before the target is known. The first is that of the images as they came.
+        step: of the respaced process, where the U-Net was evaluated; None for a gradient step alone.
+    """
+
+    kind: Literal["repaint", "target", "gradient", "denoise"]
+    images: torch.Tensor
+    distance: torch.Tensor | None
+    step: int | None = None
+
+
+@dataclass(frozen=True)
 class DDADMeasured:
     """Images, `[N, 3, S, S]` in [-1, 1], how far from normal they are, `[N]`, and the gradient of that in them."""
 
@@ -25,8 +73,17 @@ class DDADMeasured:
     distance: torch.Tensor
     gradient: torch.Tensor
 
+    @classmethod
+    def of(cls, images: torch.Tensor, distance: Callable[[torch.Tensor], torch.Tensor]) -> "DDADMeasured":
+        """Measures images by a differentiable distance."""
+        with torch.enable_grad():
+            images = images.detach().requires_grad_(True)
+            measured = distance(images)
+            (gradient,) = torch.autograd.grad(measured.sum(), images)
+        return cls(images.detach(), measured.detach(), gradient)
 
-@dataclass
+
+@dataclass(frozen=True)
 class DDADDescent:
     """The state of gradient denoising, a row an image.
 
@@ -70,7 +127,6 @@ class DDADDenoiser(SchedulerMixin, ConfigMixin):
     """
 
     source_code = Path(__file__).read_text(encoding="utf-8")
-    measured = DDADMeasured  # the pipeline's file cannot import it
 
     @register_to_config
     def __init__(
@@ -221,36 +277,154 @@ class DDADDenoiser(SchedulerMixin, ConfigMixin):
         momentum: torch.Tensor,
         denoised: bool,
         normal_distance: float,
-    ) -> None:
-        """Keeps those of the proposed images that are closer to normal; moves `state` in place.
+    ) -> DDADDescent:
+        """The state with those of the proposed images that are closer to normal.
 
         An image is done when its distance is that of a normal one, or when its steps get too small, which they do when
         they are refused. A step with a denoising step in it says nothing of the step size.
         """
         better = candidate.distance < state.distance[chosen]
         kept, refused = chosen[better], chosen[~better]
-        # What was yielded before stays as it was.
-        state.images, state.distance = state.images.clone(), state.distance.clone()
-        state.images[kept], state.distance[kept] = candidate.images[better], candidate.distance[better]
-        state.gradient[kept], state.velocity[kept] = candidate.gradient[better], momentum[better]
-        state.velocity[refused] = 0
+        images, distance = state.images.clone(), state.distance.clone()
+        gradient, velocity, step_size = state.gradient.clone(), state.velocity.clone(), state.step_size.clone()
+        images[kept], distance[kept] = candidate.images[better], candidate.distance[better]
+        gradient[kept], velocity[kept] = candidate.gradient[better], momentum[better]
+        velocity[refused] = 0
         if not denoised:
-            state.step_size[kept] *= self.config.growth
-            state.step_size[refused] *= self.config.decay
-        state.active = (
-            state.active & (state.distance > normal_distance) & (state.step_size > self.config.smallest_step)
+            step_size[kept] *= self.config.growth
+            step_size[refused] *= self.config.decay
+        active = state.active & (distance > normal_distance) & (step_size > self.config.smallest_step)
+        return replace(
+            state,
+            images=images,
+            gradient=gradient,
+            velocity=velocity,
+            distance=distance,
+            step_size=step_size,
+            active=active,
         )
 
-    def check_progress(self, state: DDADDescent) -> None:
-        """Ends the images whose distance has hardly fallen since the last check."""
-        state.active = state.active & (state.distance < self.config.least_progress * state.last_check)
-        state.last_check = state.distance
+    def check_progress(self, state: DDADDescent) -> DDADDescent:
+        """The state in which images have ended whose distance has hardly fallen since the last check."""
+        active = state.active & (state.distance < self.config.least_progress * state.last_check)
+        return replace(state, active=active, last_check=state.distance)
 
     def whole_step(self, images: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         """X <- sqrt(1 - s^2) x + s g, with g the negative gradient divided by its standard deviation (the paper's)."""
         scale = self.config.whole_step_size
         direction = -gradient / gradient.std(dim=(1, 2, 3), keepdim=True).clamp(min=1e-12)
         return (1 - scale**2) ** 0.5 * images + scale * direction
+
+    # ------------------------------------------------------------------------------------------------------ the loops
+
+    def repaint(
+        self, images: torch.Tensor, mask: torch.Tensor, noise: torch.Tensor, networks: DDADNetworks
+    ) -> Iterator[DDADStep]:
+        """Repaints the mask by the reverse process, from the image under noise, in which the defect drowns."""
+        inside, current = noise, images
+        for step in self.config.inpainting_steps:
+            alpha_bar = networks.alpha_bar(step)
+            noisy = self.renoise(current, mask, inside, noise, alpha_bar)
+            original = networks.predict_original(noisy, step)
+            current, inside = self.repaint_step(images, mask, noisy, original, alpha_bar)
+            yield DDADStep("repaint", current, None, step)
+
+    def predict_clean(self, images: torch.Tensor, step: int, networks: DDADNetworks) -> torch.Tensor:
+        """x0_hat of images as they are, taken for the signal of x_t: without what the U-Net takes for noise there."""
+        return networks.predict_original(networks.alpha_bar(step).sqrt().to(images) * images, step)
+
+    def repair(
+        self,
+        images: torch.Tensor,
+        mask: torch.Tensor,
+        noise: torch.Tensor,
+        networks: DDADNetworks,
+        num_steps: int,
+        refined: bool,
+    ) -> Iterator[DDADStep]:
+        """Removes the defects inside the mask: repaints it, then takes gradient steps that lower a distance.
+
+        The distance is that of the features to those that the U-Net predicts for this very part without its defect.
+        With a small model the paper's recipe, `repair_whole`, raises it instead.
+
+        Gradients of a backbone draw what it alone sees, too. Where a refiner adds the detail it must not take that for
+        the part's own: there a last denoising step removes it.
+
+        Args:
+            images: `[N, 3, S, S]` in [-1, 1].
+            mask: `[N, 1, S, S]` in [0, 1].
+            noise: of the same shape as the images.
+            networks: what is asked of them.
+            num_steps: the most gradient steps.
+            refined: whether a refiner follows, which makes the grain itself, at the photograph's own size.
+        """
+        config, repainted = self.config, images
+        for step in self.repaint(images, mask, noise, networks):
+            repainted = step.images
+            yield step
+        candidates = [repainted]
+        if not refined:
+            predicted = self.predict_clean(images, config.grain_step, networks)
+            candidates.append(self.borrow_grain(images, mask, predicted, repainted))
+        target = networks.predict_features(repainted)
+        yield DDADStep("target", images, networks.distance(images, target, mask))
+        state = self.begin(
+            [DDADMeasured.of(one, lambda x: networks.distance(x, target, mask)) for one in candidates],
+            networks.normal_distance,
+        )
+        yield DDADStep("gradient", state.images, state.distance)
+        for number in range(1, num_steps + 1):
+            chosen = state.active.nonzero()[:, 0]
+            if len(chosen) == 0:
+                break
+            denoised = config.denoising_step if number % config.denoise_every == 0 else None
+            state = self.descend(state, chosen, mask[chosen], target[chosen], networks, denoised)
+            if number % config.check_every == 0:
+                state = self.check_progress(state)
+            yield DDADStep("gradient" if denoised is None else "denoise", state.images, state.distance, denoised)
+        if refined:
+            clean = self.predict_clean(state.images, config.denoising_step, networks)
+            images = state.images + mask * (clean - state.images)
+            yield DDADStep("denoise", images, networks.distance(images, target, mask), config.denoising_step)
+
+    def descend(
+        self,
+        state: DDADDescent,
+        chosen: torch.Tensor,
+        mask: torch.Tensor,
+        target: torch.Tensor,
+        networks: DDADNetworks,
+        denoised: int | None,
+    ) -> DDADDescent:
+        """One gradient step of the chosen images, with a denoising step in it where one is named."""
+        candidate, momentum = self.propose(
+            state, chosen, self.direction(networks.smooth(state.gradient[chosen]), mask)
+        )
+        if denoised is not None:
+            candidate = candidate + mask * (networks.posterior_mean(candidate, denoised) - candidate)
+        measured = DDADMeasured.of(candidate.clamp(-1, 1), lambda x: networks.distance(x, target, mask))
+        return self.accept(state, chosen, measured, momentum, denoised is not None, networks.normal_distance)
+
+    def repair_whole(self, images: torch.Tensor, networks: DDADNetworks, num_steps: int) -> Iterator[DDADStep]:
+        """Gradient denoising in the paper's form: the whole image, one target for all of it, a fixed number of steps.
+
+        The distance is the one that judges: that of the features to those that the U-Net predicts of the image. After
+        every N_d-th step the image becomes the mean of p(x_{t-1} | x_t = x).
+        """
+        target, everywhere = networks.predict_features(images), torch.ones_like(images[:, :1])
+
+        def measure(images: torch.Tensor) -> DDADMeasured:
+            return DDADMeasured.of(images, lambda x: networks.distance(x, target, everywhere))
+
+        measured = measure(images)
+        yield DDADStep("target", images, measured.distance)
+        for number in range(1, num_steps + 1):
+            images = self.whole_step(measured.images, measured.gradient)
+            denoised = self.config.denoising_step if number % self.config.denoise_every == 0 else None
+            if denoised is not None:
+                images = networks.posterior_mean(images, denoised)
+            measured = measure(images)
+            yield DDADStep("gradient" if denoised is None else "denoise", images, measured.distance, denoised)
 
     def most_steps(self, num_steps: int, whole: bool = False) -> int:
         """How many steps there are at most: the image as it came and, repainted, the first and the last among them."""

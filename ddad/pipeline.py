@@ -10,7 +10,8 @@ import inspect
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+import types
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -481,54 +482,37 @@ class DDADPipeline(DiffusionPipeline):
         """The training timestep of a step of the respaced process, counted from the clean image."""
         return int(self.scheduler.timesteps.flip(0)[step])
 
-    def predict_original(self, noisy: torch.Tensor, timestep: int) -> torch.Tensor:
-        """x0_hat of x_t, `[N, 3, S, S]`."""
-        levels = torch.full((len(noisy),), timestep, device=noisy.device)
-        output = self.unet(noisy.to(self.unet.dtype), levels).sample.float()
-        return self.scheduler.predict_original_sample(output, noisy, levels)
+    def networks(self, generator: torch.Generator | None) -> Any:
+        """What the denoiser asks of the networks (`DDADNetworks`)."""
+        level = self.middle_level
+        normal = self.normality.config.statistics["mahalanobis_mean"][self.normality.index([level])[0]]
 
-    def predict_clean(self, images: torch.Tensor, timestep: int) -> torch.Tensor:
-        """x0_hat of images as they are, taken for the signal of x_t: without what the U-Net takes for noise there."""
-        alpha_bar, _ = self.scheduler.alpha_bars(torch.full((len(images),), timestep))
-        return self.predict_original(alpha_bar.sqrt().to(images) * images, timestep)
+        def evaluate(noisy: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+            levels = torch.full((len(noisy),), self.timestep_of(step), device=noisy.device)
+            return self.unet(noisy.to(self.unet.dtype), levels).sample.float(), levels
 
-    def posterior_mean(self, noisy: torch.Tensor, timestep: int) -> torch.Tensor:
-        """The mean of p(x_{t-1} | x_t), in [-1, 1]: the paper's denoising step, `[N, 3, S, S]`."""
-        levels = torch.full((len(noisy),), timestep, device=noisy.device)
-        output = self.unet(noisy.to(self.unet.dtype), levels).sample.float()
-        return self.scheduler.predict(output, noisy, levels).mean.clamp(-1, 1)
+        def predict_original(noisy: torch.Tensor, step: int) -> torch.Tensor:
+            output, levels = evaluate(noisy, step)
+            return self.scheduler.predict_original_sample(output, noisy, levels)
 
-    def normality_distance(self, images: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Weighted mean Mahalanobis distance of F(x), less `target`, over the grid, `[N]`."""
-        values = self.normality(self.extract_features(images) - target)  # [N, 1, g, g]
-        return (values * weight).sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3))
+        def posterior_mean(images: torch.Tensor, step: int) -> torch.Tensor:
+            output, levels = evaluate(images, step)
+            return self.scheduler.predict(output, images, levels).mean.clamp(-1, 1)
 
-    def measure(self, images: torch.Tensor, *target: Any) -> Any:
-        """Images with their `normality_distance` and its gradient in them."""
-        with torch.enable_grad():
-            images = images.detach().requires_grad_(True)
-            distance = self.normality_distance(images, *target)
-            (gradient,) = torch.autograd.grad(distance.sum(), images)
-        return self.denoiser.measured(images.detach(), distance.detach(), gradient)
+        def distance(images: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            weight = F.adaptive_avg_pool2d(mask, self.normality.config.grid_size)  # [N, 1, g, g]
+            values = self.normality(self.extract_features(images) - target)
+            return (values * weight).sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3))
 
-    def repaint(
-        self, images: torch.Tensor, mask: torch.Tensor, generator: torch.Generator | None
-    ) -> Iterator[tuple[int, torch.Tensor]]:
-        """Repaints the mask by the reverse process, from the image under noise, in which the defect drowns.
-
-        Yields:
-            The timestep and the images so far, after each evaluation of the U-Net.
-        """
-        steps = self.denoiser.config.inpainting_steps
-        noise = self.get_noise([self.timestep_of(steps[0])], generator).expand_as(images)
-        inside, current = noise, images
-        for step in steps:
-            timestep = self.timestep_of(step)
-            alpha_bar, _ = self.scheduler.alpha_bars(torch.full((len(images),), timestep))
-            noisy = self.denoiser.renoise(current, mask, inside, noise, alpha_bar)
-            original = self.predict_original(noisy, timestep)
-            current, inside = self.denoiser.repaint_step(images, mask, noisy, original, alpha_bar)
-            yield timestep, current
+        return types.SimpleNamespace(
+            normal_distance=normal,
+            predict_original=predict_original,
+            posterior_mean=posterior_mean,
+            alpha_bar=lambda step: self.scheduler.alpha_bars(torch.tensor([self.timestep_of(step)]))[0],
+            predict_features=lambda images: self.predict_at(images, [level], self.get_noise([level], generator))[-1],
+            distance=distance,
+            smooth=lambda gradient: self.image_processor.blur(gradient, self.denoiser.config.gradient_sigma),
+        )
 
     @property
     def middle_level(self) -> int:
@@ -541,82 +525,6 @@ class DDADPipeline(DiffusionPipeline):
         Where a refiner follows, of more than ten the denoising step before it leaves nothing.
         """
         return 60 if whole or self.refiner is None else 10
-
-    def descend(
-        self, images: torch.Tensor, mask: torch.Tensor, num_steps: int, generator: torch.Generator | None
-    ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor | None]]:
-        """Removes the defects inside the mask: repaints it, then takes gradient steps that lower a distance.
-
-        The distance is that of the features to those that the U-Net predicts at the middle noise level for this very
-        part without its defect. With a small model the paper's recipe, `descend_whole`, raises it instead.
-
-        Gradients of a backbone draw what it alone sees, too. Where a refiner adds the detail it must not take that for
-        the part's own: there a last denoising step removes it.
-
-        Yields:
-            The timestep of the U-Net's evaluation or 0, the images so far, and their distance `[N]`, first that of the
-            images as they came; None before the target is known.
-        """
-        repainted = images
-        for timestep, repainted in self.repaint(images, mask, generator):
-            yield timestep, repainted, None
-        denoiser, config = self.denoiser, self.denoiser.config
-        candidates = [repainted]
-        if self.refiner is None:  # which makes the grain itself, at the photograph's own size
-            predicted = self.predict_clean(images, self.timestep_of(config.grain_step))
-            candidates.append(denoiser.borrow_grain(images, mask, predicted, repainted))
-
-        level = self.middle_level
-        normal = self.normality.config.statistics["mahalanobis_mean"][self.normality.index([level])[0]]
-        target = self.predict_at(repainted, [level], self.get_noise([level], generator))[-1]
-        weight = F.adaptive_avg_pool2d(mask, self.normality.config.grid_size)  # [N, 1, g, g]
-        yield level, images, self.normality_distance(images, target, weight)
-        state = denoiser.begin([self.measure(one, target, weight) for one in candidates], normal)
-        yield 0, state.images, state.distance
-        for number in range(1, num_steps + 1):
-            chosen = state.active.nonzero()[:, 0]
-            if len(chosen) == 0:
-                break
-            gradient = self.image_processor.blur(state.gradient[chosen], config.gradient_sigma)
-            candidate, momentum = denoiser.propose(state, chosen, denoiser.direction(gradient, mask[chosen]))
-            timestep = 0
-            if number % config.denoise_every == 0:
-                timestep = self.timestep_of(config.denoising_step)
-                candidate = candidate + mask[chosen] * (self.posterior_mean(candidate, timestep) - candidate)
-            measured = self.measure(candidate.clamp(-1, 1), target[chosen], weight[chosen])
-            denoiser.accept(state, chosen, measured, momentum, timestep > 0, normal)
-            if number % config.check_every == 0:
-                denoiser.check_progress(state)
-            yield timestep, state.images, state.distance
-        if self.refiner is not None:
-            timestep = self.timestep_of(config.denoising_step)
-            denoised = state.images + mask * (self.predict_clean(state.images, timestep) - state.images)
-            yield timestep, denoised, self.normality_distance(denoised, target, weight)
-
-    def descend_whole(
-        self, images: torch.Tensor, num_steps: int, generator: torch.Generator | None
-    ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-        """Gradient denoising in the paper's form: the whole image, one target for all of it, a fixed number of steps.
-
-        The distance is the one that judges: that of the features to those that the U-Net predicts of the image at the
-        middle noise level. After every N_d-th step the image becomes the mean of p(x_{t-1} | x_t = x).
-
-        Yields:
-            As `descend`.
-        """
-        grid = self.normality.config.grid_size
-        level = self.middle_level
-        target = self.predict_at(images, [level], self.get_noise([level], generator))[-1]
-        weight = torch.ones(len(images), 1, grid, grid, device=images.device)
-        measured = self.measure(images, target, weight)
-        yield 0, images, measured.distance
-        for number in range(1, num_steps + 1):
-            images, timestep = self.denoiser.whole_step(measured.images, measured.gradient), 0
-            if number % self.denoiser.config.denoise_every == 0:
-                timestep = self.timestep_of(self.denoiser.config.denoising_step)
-                images = self.posterior_mean(images, timestep)
-            measured = self.measure(images, target, weight)
-            yield timestep, images, measured.distance
 
     def denoise(
         self,
@@ -646,29 +554,31 @@ class DDADPipeline(DiffusionPipeline):
         chosen = mask.amax(dim=(1, 2, 3)).nonzero()[:, 0].tolist()
         if not chosen:
             return frames, distances
-        images, mask = images[chosen], mask[chosen]
-        steps = (
-            self.descend_whole(images, num_steps, generator)
-            if whole
-            else self.descend(images, mask, num_steps, generator)
-        )
-        before = None
+        images, mask, networks = images[chosen], mask[chosen], self.networks(generator)
+        if whole:
+            steps = self.denoiser.repair_whole(images, networks, num_steps)
+        else:
+            first = self.timestep_of(self.denoiser.config.inpainting_steps[0])
+            noise = self.get_noise([first], generator).expand_as(images)
+            steps = self.denoiser.repair(images, mask, noise, networks, num_steps, self.refiner is not None)
+        before, last = None, None
         progress = self.progress_bar(total=self.denoiser.most_steps(num_steps, whole))
-        for number, (timestep, current, distance) in enumerate(steps):
-            if before is None and distance is not None:
-                before = distance
-            elif timestep > 0:
+        for number, last in enumerate(steps):
+            before = last.distance if before is None else before
+            if last.kind in ("repaint", "denoise"):
                 for position, i in enumerate(chosen):
-                    frames[i].append((current[position] + 1) / 2)
+                    frames[i].append((last.images[position] + 1) / 2)
             if callback is not None:
-                callback(self, number, timestep, {"image": current})
+                timestep = self.middle_level if last.kind == "target" else 0
+                timestep = timestep if last.step is None else self.timestep_of(last.step)
+                callback(self, number, timestep, {"image": last.images})
             progress.update()
         progress.close()
-        assert before is not None and distance is not None  # every run measures both
+        assert last is not None and before is not None  # every run measures both
         for position, i in enumerate(chosen):
-            distances[i] = (float(before[position]), float(distance[position]))
-            if timestep == 0:  # the others are among the steps already
-                frames[i].append((current[position] + 1) / 2)
+            distances[i] = (float(before[position]), float(last.distance[position]))
+            if last.kind == "gradient":  # the others are among the steps already
+                frames[i].append((last.images[position] + 1) / 2)
         return frames, distances
 
     # ----------------------------------------------------------------------------------------------------- inference

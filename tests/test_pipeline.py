@@ -195,7 +195,9 @@ def test_the_loss_falls_at_every_kept_step(tiny_pipe, picture):
     images = tiny_pipe.prepare([tiny_pipe.image_processor.read_image(picture)])
     mask = torch.zeros(1, 1, 64, 64)
     mask[..., 16:40, 16:40] = 1
-    losses = [loss for *_, loss in tiny_pipe.descend(images, mask, 20, None) if loss is not None][1:]
+    noise = tiny_pipe.get_noise([tiny_pipe.timestep_of(80)]).expand_as(images)
+    steps = tiny_pipe.denoiser.repair(images, mask, noise, tiny_pipe.networks(None), 20, False)
+    losses = [step.distance for step in steps if step.distance is not None][1:]
     assert len(losses) > 3
     assert all(later <= earlier for earlier, later in zip(losses, losses[1:], strict=False))
     assert losses[-1] < losses[0]

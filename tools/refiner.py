@@ -113,7 +113,11 @@ class Repairs:
         damaged = small + place * (self.corruption.content(kind, small, place, generator) - small)
         mask = DDADDenoiser.defect_mask(place, torch.zeros_like(place), 1.0)
         with torch.autocast(device.type, torch.bfloat16):
-            *_, (_, repaired) = self.pipe.repaint(damaged.clamp(-1, 1), mask, generator)
+            images, denoiser = damaged.clamp(-1, 1), self.pipe.denoiser
+            first = self.pipe.timestep_of(denoiser.config.inpainting_steps[0])
+            noise = self.pipe.get_noise([first], generator).expand_as(images)
+            *_, last = denoiser.repaint(images, mask, noise, self.pipe.networks(generator))
+            repaired = last.images
         size = photographs.shape[-2:]
         repaired, mask, damaged = (
             F.interpolate(value.float(), size=size, mode="bilinear", align_corners=False)
