@@ -1,9 +1,16 @@
-"""What several tests need, and Pillow cannot write."""
+"""What several tests need: files that Pillow cannot write, pictures of parts, and a process without this package."""
 
+import json
+import os
 import struct
+import subprocess
+import sys
+import textwrap
 import zlib
 
 import numpy as np
+import PIL.Image
+import torch
 
 
 def deep_png(path, values, colour_type):
@@ -39,3 +46,73 @@ def deep_tiff(path, values, photometric=2, order="<"):
     directory = struct.pack(order + "H", len(tags)) + b"".join(pack) + bytes(4)
     path.write_bytes(head + data + np.full(channels, 16, f"{order}u2").tobytes() + directory)
     return path
+
+
+def striped_images(folder, count, offset=0.0, seed=0):
+    """Good parts; `offset` is how bright the lamp is."""
+    generator = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        values = (
+            110 + offset + 60 * np.sin(np.arange(80) / 6 + generator.normal(0, 0.3)) + generator.normal(0, 3, (80, 80))
+        )
+        PIL.Image.fromarray(values.clip(0, 255).astype(np.uint8)).save(folder / f"{index:03d}.png")
+    return folder
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\n0 0 40 40 rectfill\nshowpage\n%%EOF\n"
+
+
+WITHOUT_PACKAGE = """
+    import sys
+    sys.modules["ddad"] = None  # importing it fails
+    import json
+    import numpy as np
+    from diffusers import DiffusionPipeline
+
+    results = []
+    for folder in sys.argv[2:]:
+        pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+        pipe.set_progress_bar_config(disable=True)
+        output = pipe(np.load(sys.argv[1]), threshold=0.0)
+        total = float(np.abs(output.anomaly_map[0]).sum())
+        results.append([output.image_score[0], total, output.denoised_image[0].size])
+        pipe.save_pretrained(folder + "_again")
+    assert type(pipe).__module__.startswith("diffusers_modules.")
+    print(json.dumps(results))
+"""
+
+
+def run_without_package(*arguments, home, code=WITHOUT_PACKAGE, **environment):
+    """Runs a program where this package cannot be imported; what it prints last, as JSON."""
+    picture, *folders = arguments
+    np.save(home / "picture.npy", picture)
+    process = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(home / "picture.npy"), *map(str, folders)],
+        capture_output=True,
+        text=True,
+        cwd=home,
+        env=os.environ | {"HF_HOME": str(home / "hf"), "PYTHONPATH": ""} | environment,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+PHOTOGRAPH_SIZE = 96
+
+
+def photographs(parts, shots, seed=0):
+    """Parts of one design, each with a texture of its own, photographed under another lamp, `[3, S, S]` in [0, 1]."""
+    random = np.random.default_rng(seed)
+    x = np.linspace(0, 1, PHOTOGRAPH_SIZE)
+    design = 0.3 * np.sign(np.sin(12 * x))[:, None] * np.ones(PHOTOGRAPH_SIZE)
+    images = []
+    for _ in range(parts):
+        texture = np.kron(random.normal(0, 0.08, (PHOTOGRAPH_SIZE // 3, PHOTOGRAPH_SIZE // 3)), np.ones((3, 3)))
+        for _ in range(shots):
+            lamp = random.uniform(-0.1, 0.1) + random.uniform(-0.2, 0.2) * x
+            noise = random.normal(0, 0.01, (PHOTOGRAPH_SIZE, PHOTOGRAPH_SIZE))
+            values = 0.5 + design + random.uniform(0.7, 1.3) * texture + lamp + noise
+            images.append(torch.from_numpy(values.clip(0, 1)).float().expand(3, -1, -1))
+    return images

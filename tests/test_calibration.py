@@ -3,7 +3,6 @@
 import json
 
 import numpy as np
-import PIL.Image
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,20 +18,8 @@ from ddad.datasets.folder import ImageFolder
 from ddad.datasets.layouts import find_images
 from ddad.datasets.lookalikes import group_lookalikes
 from tests.conftest import create_tiny_pipeline, random_weights
+from tests.helpers import photographs, striped_images
 from tests.hub.conftest import RECORD
-from tests.test_lookalikes import photographs
-
-
-def striped_images(folder, count, offset=0.0, seed=0):
-    """Good parts; `offset` is how bright the lamp is."""
-    generator = np.random.default_rng(seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    for index in range(count):
-        values = (
-            110 + offset + 60 * np.sin(np.arange(80) / 6 + generator.normal(0, 0.3)) + generator.normal(0, 3, (80, 80))
-        )
-        PIL.Image.fromarray(values.clip(0, 255).astype(np.uint8)).save(folder / f"{index:03d}.png")
-    return folder
 
 
 def looks():

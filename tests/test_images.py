@@ -15,6 +15,7 @@ from ddad import DDADImageProcessor
 from ddad.datasets.folder import measure_max_value
 from ddad.datasets.layouts import Sample, read_mask
 from ddad.images_ddad import IMAGE_FORMATS
+from tests.helpers import EPS
 
 processor = DDADImageProcessor()
 read = processor.read_image
@@ -162,9 +163,6 @@ def test_resizing_averages_instead_of_skipping():
     stripes[:, :, ::2] = 1
     small = processor.preprocess(stripes, 64)
     assert small.shape == (1, 3, 64, 64) and small.abs().max() < 0.1  # grey, not moiré
-
-
-EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\n0 0 40 40 rectfill\nshowpage\n%%EOF\n"
 
 
 @pytest.fixture

@@ -10,24 +10,9 @@ from ddad.cli import main
 from ddad.datasets.layouts import read_dataset
 from ddad.datasets.lookalikes import group_lookalikes, split_images
 from ddad.datasets.splitting import count_seen
+from tests.helpers import photographs
 
 SIZE = 96
-
-
-def photographs(parts, shots, seed=0):
-    """Parts of one design, each with a texture of its own, photographed under another lamp, `[3, S, S]` in [0, 1]."""
-    random = np.random.default_rng(seed)
-    x = np.linspace(0, 1, SIZE)
-    design = 0.3 * np.sign(np.sin(12 * x))[:, None] * np.ones(SIZE)
-    images = []
-    for _ in range(parts):
-        texture = np.kron(random.normal(0, 0.08, (SIZE // 3, SIZE // 3)), np.ones((3, 3)))
-        for _ in range(shots):
-            lamp = random.uniform(-0.1, 0.1) + random.uniform(-0.2, 0.2) * x
-            noise = random.normal(0, 0.01, (SIZE, SIZE))
-            values = 0.5 + design + random.uniform(0.7, 1.3) * texture + lamp + noise
-            images.append(torch.from_numpy(values.clip(0, 1)).float().expand(3, -1, -1))
-    return images
 
 
 def test_photographs_of_one_part_are_one_group_under_any_lamp():

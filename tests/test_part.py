@@ -18,7 +18,7 @@ from ddad.images_ddad import DDADImageProcessor
 from ddad.normality_ddad import DDADNormalityModel
 from ddad.refining_ddad import DDADRefiner
 from tests.conftest import ROOT, create_tiny_pipeline
-from tests.test_calibration import striped_images
+from tests.helpers import striped_images
 
 DATASETS = ROOT.parent / "shared" / "datasets"
 

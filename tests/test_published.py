@@ -72,3 +72,9 @@ def test_imports_run_one_way(folder):
 
 def test_every_module_at_the_top_is_published_or_a_tool():
     assert {path.stem for path in PACKAGE.glob("*.py")} == {*MODULES, "__init__", "cli"}
+
+
+def test_no_test_imports_a_test():
+    """What several tests need lies in `helpers`, `conftest` or a module that is none."""
+    for path in Path(__file__).parent.rglob("*.py"):
+        assert not re.search(r"^from tests[\w.]*\.test_", path.read_text(encoding="utf-8"), flags=re.MULTILINE), path

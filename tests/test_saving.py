@@ -1,11 +1,7 @@
 """Saving and loading: nothing changes, with this package or without it, and damage is found."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -16,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import ddad
 from ddad import DDADPipeline
 from tests.conftest import create_tiny_pipeline
+from tests.helpers import run_without_package
 from tests.hub.server import running_hub
 
 # The tiny pipeline judges no appearance.
@@ -62,43 +59,6 @@ def test_the_folder_holds_the_code_byte_for_byte_and_no_path(tiny_checkpoint):
     assert not list(tiny_checkpoint.rglob("*.bin")) and not list(tiny_checkpoint.rglob("*.pt"))
     for path in tiny_checkpoint.rglob("*.json"):
         assert "_name_or_path" not in path.read_text() and str(tiny_checkpoint.parent) not in path.read_text()
-
-
-WITHOUT_PACKAGE = """
-    import sys
-    sys.modules["ddad"] = None  # importing it fails
-    import json
-    import numpy as np
-    from diffusers import DiffusionPipeline
-
-    results = []
-    for folder in sys.argv[2:]:
-        pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
-        pipe.set_progress_bar_config(disable=True)
-        output = pipe(np.load(sys.argv[1]), threshold=0.0)
-        total = float(np.abs(output.anomaly_map[0]).sum())
-        results.append([output.image_score[0], total, output.denoised_image[0].size])
-        pipe.save_pretrained(folder + "_again")
-    assert type(pipe).__module__.startswith("diffusers_modules.")
-    print(json.dumps(results))
-"""
-
-
-def run_without_package(*arguments, home, code=WITHOUT_PACKAGE, **environment):
-    import numpy as np
-
-    picture, *folders = arguments
-    np.save(home / "picture.npy", picture)
-    process = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), str(home / "picture.npy"), *map(str, folders)],
-        capture_output=True,
-        text=True,
-        cwd=home,
-        env=os.environ | {"HF_HOME": str(home / "hf"), "PYTHONPATH": ""} | environment,
-        timeout=300,
-    )
-    assert process.returncode == 0, process.stderr[-3000:]
-    return json.loads(process.stdout.splitlines()[-1])
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import torch
 from ddad.cli import main
 from ddad.evaluation.metrics import auroc
 from tests.conftest import CHECKPOINT
-from tests.test_saving import run_without_package
+from tests.helpers import run_without_package
 
 
 def test_a_crack_is_found_where_it_is_and_removed(solar_pipe, defective_cell):

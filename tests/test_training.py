@@ -26,7 +26,7 @@ from ddad.training.losses import snr_weight
 from ddad.training.run import nearest_timesteps
 from ddad.training.state import remove_state, state_folder
 from tests.conftest import random_weights, sign
-from tests.test_saving import run_without_package
+from tests.helpers import run_without_package
 
 
 @pytest.fixture(scope="module")

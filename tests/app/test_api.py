@@ -18,7 +18,7 @@ from gradio_client import Client, handle_file
 
 from tests.app.conftest import assert_same_repair
 from tests.conftest import ROOT
-from tests.test_images import EPS
+from tests.helpers import EPS
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from ddad.app.categories import Categories
 from ddad.app.home import HomeTraining, is_at_home
 from ddad.app.trainings import Training, describe, parts_folder
 from tests.conftest import create_tiny_pipeline
-from tests.test_calibration import striped_images
+from tests.helpers import striped_images
 
 LOG = (
     "8 good images train.\nMeasuring the features of the good images.\n"

@@ -12,7 +12,7 @@ from ddad.app import many, sources
 from ddad.app.many import ManyImages
 from ddad.app.sources import open_all
 from ddad.app.visits import Visits
-from tests.test_images import EPS
+from tests.helpers import EPS
 
 
 @pytest.fixture

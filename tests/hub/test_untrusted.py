@@ -104,7 +104,7 @@ def test_networks_of_absurd_size_are_refused_without_being_built(checkpoint):
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"num_calibration_images": 10**9}))  # 16 TB
     sign(checkpoint)
-    with pytest.raises(ValueError, match="`num_calibration_images` of .*normality must be a whole number from 0 to"):
+    with pytest.raises(ValueError, match="`num_calibration_images` of .*normality must be less than or equal to"):
         DDADPipeline.from_pretrained(checkpoint)
     path.write_text(json.dumps(config | {"num_calibration_images": 10**6}))  # 32 GB
     sign(checkpoint)
