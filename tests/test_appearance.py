@@ -151,7 +151,9 @@ def adapted():
 
 def test_a_verdict_by_appearance_does_not_ask_the_unet(adapted, monkeypatch):
     pipe, record, parts = adapted
-    assert pipe.config.feature_score == "appearance" or "mahalanobis" in record["choice"]["feature"]
+    kind, _, residual = record["choice"]["feature"].partition("+")
+    stored = "sum" if residual else "mahalanobis" if kind == "mahalanobis" else "appearance"
+    assert pipe.config.feature_score == stored and (kind == "mahalanobis" or pipe.appearance.config.kind == kind)
     kinds = {"gaussian", "memory", "both"}
     assert set(record["choice"]["alone"]) == {"kl", "mahalanobis", *kinds, *(f"{kind}+mahalanobis" for kind in kinds)}
     stained = parts[0].clone()

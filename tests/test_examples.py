@@ -9,7 +9,7 @@ import sys
 import PIL.Image
 import pytest
 
-from ddad.cli import main
+from ddad.cli import create_parser, main
 from tests.conftest import ROOT
 
 EXAMPLES = ROOT / "docs" / "examples"
@@ -58,10 +58,10 @@ def test_denoising_film(run_example, capsys):
     assert "distance from normal" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["train", "calibrate", "predict", "evaluate", "publish", "publish-space", "list", "refresh", "convert", "dataset"],
-)
+COMMANDS = next(action.choices for action in create_parser()._actions if isinstance(action.choices, dict))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
