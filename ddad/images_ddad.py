@@ -313,7 +313,7 @@ def decoding(name: str) -> Iterator[None]:
     except PIL.UnidentifiedImageError as error:
         if "ddad[formats]" in str(error):
             raise ValueError(f"{name} {error}.") from None
-        if is_tiff(name) or "TIFF" in str(error):
+        if is_tiff(name) or str(error).startswith("is a TIFF"):
             raise ValueError(
                 f"{name} is a TIFF of a kind that cannot be read; save it with 8 or 16 bits, or 32-bit floating point."
             ) from None

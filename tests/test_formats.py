@@ -171,3 +171,11 @@ def test_floating_point_colours_without_their_reader(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tifffile", None)
     with pytest.raises(ValueError, match=r"float.tif is a TIFF of a kind that `pip install 'ddad\[formats\]'`"):
         processor.read_image(tmp_path / "float.tif")
+
+
+def test_no_image_in_a_folder_that_is_called_tiff_is_called_no_image(tmp_path):
+    folder = tmp_path / "TIFF"
+    folder.mkdir()
+    (folder / "part.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="is not an image that can be read"):
+        processor.read_image(folder / "part.png")
