@@ -5,17 +5,18 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 
 from ddad.app.categories import label_choices
 from ddad.app.own_parts import OwnPart
 from ddad.app.part import YourPart
+from ddad.app.places import Places
 from ddad.app.uploads import output_path
 from ddad.app.visits import Judged, Run, Stopped, Visit
 from ddad.app.words import as_text, refused
-from ddad.app.work import MOMENT, SingleImage
+from ddad.app.work import MOMENT, SingleImage, unless_overtaken
 from ddad.calibration.advice import count_of
 from ddad.datasets.lookalikes import LEAST_IMAGES
 
@@ -39,6 +40,22 @@ class Outcome:
     given: list[str] | None = None
 
 
+class Lists(NamedTuple):
+    """The components outside the tab for one image that a correction may change.
+
+    Attributes:
+        category: the page's choice.
+        known: the names in it.
+        own: the visitor's own of them.
+        given: the photographs under Your part.
+    """
+
+    category: gr.Dropdown
+    known: gr.State
+    own: gr.BrowserState
+    given: gr.File
+
+
 def keep_good(paths: Sequence[str], before: int) -> list[str]:
     """Copies of images that are known to be good, under names that say nothing: that of a camera's file may."""
     return [
@@ -53,10 +70,16 @@ class Corrections:
     Args:
         part: what learns.
         single: the tab that shows one image.
+        lists: what changes beside it.
     """
 
-    def __init__(self, part: YourPart, single: SingleImage):
-        self.part, self.single = part, single
+    def __init__(self, part: YourPart, single: SingleImage, lists: Lists):
+        self.part, self.single, self.lists = part, single, lists
+
+    @property
+    def places(self) -> Places:
+        """The components that show an inspection."""
+        return self.single.places
 
     # ------------------------------------------------------------------------------------------------- what is changed
 
@@ -166,6 +189,7 @@ class Corrections:
 
     # ------------------------------------------------------------------------------------------------ under a verdict
 
+    @unless_overtaken
     def correct_shown(
         self,
         known: list[str],
@@ -176,60 +200,60 @@ class Corrections:
         moment: float,
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
-    ) -> Iterator[tuple[dict[Any, Any], dict[str, Any]]]:
-        """The verdict on the image that is shown is wrong.
-
-        Yields:
-            What the tab shows, and what else changes, by name: `category`, `known`, `own`, `given`.
-        """
-        single, places = self.single, self.single.places
+    ) -> Iterator[dict[Any, Any]]:
+        """The verdict on the image that is shown is wrong."""
+        single, places = self.single, self.places
         visit = single.visits.of(request)
         with visit.lock:
             judged, category, path = visit.judged, visit.category, visit.path
         if judged is None or path is None:
+            yield places.nothing
             return
         run = visit.again(moment)
-        yield visit.show(run, {places.answer: "Taking that in ...", places.doubt: gr.Button(visible=False)}), {}
+        yield visit.show(run, {places.answer: "Taking that in ...", places.doubt: gr.Button(visible=False)})
         try:
             outcome = self.apply(visit, category, [judged], given, run, progress)
         except Stopped:
             outcome = Outcome("Stopped: nothing was changed.")
         except gr.Error as error:
             outcome = Outcome(refused(error))
-        others = self.changes(visit, category, outcome, known, own)
         visit.corrected.pop(path, None)
-        if visit.run is not run:  # the visitor has gone on: what was learnt is in the list, and nothing else moves
-            others.pop("chosen", None)
-            yield {}, others
+        here = visit.run is run  # else the visitor has gone on: what was learnt is in the list, and nothing else moves
+        changes = self.changes(visit, category, outcome, known, own, choose=here)
+        if not here:
+            yield changes or places.nothing
             return
         words = outcome.words
         if outcome.category is not None:
             run = visit.begin(outcome.category, path, visit.moment)
-            before = f"{judged.image_score:.1f}"
-            words += f" This image scored {before} before."
+            words += f" This image scored {judged.image_score:.1f} before."
         visit.note = words
-        yield visit.show(run, {places.shown: run.number}), others
-        for view in single.finish(visit, run, opacity, truth, progress):
-            yield view, {}
+        yield visit.show(run, {places.shown: run.number}) | changes
+        yield from single.finish(visit, run, opacity, truth, progress)
 
     def changes(
-        self, visit: Visit, category: str, outcome: Outcome, known: list[str], own: list[str] | None
-    ) -> dict[str, Any]:
-        """What changes on the page beside the tabs; a category that was learnt again takes the place of the old."""
-        changed: dict[str, Any] = {}
-        new = outcome.category
+        self,
+        visit: Visit,
+        category: str,
+        outcome: Outcome,
+        known: list[str],
+        own: list[str] | None,
+        choose: bool = True,
+    ) -> dict[Any, Any]:
+        """What changes beside the tabs, by component; a category that was learnt again takes the old one's place."""
+        changed: dict[Any, Any] = {}
+        new, lists = outcome.category, self.lists
         if new is not None:
             names = [new if name == category else name for name in known]
             names += [] if new in names else [new]
             visit.settings.pop(category, None)
             changed |= {
-                "known": names,
-                "own": [*(name for name in own or [] if name != category), new],
-                "choices": label_choices(names),
-                "chosen": new,
+                lists.known: names,
+                lists.own: [*(name for name in own or [] if name != category), new],
+                lists.category: gr.Dropdown(choices=label_choices(names), **({"value": new} if choose else {})),
             }
         if outcome.given is not None:
-            changed["given"] = outcome.given
+            changed[lists.given] = outcome.given
         return changed
 
     # ----------------------------------------------------------------------------------------------- several at once
@@ -242,96 +266,39 @@ class Corrections:
         given: list[str] | None,
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
-    ) -> tuple[str, dict[str, Any]]:
-        """All verdicts that the visitor marked as wrong; what changed in words, and what changes on the page."""
+    ) -> tuple[Any, ...]:
+        """All verdicts that the visitor marked as wrong: what changed in words, the button, and each of `Lists`."""
         visit = self.single.visits.of(request)
         wrong = [one for one in visit.corrected.values() if Path(one.path).is_file()]
-        if not wrong:
-            return "Nothing is marked as wrong.", {}
-        run = visit.begin_other()
-        try:
-            outcome = self.apply(visit, category, wrong, given, run, progress)
-        except Stopped:
-            return "Stopped: nothing was changed.", {}
-        except gr.Error as error:
-            return refused(error), {}
-        visit.corrected.clear()
-        words = outcome.words
-        if outcome.category is not None:
-            words += " Inspect the images again to see what it says now."
-        return words, self.changes(visit, category, outcome, known, own)
+        words, changes = "Nothing is marked as wrong.", {}
+        if wrong:
+            run = visit.begin_other()
+            try:
+                outcome = self.apply(visit, category, wrong, given, run, progress)
+                visit.corrected.clear()
+                words, changes = outcome.words, self.changes(visit, category, outcome, known, own)
+                words += " Inspect the images again to see what it says now." if outcome.category else ""
+            except Stopped:
+                words = "Stopped: nothing was changed."
+            except gr.Error as error:
+                words = refused(error)
+        return words, gr.Button(visible=False), *(changes.get(place, gr.skip()) for place in self.lists)
 
 
-def add_corrections(
-    work: Corrections,
-    category: gr.Dropdown,
-    known: gr.State,
-    own: gr.BrowserState,
-    given: gr.File,
-    places_of_marks: Sequence[tuple[gr.Button, Any]],
-) -> None:
+def add_corrections(work: Corrections, places_of_marks: Sequence[tuple[gr.Button, Any]]) -> None:
     """Connects the buttons.
 
     Args:
         work: what they do.
-        category: the page's choice.
-        known: the names in it.
-        own: the visitor's own of them.
-        given: the photographs under Your part.
         places_of_marks: the buttons that take in what was marked on several images, each with where words stand.
     """
-    single = work.single
-    places = single.places
-    page = {"known": known, "own": own, "given": given}
-
-    def on_page(changes: dict[str, Any]) -> dict[Any, Any]:
-        """What changes, by component."""
-        view: dict[Any, Any] = {page[name]: value for name, value in changes.items() if name in page}
-        if "choices" in changes:
-            chosen = {"value": changes["chosen"]} if "chosen" in changes else {}
-            view[category] = gr.Dropdown(choices=changes["choices"], **chosen)
-        return view
-
-    def correct_shown(
-        known: list[str],
-        own: list[str] | None,
-        given: list[str] | None,
-        opacity: float,
-        truth: str | None,
-        moment: float,
-        request: gr.Request,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008
-    ) -> Iterator[dict[Any, Any]]:
-        try:
-            for view, changes in work.correct_shown(known, own, given, opacity, truth, moment, request, progress):
-                yield view | on_page(changes) or places.nothing
-        except Stopped:
-            yield places.nothing
-
+    single, places, lists = work.single, work.places, work.lists
     hidden: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None}
-    inputs = [known, own, given, single.opacity, places.truth, single.moment]
+    inputs = [lists.known, lists.own, lists.given, single.opacity, places.truth, single.moment]
     corrected = places.doubt.click(
-        correct_shown, inputs, [*places.all, category, known, own, given], js=MOMENT, trigger_mode="multiple",
+        work.correct_shown, inputs, [*places.all, *lists], js=MOMENT, trigger_mode="multiple",
         show_progress_on=places.answer, **hidden,
     )  # fmt: skip
     corrected.then(single.settle, places.shown, places.all, show_progress="hidden", **hidden)
-
-    def correct_in(button: gr.Button, words: Any) -> None:
-        """Connects one of the buttons for several images."""
-
-        def correct_marked(
-            category: str,
-            known: list[str],
-            own: list[str] | None,
-            given: list[str] | None,
-            request: gr.Request,
-            progress: gr.Progress = gr.Progress(),  # noqa: B008
-        ) -> dict[Any, Any]:
-            text, changes = work.correct_marked(category, known, own, given, request, progress)
-            return {words: text, button: gr.Button(visible=False)} | on_page(changes)
-
-        outputs = [words, button, category, known, own, given]
-        button.click(correct_marked, [category, known, own, given], outputs, show_progress_on=words, **hidden)
-
     for button, words in places_of_marks:
-        correct_in(button, words)
+        button.click(work.correct_marked, [*lists], [words, button, *lists], show_progress_on=words, **hidden)

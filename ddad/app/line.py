@@ -1,6 +1,7 @@
 """The tab that watches a line: a camera or a folder in, one large verdict out, and a key for "this was wrong"."""
 
 import html
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import PIL.Image
 
 from ddad.app.categories import Categories
 from ddad.app.compute import QUICK, evaluates_networks, needs_gpu
+from ddad.app.examples import OPACITY
 from ddad.app.inspection import draw_heatmap, shrink
 from ddad.app.many import correct_button
 from ddad.app.sources import FOLDERS, is_other_file, open_all, read_folders
@@ -22,7 +24,6 @@ from ddad.checkpoint.installed import DDADPipeline
 from ddad.report.regions import regions_of
 
 EVERY_SECONDS = 0.5  # the browser offers a picture of the camera; what comes too soon is dropped
-OPACITY = 0.7
 SIGNS = {"good": "✓ GOOD", "defect": "⚠ DEFECT", "wrong": "✗ WRONG, NOTED", "none": "Waiting for a picture"}
 
 
@@ -51,9 +52,8 @@ def look(pipe: DDADPipeline, path: str, settings: Settings | None) -> tuple[Judg
         TypeError, ValueError: if it is none.
     """
     chosen = {} if settings is None else settings.arguments
-    weighed = pipe.config.alpha if settings is None else settings.alpha
     original = pipe.image_processor.read_image(path)
-    scores = pipe.score(original, pixel_score="kl" if weighed > 0 else None)
+    scores = pipe.score(original, pixel_score=None if settings is None else settings.pixel_score)
     scores.images = [shrink(original)]
     result = pipe(scores, denoise=False, **chosen)
     picture = draw_heatmap(scores.images[0], result, regions_of(result), OPACITY)
@@ -132,7 +132,7 @@ class Line:
                     continue
                 started = time.monotonic()
                 path = kept / f"{number:05d}{source.path.suffix.lower()}"
-                path.write_bytes(source.path.read_bytes())
+                shutil.copy(source.path, path)
                 try:
                     run.check()
                     shown, picture, words = self.inspect(visit, str(path), category)
@@ -152,8 +152,7 @@ class Line:
         last = visit.line.last
         if last is None:
             return gr.skip(), counters(visit), gr.skip()
-        if visit.corrected.pop(last.path, None) is None:
-            visit.corrected[last.path] = last
+        if visit.toggle_wrong(last):
             visit.line.wrong += 1
             shown = sign("wrong", "is good" if last.is_anomalous else "is defective")
         else:

@@ -58,8 +58,7 @@ def inspect_source(
 
     chosen = {} if settings is None else settings.arguments
     try:
-        weighed = pipe.config.alpha if settings is None else settings.alpha
-        scores = pipe.score(source.path, pixel_score="kl" if weighed > 0 else None)
+        scores = pipe.score(source.path, pixel_score=None if settings is None else settings.pixel_score)
         try:
             result = pipe(scores, denoise=denoise, callback_on_step_end=after_step, **chosen)
         except Stopped:
@@ -217,9 +216,7 @@ class ManyImages:
             return gr.skip(), None, gr.skip(), gr.skip()
         if event.index[1] != WRONG:
             return gr.Tabs(selected="one"), judged.path, gr.skip(), gr.skip()
-        is_wrong = visit.corrected.pop(judged.path, None) is None
-        if is_wrong:
-            visit.corrected[judged.path] = judged
+        is_wrong = visit.toggle_wrong(judged)
         for row in visit.rows:
             if row[0] == number:
                 row[WRONG] = mark(judged.is_anomalous, is_wrong)

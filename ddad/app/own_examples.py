@@ -55,12 +55,13 @@ def paste(
     return (original + change).clamp(0, 1)
 
 
-def held_out_result(pipe: DDADPipeline, index: int, size: tuple[int, int]) -> DDADPipelineOutput:
+def held_out_result(pipe: DDADPipeline, index: int, score: float, size: tuple[int, int]) -> DDADPipelineOutput:
     """What was found on one of the good images by the statistics of the others.
 
     Args:
         pipe: the pipeline, which stores it.
         index: of the image among those that judge.
+        score: of it, as `held_out_scores` gives it.
         size: height and width that the map is wanted at.
     """
     model = pipe.normality
@@ -68,7 +69,6 @@ def held_out_result(pipe: DDADPipeline, index: int, size: tuple[int, int]) -> DD
     assert cells is not None  # every calibrated pipeline stores some
     side = model.config.calibration_size
     anomaly_map = DDADImageProcessor.resize(cells[index].view(1, 1, side, side), size)[0, 0].numpy()
-    score = float(held_out_scores(pipe)[index])
     return DDADPipelineOutput(
         [score], pipe.threshold, [score > pipe.threshold], [anomaly_map], None, [anomaly_map], [], None, None, None
     )
@@ -113,7 +113,7 @@ def make_examples(
         unusual = int(order[-1])
         original = read_original(photographs, given, unusual, processor)
         size = (original.shape[1], original.shape[2])
-        result = held_out_result(pipe, unusual, size)
+        result = held_out_result(pipe, unusual, float(scores[unusual]), size)
         finding = Finding.of(result, (size[1], size[0]), (size[1], size[0]))
         picture = processor.to_image(original, "pil")
         picture.save(target / "unusual.png")

@@ -11,7 +11,7 @@ from ddad.app.about import add_about
 from ddad.app.api import add_api
 from ddad.app.categories import REPOSITORY, Categories, CategoryError, label_choices, readable, repository_of
 from ddad.app.compute import evaluates_networks
-from ddad.app.corrections import Corrections, add_corrections
+from ddad.app.corrections import Corrections, Lists, add_corrections
 from ddad.app.examples import Examples
 from ddad.app.line import add_line
 from ddad.app.many import add_many_images
@@ -192,7 +192,7 @@ def create_page(checkpoints: str | Path) -> gr.Blocks:
             with gr.Tab("About"):
                 add_about(categories, category)
         other.click(lambda: gr.Tabs(selected="part"), None, tabs, queue=False, api_visibility="private")
-        add_corrections(Corrections(part, work), category, known, own, given, [many, line])
+        add_corrections(Corrections(part, work, Lists(category, known, own, given)), [many, line])
         with gr.Accordion("Another category from the Hugging Face Hub", open=False):
             repository = add_hub(categories, work, category, known)
         add_welcome(page, categories, work, category, known, own, repository)

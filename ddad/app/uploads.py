@@ -48,8 +48,10 @@ class ImageFile(gr.Image):
 
     def preprocess(self, payload: ImageData | None) -> str | None:
         """The file's path on this machine. Pictures of a camera's stream come without a file, and get one."""
-        if payload is None or payload.path is not None:
-            return None if payload is None else payload.path
+        if payload is None:
+            return None
+        if payload.path is not None:
+            return str(payload.path)
         encoded = (payload.url or "").partition("base64,")[2]
         if not encoded:
             return None

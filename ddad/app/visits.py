@@ -8,7 +8,7 @@ import itertools
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
 
@@ -62,6 +62,11 @@ class Settings:
     alpha: float
     timesteps: tuple[int, ...]
     threshold: float | None = None
+
+    @property
+    def pixel_score(self) -> Literal["kl"] | None:
+        """What `score` is to measure of the pixels, whatever the category itself weighs."""
+        return "kl" if self.alpha > 0 else None
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -182,6 +187,13 @@ class Visit:
         if moment < self.moment:
             raise Stopped
         self.moment = moment
+
+    def toggle_wrong(self, judged: Judged) -> bool:
+        """Marks a verdict as wrong, or no longer where it was; whether it is now."""
+        if self.corrected.pop(judged.path, None) is not None:
+            return False
+        self.corrected[judged.path] = judged
+        return True
 
     def begin_other(self) -> Run:
         """Stops a calibration or batch under way and starts another."""

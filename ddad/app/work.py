@@ -370,9 +370,13 @@ class SingleImage:
             view |= self.slider_values(pipe, settings, finding.image_score, finding.threshold)
         return view, finding
 
+    def shows_example(self, visit: Visit) -> bool:
+        """Whether what is inspected is one of its category's examples."""
+        return any(visit.path == str(example.path) for example in self.examples.of(visit.category))
+
     def doubt(self, visit: Visit, finding: Finding) -> gr.Button:
         """The button that says that the verdict is wrong; of an example one knows what it is."""
-        if any(visit.path == str(example.path) for example in self.examples.of(visit.category)):
+        if self.shows_example(visit):
             return gr.Button(visible=False)
         return gr.Button(IS_GOOD if finding.is_anomalous else IS_DEFECTIVE, visible=True)
 
@@ -580,7 +584,7 @@ class SingleImage:
             yield places.nothing
             return
         path = visit.path
-        if path is None or any(path == str(example.path) for example in self.examples.of(visit.category)):
+        if path is None or self.shows_example(visit):
             yield self.welcome(category, request, moment)
             return
         run = visit.begin(category, path, moment)

@@ -153,7 +153,7 @@ def check_settings(built: type, name: str, settings: Mapping[str, Any]) -> None:
         model_of(built).model_validate(dict(settings))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        setting, *within = (str(part) for part in first["loc"] if not str(part).startswith("function"))
+        setting, *within = map(str, first["loc"])
         shown = repr(first["input"])
         shown = shown if len(shown) < 80 else f"{shown[:80]}..."
         rule = first["msg"].replace("Input should be", "must be", 1)

@@ -12,7 +12,7 @@ from playwright.sync_api import expect
 
 from ddad.app import uploads
 from ddad.app.categories import Categories
-from ddad.app.corrections import Corrections
+from ddad.app.corrections import Corrections, Lists
 from ddad.app.examples import Examples
 from ddad.app.many import ORDERS, WRONG, ManyImages
 from ddad.app.own_parts import OwnPart, OwnParts, Photographs
@@ -40,7 +40,8 @@ def corrections(tmp_path, monkeypatch):
     create_tiny_pipeline().save_pretrained(tmp_path / "tiny")
     categories, visits, parts = Categories(tmp_path, "cpu"), Visits(), OwnParts()
     single = SingleImage(categories, visits, Examples(tmp_path, ["tiny"], parts.examples))
-    return Corrections(YourPart(categories, visits, parts), single)
+    lists = Lists("category", "known", "own", "given")  # stand for the page's components
+    return Corrections(YourPart(categories, visits, parts), single, lists)
 
 
 def apply(corrections, visit, category, wrong, given=None):
@@ -86,7 +87,7 @@ def test_an_own_part_learns_again_and_says_what_changed(corrections, stripes, mo
     kept = parts.get(outcome.category)
     assert kept.photographs.left_out == {"02.png"} and [one.caption for one in kept.examples]
     changes = corrections.changes(visit, own, outcome, ["tiny", own], [own])
-    assert changes["known"] == ["tiny", outcome.category] == [changes["known"][0], changes["chosen"]]
+    assert changes["known"] == ["tiny", outcome.category] == [changes["known"][0], changes["category"].value]
     assert changes["own"] == [outcome.category]
     # Photographs are deleted after an hour: then it says so, and nothing is learnt of fewer.
     parts.keep(own, OwnPart(Photographs([str(stripes[0]) + ".gone"]), "tiny", "my_tiny"))
