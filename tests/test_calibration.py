@@ -95,6 +95,7 @@ def test_the_pipeline_at_hand_stays_as_it_is(good, picture):
     assert pipe.normality.config.num_factors == 4
 
 
+@pytest.mark.slow
 def test_the_command_adapts_a_checkpoint_to_a_changed_lamp(good, tmp_path, capsys):
     checkpoint, output = tmp_path / "old", tmp_path / "new"
     pipe, _ = recalibrate(create_tiny_pipeline(), images_of(good), CalibrationConfig(choose_settings=False))

@@ -48,6 +48,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_remote_code_goes_to_a_device_and_to_another_process(tmp_path):
     """As an integrator has it: diffusers alone, `device_map`, and workers that are spawned."""
     (tmp_path / "program.py").write_text(PROGRAM)

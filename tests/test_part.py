@@ -67,6 +67,7 @@ def test_a_few_photographs_are_enough_to_find_a_stain(fitted, photographs):
     assert report.threshold == pipe.threshold > 0
 
 
+@pytest.mark.slow
 def test_it_is_a_checkpoint_like_any_other(base, photographs, tmp_path, capsys):
     output = tmp_path / "stripes"
     flags = ["fit", str(photographs[0].parent), "--output", str(output), "--base", str(base)]

@@ -333,6 +333,7 @@ def test_scores_that_are_given_are_not_contradicted(tiny_pipe, picture):
         tiny_pipe(scores, generator=torch.Generator(), denoise=False)
 
 
+@pytest.mark.slow
 def test_two_threads_share_a_pipeline(tiny_pipe, picture):
     pictures = [picture, picture[:40], picture[:, :33], picture[::-1].copy()]
     expected = [tiny_pipe(one, threshold=-5.0).image_score[0] for one in pictures]

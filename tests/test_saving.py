@@ -102,6 +102,7 @@ TWO_VERSIONS = """
 """
 
 
+@pytest.mark.slow
 def test_two_checkpoints_of_different_code_do_not_disturb_each_other(copy, tmp_path, picture):
     other = shutil.copytree(copy, tmp_path / "other")
     twice = "    def double(self, maps):\n        return [2 * one for one in self.image_score(maps).tolist()]\n\n"

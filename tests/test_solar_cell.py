@@ -37,6 +37,7 @@ def test_a_good_cell_stays_dark_and_comes_out_as_it_went_in(solar_pipe, solar_ce
         np.testing.assert_array_equal(np.array(output.denoised_image[i])[..., 0], solar_cells.test_good[i])
 
 
+@pytest.mark.slow
 def test_recorded_evaluation_is_what_a_sample_gives(solar_pipe, solar_cells):
     recorded = json.loads((CHECKPOINT / "evaluation.json").read_text())
     good = solar_pipe(list(solar_cells.test_good[::6]), denoise=False).image_score

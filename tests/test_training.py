@@ -162,6 +162,7 @@ def test_pixel_weight_is_the_bounded_signal_to_noise_ratio():
     assert weight.tolist() == pytest.approx([10.0, alpha_bar / (1 - alpha_bar)], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_interrupted_ends_with_the_same_weights(striped, tmp_path, monkeypatch):
     from ddad.calibration.backbone import create_feature_extractor
 
@@ -364,6 +365,7 @@ def test_a_damaged_state_is_refused_in_a_sentence(unfinished, damage, reason):
     assert go_on()[1]["images_seen"] == 8
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_with_other_images(unfinished, striped):
     _, go_on = unfinished
     fewer = ImageFolder(striped.paths[:-1], 64)

@@ -117,6 +117,7 @@ def test_a_row_is_marked_and_unmarked(corrections, stripes):
     assert table[1][WRONG].startswith("☐") and not button.visible
 
 
+@pytest.mark.slow
 def test_a_false_alarm_is_corrected_under_its_verdict_after_a_reload(open_page, stripes):
     page = open_page()
     category = page.get_by_label(re.compile("Category:")).first
@@ -150,6 +151,7 @@ def test_a_false_alarm_is_corrected_under_its_verdict_after_a_reload(open_page, 
     expect(page.get_by_role("option", name="Tiny part, your good parts")).to_have_count(1)
 
 
+@pytest.mark.slow
 def test_rows_that_are_wrong_are_corrected_together(open_page, stripes):
     page = open_page()
     page.get_by_label(re.compile("Category:")).first.click()

@@ -59,6 +59,7 @@ def test_a_batch_fills_the_table_and_can_be_downloaded(open_page, batch, good, t
     assert sum(line["is_anomalous"] is True for line in lines) == 1
 
 
+@pytest.mark.slow
 def test_a_batch_can_be_stopped(open_page, tmp_path, defective):
     path = tmp_path / "long.zip"
     with zipfile.ZipFile(path, "w") as archive:

@@ -135,6 +135,7 @@ def test_ground_truth_is_drawn_or_refused(open_page, defective, good, tmp_path):
     expect(page.get_by_role("heading", name=NOT_FOUND)).to_be_visible()
 
 
+@pytest.mark.slow
 def test_stop_ends_the_work(open_page, defective):
     page = open_page()
     give(page, defective)
@@ -280,6 +281,7 @@ def test_the_page_opens_with_a_finished_example(open_page):
     assert last["y"] + last["height"] < 800
 
 
+@pytest.mark.slow
 def test_what_an_image_leaves_goes_with_it(open_page, defective, good):
     page = open_page()
     give(page, defective)
@@ -302,6 +304,7 @@ def test_what_an_image_leaves_goes_with_it(open_page, defective, good):
     expect(page.get_by_role("heading", name=NOT_FOUND)).to_be_visible()
 
 
+@pytest.mark.slow
 def test_the_last_image_wins_however_fast(open_page, defective, good, solar_pipe):
     page = open_page()
     take_away(page)
@@ -318,6 +321,7 @@ def test_the_last_image_wins_however_fast(open_page, defective, good, solar_pipe
         expect(page.locator("#verdict")).to_contain_text("Drop an image")
 
 
+@pytest.mark.slow
 def test_two_examples_in_a_row_end_with_the_second(open_page):
     page = open_page()
     examples = page.locator("#examples button")
@@ -348,6 +352,7 @@ def test_another_category_leaves_nothing_of_the_old_one(open_page):
     expect(page.locator("#histogram svg")).to_be_visible()
 
 
+@pytest.mark.slow
 def test_ones_own_image_is_judged_by_another_category(open_page, defective):
     page = open_page()
     give(page, defective)
@@ -392,6 +397,7 @@ def test_the_histogram_is_of_this_image(open_page, defective, good, solar_pipe):
         expect(page.locator("#histogram figcaption")).to_contain_text(f"Your image scores {expected:.1f}")
 
 
+@pytest.mark.slow
 def test_a_chosen_threshold_holds_for_the_category(open_page, defective, good):
     page = open_page()
     page.get_by_role("button", name=re.compile("What if")).click()
@@ -455,6 +461,7 @@ def test_a_tiff_is_shown_and_its_own_values_are_judged(open_page, solar_cells, s
     expect(page.locator("#histogram .your-image")).to_have_attribute("data-score", f"{expected:.2f}")
 
 
+@pytest.mark.slow
 def test_too_many_pixels_are_called_so(open_page, tmp_path):
     path = tmp_path / "huge.png"
     PIL.Image.new("1", (20_000, 20_000)).save(path)
@@ -485,6 +492,7 @@ def test_a_picture_that_is_far_too_small_is_called_so(open_page, defective, tmp_
     ).to_be_visible()
 
 
+@pytest.mark.slow
 def test_a_storm_of_uploads_ends_with_everybodys_last_image(open_page, tmp_path):
     """Five visitors, fifty uploads and as many takings away, none waited for."""
     pipe, random = create_tiny_pipeline(), np.random.default_rng(0)
@@ -502,8 +510,10 @@ def test_a_storm_of_uploads_ends_with_everybodys_last_image(open_page, tmp_path)
             last[number] = path
     for number, page in enumerate(pages):
         expected = pipe(last[number], denoise=False).image_score[0]
+        # Another number of threads adds in another order, so the last digit shown may be another.
+        shown = "|".join(re.escape(f"{expected + cents / 100:.2f}") for cents in (-1, 0, 1))
         mark = page.locator("#histogram .your-image")
-        expect(mark).to_have_attribute("data-score", f"{expected:.2f}", timeout=60_000)
+        expect(mark).to_have_attribute("data-score", re.compile(f"^({shown})$"), timeout=60_000)
         # Noise is no such part, so no normal version is made of it.
         expect(page.locator("#heatmap a[download]")).to_have_attribute(
             "download", re.compile(f"^{last[number].stem}_heatmap"), timeout=60_000

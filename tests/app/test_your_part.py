@@ -100,6 +100,7 @@ def test_a_new_part_is_learnt_looked_at_and_taken_home(open_page, parts, tmp_pat
     assert f"threshold of {pipe.threshold:.1f}" in said and pipe.config.category == "Striped_bolt"
 
 
+@pytest.mark.slow
 def test_a_calibrated_category_lives_on(open_page, browser, parts, tmp_path):
     page = open_page()
     choose_tiny(page)
@@ -157,6 +158,7 @@ def test_zips_that_are_no_checkpoint_are_refused(kind, tmp_path):
     assert not (tmp_path.parent / "outside.json").exists()
 
 
+@pytest.mark.slow
 def test_programs_fit_and_inspect(server, parts, tmp_path):
     client = Client(server, verbose=False, download_files=str(tmp_path))
     report, archive = client.predict(handle_file(parts), category="tiny_part", api_name="/fit")
@@ -178,6 +180,7 @@ def test_programs_fit_and_inspect(server, parts, tmp_path):
         client.predict(handle_file(tmp_path / "text.zip"), api_name="/fit")
 
 
+@pytest.mark.slow
 def test_an_event_takes_no_visitor_from_where_they_have_gone(open_page, parts):
     """Somebody learns a part and looks at an image meanwhile: they stay with it, and the part waits in the list."""
     page = open_page()
@@ -217,6 +220,7 @@ def test_a_folder_that_is_chosen_keeps_its_folders(open_page, parts, same, tmp_p
     ).to_be_visible()
 
 
+@pytest.mark.slow
 def test_what_is_learnt_names_the_photographs_to_look_at(parts, server, tmp_path):
     """The page's button leaves out what the report calls suspects."""
     random = np.random.default_rng(5)
@@ -231,6 +235,7 @@ def test_what_is_learnt_names_the_photographs_to_look_at(parts, server, tmp_path
     assert report["suspects"] == ["odd.png"] and any("odd.png" in sentence for sentence in report["words"])
 
 
+@pytest.mark.slow
 def test_copies_of_one_photograph_are_not_called_learnt(open_page, parts, tmp_path):
     content = (parts.parent / "00.png").read_bytes()
     with zipfile.ZipFile(tmp_path / "copies.zip", "w") as archive:

@@ -40,6 +40,7 @@ SLOW_HUB = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_hub_that_hangs_is_not_waited_for(hub, run, command, tmp_path):
     hub.delay = 30
@@ -66,6 +67,7 @@ def test_refusals_say_what_to_do(hub, run, status, message):
     assert message in said and "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_a_page_in_place_of_data_is_called_so(hub, run):
     hub.faults += [("/api/models", -1)] * 5
     said = run("list", status=2)

@@ -38,6 +38,7 @@ def published(hub, name="factory/tiny", branch="main"):
     return repository.commits[repository.branches[branch]]
 
 
+@pytest.mark.slow
 def test_what_is_published_loads_and_is_the_same_to_the_bit(hub, run, checkpoint):
     assert hub.url in run("publish", checkpoint, "factory/tiny")
     files = published(hub)

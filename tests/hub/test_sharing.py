@@ -47,6 +47,7 @@ def test_what_was_learnt_becomes_a_private_repository_that_loads(archive, hub, r
     assert run("factory/bracket", code=load).strip() == "tiny"
 
 
+@pytest.mark.slow
 def test_a_public_one_has_the_licence_that_was_chosen(archive, hub, run):
     run(archive, "factory/open", "mit", "yes", TOKEN, code=PUBLISH, HF_TOKEN=None)
     repository = hub.repositories["factory/open"]
@@ -55,6 +56,7 @@ def test_a_public_one_has_the_licence_that_was_chosen(archive, hub, run):
     assert yaml.safe_load(files["README.md"].decode().split("---")[1])["license"] == "mit"
 
 
+@pytest.mark.slow
 def test_what_the_hub_refuses_is_said(archive, hub, run):
     told = run(archive, "factory/bracket", "", "no", "hf_other", code=PUBLISH, status=1, HF_TOKEN=None)
     assert "Nothing was published: The Hub refused" in told and "Traceback" not in told
@@ -80,6 +82,7 @@ def test_what_is_missing_is_asked_for_before_anything_is_sent(given, reason, arc
         publish_archive(**{**values, **given})
 
 
+@pytest.mark.slow
 def test_on_a_space_visitors_log_in_with_their_own_account(hub):
     space = {
         "SYSTEM": "spaces", "SPACE_ID": "factory/demo", "OAUTH_CLIENT_ID": "id", "OAUTH_CLIENT_SECRET": "secret",

@@ -19,6 +19,7 @@ def front_matter(path: Path) -> dict:
     return yaml.safe_load(path.read_text(encoding="utf-8").split("---")[1])
 
 
+@pytest.mark.slow
 def test_a_published_space_starts_and_offers_what_was_chosen(hub, run, checkpoint, tmp_path):
     hub.add("factory/nut", checkpoint, ["ddad"])
     assert f"{hub.url}/spaces/factory/demo" in run("publish-space", "factory/demo", checkpoint, "factory/nut")
