@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow style quality refresh examples pictures reference benchmark benchmark-table smoke clean
+.PHONY: demo test test-slow style quality refresh examples pictures reference rivals benchmark benchmark-table smoke clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/python app.py
@@ -26,9 +26,12 @@ quality: $(VENV)/installed-dev
 pictures: $(VENV)/installed-dev
 	$(BIN)/python -m tools.pictures
 
-# Every method on the same images; what is missing in benchmarks/results is run. DATA and CHECKPOINT name folders.
-benchmark: $(VENV)/installed-dev
+# What the benchmark's rivals need.
+rivals: $(VENV)/installed-dev
 	$(BIN)/python -m pip install --quiet --editable '.[train,benchmark]'
+
+# Every method on the same images; what is missing in benchmarks/results is run. DATA and CHECKPOINT name folders.
+benchmark: rivals
 	$(BIN)/python -m benchmarks --data $(DATA) --checkpoint $(CHECKPOINT)
 
 benchmark-table: $(VENV)/installed-dev

@@ -114,3 +114,10 @@ def test_other_files_are_counted_and_patterns_are_resolved(tiny_checkpoint, tmp_
     assert "1 other files were left out (1 .txt)" in capsys.readouterr().err
     assert main(["predict", str(tmp_path / "parts" / "*.png"), *options]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_a_picture_that_is_far_too_small_is_called_so(predict, tmp_path):
+    for side in (15, 16):  # looked at at 64 pixels
+        PIL.Image.new("L", (side, 40)).save(tmp_path / f"{side}.png")
+    _, (small, enough) = predict(tmp_path / "15.png", tmp_path / "16.png", output=tmp_path / "results")
+    assert "15x40 pixels, and this category looks at 64x64" in small["warning"] and "warning" not in enough

@@ -6,12 +6,12 @@ from pathlib import Path
 import gradio as gr
 
 from ddad.app.categories import Categories, readable
-from ddad.app.inspection import looked_size
 from ddad.app.uploads import open_category
 from ddad.app.words import Words, as_text, refused
 from ddad.checkpoint.installed import DDADPipeline
 from ddad.checkpoint.saving import load_record
 from ddad.features_ddad import DDADFeatureExtractor
+from ddad.report.size import looked_size
 
 TEXT = Path(__file__).parent / "about.md"
 LEAST_SEEN = 2  # pixels of what a network looks at

@@ -13,11 +13,11 @@ from ddad.images_ddad import DDADImageProcessor
 from ddad.pipeline import DDADPipelineOutput, DDADScores
 from ddad.report import drawing
 from ddad.report.regions import Region, regions_of
+from ddad.report.size import far_too_small
 
 SHOWN_PIXELS = 4_000_000
 LEAST_DRAWN_SIDE = 900
 MOSTLY = 0.6
-TOO_SMALL = 4  # times that a picture is enlarged, from which on the verdict says little
 REGION_HEADERS = ["Region", "Peak score", "% of the picture", "Left, top, width, height"]
 REGION_TYPES = ["number", "number", "number", "str"]
 
@@ -110,13 +110,6 @@ class Finding:
         )
 
 
-def looked_size(pipe: DDADPipeline) -> int:
-    """Height and width, in pixels, of what the network sees that decides most of a category's verdicts."""
-    if pipe.config.feature_score in ("appearance", "sum"):
-        return pipe.appearance_extractor.config.image_size
-    return pipe.unet.config.sample_size
-
-
 def verdict(finding: Finding, pipe: DDADPipeline, chosen: bool) -> str:
     """The result in words.
 
@@ -125,7 +118,7 @@ def verdict(finding: Finding, pipe: DDADPipeline, chosen: bool) -> str:
         pipe: what judged.
         chosen: whether the visitor chose the threshold.
     """
-    quantile, looked = pipe.normality.config.threshold_quantile, looked_size(pipe)
+    quantile = pipe.normality.config.threshold_quantile
     relation = "above" if finding.is_anomalous else "not above"
     source = "which you chose" if chosen else f"which lets {quantile:.0%} of good parts pass"
     lines = [
@@ -141,13 +134,8 @@ def verdict(finding: Finding, pipe: DDADPipeline, chosen: bool) -> str:
             " the camera or the distance has changed: the tab *Your part* fits the category to a few photographs of"
             " your good parts. A normal version is made only if you ask for it, under *What if*.",
         )
-    if TOO_SMALL * min(finding.size) < looked:
-        lines.insert(
-            1,
-            f"**Your image has {finding.size[0]}x{finding.size[1]} pixels, and this category looks at"
-            f" {looked}x{looked}.** Enlarged so far it is blurred, which looks unusual by itself: give a larger"
-            " picture.",
-        )
+    if (small := far_too_small(finding.size, pipe)) is not None:
+        lines.insert(1, "**{}** {}".format(*small))
     if finding.shown_size != finding.size:
         lines.append(
             "Your image has {}x{} pixels; the page shows it at {}x{}. *Many images* and Python keep the full"

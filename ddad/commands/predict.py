@@ -85,7 +85,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         help="find and remove the defects of images",
         description="Writes NAME_map.tiff (the anomaly map as float32, zero for an average normal pixel),"
         " NAME_overlay.png and NAME_denoised.png for each image, and prints one JSON line for each. An image that"
-        " cannot be read gets a line with its error; the exit status is then 1. The lines are kept in results.jsonl:"
+        " cannot be read gets a line with its error, one that is far too small a warning; the exit status is 1 if one"
+        " could not be read. The lines are kept in results.jsonl:"
         " the same command again goes on where it stopped, and nothing that is there is overwritten.",
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders of them, or patterns")
@@ -103,6 +104,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
     """Scores each image by itself, so that one that is broken stops no other."""
     from ddad.datasets.files import describe_others
     from ddad.report.export import Record, UniqueNames
+    from ddad.report.size import far_too_small
 
     output = Path(arguments.output)
     paths, others = find_inputs(arguments.images, output)
@@ -140,8 +142,10 @@ def run_predict(arguments: argparse.Namespace) -> int:
             threshold=arguments.threshold,
             denoise=not arguments.no_denoise,
         )
+        small = far_too_small((original.shape[2], original.shape[1]), pipe)
         line = {
             **Record.of(str(path), result).to_dict(),
+            **({} if small is None else {"warning": " ".join(small)}),
             **({} if white is None else {"white": white}),  # of files of more than 8 bits
             **write_pictures(result, output, names.choose(path.as_posix())),
         }
