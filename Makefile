@@ -39,7 +39,7 @@ benchmark-table: $(VENV)/installed-dev
 
 # The API reference, of the docstrings, into site/.
 reference: $(VENV)/installed-dev
-	$(BIN)/pdoc --docformat google --output-directory site $(addprefix ddad.,pipeline images_ddad features_ddad scheduling_ddad unet_ddad normality_ddad denoising_ddad)
+	$(BIN)/pdoc --docformat google --output-directory site $(addprefix ddad.,pipeline images_ddad features_ddad scheduling_ddad unet_ddad gaussians_ddad calibration_ddad denoising_ddad refining_ddad rendering_ddad)
 
 # Settings and check sums of the bundled checkpoints, after the package's were changed.
 refresh: $(VENV)/installed-dev

@@ -41,7 +41,7 @@ NOTES = {
     "kl": "the paper's pixel score, calibrated",
     "appearance": "statistics of the features themselves, at a size of their own",
     "sum": "the mean of appearance and feature residual",
-    "mahalanobis": "feature residual under factors and Gaussians",
+    "residual": "feature residual under factors and Gaussians",
     "mse": "feature residual squared: the paper's feature score, calibrated",
     "rgb": "squared error of the one-step prediction, calibrated",
 }

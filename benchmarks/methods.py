@@ -38,12 +38,12 @@ class Method(Protocol):
 
 def judged_by(pipe: DDADPipeline) -> DDADFeatureExtractor:
     """The backbone that the pipeline's verdict rests on: rivals get the same."""
-    return pipe.appearance_extractor or pipe.feature_extractor
+    return pipe.feature_extractor if pipe.config.feature_score == "residual" else pipe.appearance_extractor
 
 
 def look(pipe: DDADPipeline, images: list[torch.Tensor]) -> torch.Tensor:
     """Images as that backbone sees them in the pipeline, `[N, 3, L, L]` in [-1, 1]."""
-    return pipe.prepare(images) if pipe.appearance_extractor is None else pipe.prepare_appearance(images)
+    return pipe.prepare(images) if judged_by(pipe) is pipe.feature_extractor else pipe.prepare_appearance(images)
 
 
 class Images:

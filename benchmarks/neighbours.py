@@ -46,7 +46,7 @@ class Spade:
             found = torch.cdist(one.flatten(1).T, gallery).amin(dim=1)
             maps.append(found.view(1, 1, *one.shape[1:]))
         size = self.pipe.unet.config.sample_size
-        smooth = self.pipe.smooth(F.interpolate(torch.cat(maps), size=(size, size), mode="bilinear"), size)
+        smooth = self.pipe.smooth(F.interpolate(torch.cat(maps), size=(size, size), mode="bilinear"))
         return smooth[:, 0].numpy(), nearest.values.mean(dim=1).numpy()
 
     def size(self) -> int:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from benchmarks.methods import Images, network_size, top_pixels
 from ddad import DDADPipeline
 from ddad.calibration.calibration import recalibrate
-from ddad.calibration.fitting import CalibrationConfig
+from ddad.calibration.observing import CalibrationConfig
 from ddad.datasets.folder import ImageFolder
 from ddad.evaluation.scoring import score_batch
 from ddad.unet_ddad import DDADUNet2DOutput
@@ -32,7 +32,7 @@ class Ours:
     def score(self, images: list[torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
         """Maps and cell scores as the pipeline makes them."""
         maps = score_batch(self.pipe, images, self.noise, [self.form])[self.form]
-        return maps.numpy(), self.pipe.normality.image_score(maps).numpy()
+        return maps.numpy(), self.pipe.calibration.image_score(maps).numpy()
 
     def size(self) -> int:
         """The checkpoint's weights on disk."""
@@ -45,10 +45,9 @@ class WithoutUNet(Ours):
     Everything is fitted as `ddad calibrate` does, with a U-Net that predicts nothing: the residual is the features.
     """
 
-    name, form = "our statistics without the U-Net", "mahalanobis"
+    name, form = "our statistics without the U-Net", "residual"
 
     def __init__(self, pipe: DDADPipeline, checkpoint: Path):
-        self.num_top_cells = pipe.normality.config.num_top_cells
         blind = copy.copy(pipe.unet)
 
         def forward(sample: torch.Tensor, _: torch.Tensor) -> DDADUNet2DOutput:
@@ -65,13 +64,12 @@ class WithoutUNet(Ours):
 
     def fit(self, images: Images) -> None:
         """Calibrates on all good images."""
-        folder = ImageFolder(images.paths, self.pipe.unet.config.sample_size)
+        folder = ImageFolder(images.paths, self.pipe.appearance_extractor.config.image_size)
         self.pipe, _ = recalibrate(self.pipe, folder, CalibrationConfig(choose_settings=False))
-        self.pipe.normality.register_to_config(num_top_cells=self.num_top_cells)
 
     def size(self) -> int:
         """The backbone and the statistics."""
-        return network_size(self.pipe.feature_extractor, self.pipe.normality)
+        return network_size(self.pipe.feature_extractor, self.pipe.residual)
 
 
 class AnoDDPM:
@@ -106,7 +104,7 @@ class AnoDDPM:
             fresh = torch.randn(current.shape, generator=generator) if t > 0 else 0.0
             current = predicted.mean + (0.5 * predicted.log_variance).exp() * fresh
         error = (images - current.clamp(-1, 1)).square().mean(dim=1, keepdim=True)
-        maps = self.pipe.smooth(error, images.shape[-1])[:, 0].numpy()
+        maps = self.pipe.smooth(error)[:, 0].numpy()
         return maps, maps.reshape(len(maps), -1).max(axis=1)
 
     def size(self) -> int:
@@ -142,14 +140,14 @@ class AuthorsProgram:
         target = pipe.extract_features(images)
         total = torch.zeros(count, 1, size, size)
         for index, timestep in enumerate(timesteps):
-            kl = pipe.score_maps(images, [timestep], noise[index : index + 1], ["kl"])["kl"]  # [N, 1, S, S]
+            kl = pipe.score_maps(images, [timestep], noise[index : index + 1], {"kl"})["kl"]  # [N, 1, S, S]
             mean, std = kl.mean(dim=(2, 3), keepdim=True), kl.std(dim=(2, 3), keepdim=True)
             levels = torch.full((count,), timestep)
             noisy = pipe.scheduler.add_noise(images, noise[index].expand_as(images), levels)
             features = pipe.unet(noisy, levels // 4).features
             features = F.interpolate(features, size=target.shape[-2:], mode="bilinear", align_corners=False)
             error = (features - target).square().mean(dim=1, keepdim=True)
-            total += 0.5 * (kl - mean) / std + 0.5 * pipe.smooth(error, size)
+            total += 0.5 * (kl - mean) / std + 0.5 * pipe.smooth(error)
         maps = (total[:, 0] / len(timesteps)).numpy()
         return maps, top_pixels(maps)
 

@@ -4,14 +4,14 @@ Source: "Removing Anomalies as Noises for Industrial Defect Localization" (Lu et
 Beyond the paper it is confined to a mask: the reverse process repaints the mask ("RePaint", Lugmayr et al., 2022), the
 part's own grain is put back, and a gradient step counts only if it brings the part closer to normal.
 
-As a sampler does, `repair` and `repair_whole` loop over the steps and ask the networks through the functions that they
-are given; what they yield is new, and nothing that was yielded changes afterwards.
+As a sampler does, `repair` and `repair_whole` loop over the steps and ask the networks through what they are given
+(`DDADNetworks`); what they yield is new, and nothing that was yielded changes afterwards.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,32 +19,59 @@ from diffusers import SchedulerMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 
 
-class DDADNetworks(Protocol):
-    """What a repair asks of the networks, for a batch of images; a step is one of the respaced process.
+class DDADNetworks:
+    """What a repair asks of a pipeline's networks, for a batch of images; a step is one of the respaced process.
 
-    Attributes:
-        normal_distance: the distance of good parts.
+    Args:
+        pipe: the pipeline.
+        generator: source of the noise.
     """
 
-    normal_distance: float
+    def __init__(self, pipe: Any, generator: torch.Generator | None):
+        self.pipe, self.generator = pipe, generator
+        levels = sorted(pipe.timesteps)
+        self.level = levels[len(levels) // 2]  # at which the U-Net predicts what features should be
+        (index,) = pipe.calibration.index([self.level])
+        self.normal_distance: float = pipe.calibration.config.statistics["residual_mean"][index]
+
+    def timestep_of(self, step: "DDADStep") -> int:
+        """The training timestep at which the U-Net was evaluated for a step; 0 for a gradient step alone."""
+        if step.kind == "target":
+            return self.level
+        return 0 if step.step is None else self.pipe.scheduler.timestep_of(step.step)
+
+    def _evaluate(self, noisy: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        levels = torch.full((len(noisy),), self.pipe.scheduler.timestep_of(step), device=noisy.device)
+        return self.pipe.unet(noisy.to(self.pipe.unet.dtype), levels).sample.float(), levels
 
     def predict_original(self, noisy: torch.Tensor, step: int) -> torch.Tensor:
         """x_t -> x0_hat, `[N, 3, S, S]`."""
+        output, levels = self._evaluate(noisy, step)
+        return self.pipe.scheduler.predict_original_sample(output, noisy, levels)
 
     def posterior_mean(self, images: torch.Tensor, step: int) -> torch.Tensor:
         """Images taken for x_t -> the mean of p(x_{t-1} | x_t), in [-1, 1]."""
+        output, levels = self._evaluate(images, step)
+        return self.pipe.scheduler.predict(output, images, levels).mean.clamp(-1, 1)
 
     def alpha_bar(self, step: int) -> torch.Tensor:
         """How much of the image is left at a step, `[1, 1, 1, 1]`."""
+        scheduler = self.pipe.scheduler
+        return scheduler.alpha_bars(torch.tensor([scheduler.timestep_of(step)]))[0]
 
     def predict_features(self, images: torch.Tensor) -> torch.Tensor:
         """Images without their defect -> the features that they should have, `[N, C, h, w]`."""
+        return self.pipe.predict_at(images, [self.level], self.pipe.get_noise([self.level], self.generator))[-1]
 
     def distance(self, images: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """How far from their target of features images are inside a mask, `[N]`; differentiable in the images."""
+        weight = F.adaptive_avg_pool2d(mask, self.pipe.residual.config.grid_size)  # [N, 1, g, g]
+        values = self.pipe.residual(self.pipe.extract_features(images) - target)
+        return (values * weight).sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3))
 
     def smooth(self, gradient: torch.Tensor) -> torch.Tensor:
         """A gradient, smoothed."""
+        return self.pipe.image_processor.blur(gradient, self.pipe.denoiser.config.gradient_sigma)
 
 
 @dataclass(frozen=True)
@@ -115,6 +142,8 @@ class DDADDenoiser(SchedulerMixin, ConfigMixin):
         grain_step: the step at whose noise level the model says what of an image is grain.
         denoising_step: the step whose posterior mean is the denoising step (8 of 250 in the authors' program).
         denoise_every: a denoising step follows every so many gradient steps (N_d = 5 in the paper).
+        most_gradient_steps: how many there are at most if a call names no number
+        most_refined_steps: and where a refiner follows: of more, the denoising step before it leaves nothing.
         step_size: root mean square of the first gradient step over the mask, in units of [-1, 1].
         momentum: part of the last step that is added to the next.
         growth: what the step size is multiplied by when a step was kept.
@@ -135,6 +164,8 @@ class DDADDenoiser(SchedulerMixin, ConfigMixin):
         grain_step: int = 5,
         denoising_step: int = 8,
         denoise_every: int = 5,
+        most_gradient_steps: int = 60,
+        most_refined_steps: int = 10,
         step_size: float = 0.02,
         momentum: float = 0.8,
         growth: float = 1.2,
@@ -146,6 +177,16 @@ class DDADDenoiser(SchedulerMixin, ConfigMixin):
         whole_step_size: float = 0.02,
     ):
         pass
+
+    @staticmethod
+    def networks(pipe: Any, generator: torch.Generator | None) -> DDADNetworks:
+        """What repairs ask of a pipeline's networks."""
+        return DDADNetworks(pipe, generator)
+
+    @property
+    def last_step(self) -> int:
+        """The highest step of the respaced process that is used."""
+        return max(*self.config.inpainting_steps, self.config.grain_step, self.config.denoising_step)
 
     @staticmethod
     def defect_mask(seeds: torch.Tensor, anomaly_maps: torch.Tensor, level: float) -> torch.Tensor:
@@ -425,6 +466,10 @@ class DDADDenoiser(SchedulerMixin, ConfigMixin):
                 images = networks.posterior_mean(images, denoised)
             measured = measure(images)
             yield DDADStep("gradient" if denoised is None else "denoise", images, measured.distance, denoised)
+
+    def gradient_steps(self, whole: bool, refined: bool) -> int:
+        """How many gradient steps are taken at most where a call names no number."""
+        return self.config.most_refined_steps if refined and not whole else self.config.most_gradient_steps
 
     def most_steps(self, num_steps: int, whole: bool = False) -> int:
         """How many steps there are at most: the image as it came and, repainted, the first and the last among them."""

@@ -33,7 +33,6 @@ MOST_FLOATS = 64_000_000  # pixels of a file with floating-point colours that ar
 SEVERAL_PAGES = ("TIFF", "GIF", "WEBP", "PNG", "AVIF")
 # The largest values of cameras with 10, 12, 14 and 16 bits, which all store 16.
 LARGEST_VALUES = (1023, 4095, 16383, 65535)
-STRIP = 2**20  # pixels that are coloured at once
 TIFF_LARGEST_VALUES = (281, 341)  # tags MaxSampleValue and SMaxSampleValue
 TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_PLANAR = 258, 262, 284
 # How Pillow unpacks channels of 16 bits, of which it keeps the upper byte; the other order gives the lower one.
@@ -370,7 +369,7 @@ class DDADImages(Sequence):
 
 
 class DDADImageProcessor(SchedulerMixin, ConfigMixin):
-    """Reads images and draws results.
+    """Reads images, and brings images and maps to a size.
 
     It is a `SchedulerMixin` because that is what diffusers loads as a component that has a configuration and no
     weights, also from remote code.
@@ -596,77 +595,10 @@ class DDADImageProcessor(SchedulerMixin, ConfigMixin):
             except (TypeError, ValueError) as error:
                 raise type(error)(f"Image {index} of the list: {error}") from None
 
-    # ------------------------------------------------------------------------------------------------------- drawing
+    # -------------------------------------------------------------------------------------------------- images, maps
 
     @staticmethod
     def blur(maps: torch.Tensor, sigma: float) -> torch.Tensor:
         """Gaussian blur of `[N, C, H, W]`, mirrored at the border, cut off at three standard deviations."""
         radius = min(round(3 * sigma), min(maps.shape[-2:]) - 1)
         return maps if radius == 0 else gaussian_blur(maps, [2 * radius + 1] * 2, [sigma, sigma])
-
-    @staticmethod
-    def is_grey(image: torch.Tensor) -> bool:
-        """Whether `[3, H, W]` came without colour."""
-        return torch.equal(image[0], image[1]) and torch.equal(image[0], image[2])
-
-    @staticmethod
-    def merge(original: torch.Tensor, denoised: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Puts the repaired region into the image at its own size; every pixel outside the mask stays as it was.
-
-        Args:
-            original: `[3, H, W]` in [0, 1].
-            denoised: the repaired one, `[3, S, S]` in [0, 1].
-            mask: `[1, S, S]` in [0, 1].
-
-        Returns:
-            `[3, H, W]`, and the mask at that size, `[1, H, W]`.
-        """
-
-        def enlarge(values: torch.Tensor) -> torch.Tensor:
-            size = original.shape[1:]
-            return F.interpolate(values[None], size=size, mode="bilinear", align_corners=False)[0].to(original)
-
-        if DDADImageProcessor.is_grey(original):
-            denoised = denoised.mean(dim=0, keepdim=True).expand_as(denoised)  # what came without colour stays without
-        mask, merged = enlarge(mask), torch.empty_like(original)
-        for i, channel in enumerate(original):
-            changed = channel + mask[0] * (enlarge(denoised[i : i + 1])[0].clamp(0, 1) - channel)
-            merged[i] = torch.where(mask[0] > 0, changed, channel)
-        return merged, mask
-
-    @staticmethod
-    def overlay(
-        original: torch.Tensor, anomaly_map: torch.Tensor, threshold: float, opacity: float = 0.7
-    ) -> torch.Tensor:
-        """The image under the heatmap, `[3, H, W]` in [0, 1]; `opacity` in [0, 1] is the heatmap's where it is full.
-
-        The scale is fixed: no colour up to half the threshold, full colour from twice the threshold. A scale that is
-        stretched over each image would set a normal part alight.
-        """
-        rows = max(1, STRIP // original.shape[2])  # in strips: what is computed on the way is ten times the image
-        parts = zip(original.split(rows, dim=1), anomaly_map.split(rows), strict=True)
-        return torch.cat([DDADImageProcessor._colour(*part, threshold, opacity) for part in parts], dim=1)
-
-    @staticmethod
-    def _colour(original: torch.Tensor, anomaly_map: torch.Tensor, threshold: float, opacity: float) -> torch.Tensor:
-        strength = (anomaly_map / max(threshold, 1e-6) / 2).clamp(0, 1)  # [H, W]
-        anchors = torch.tensor([[0.3, 0.0, 0.4], [0.75, 0.1, 0.35], [0.95, 0.45, 0.1], [1.0, 0.9, 0.3]])
-        position = strength * (len(anchors) - 1)
-        low = position.floor().clamp(max=len(anchors) - 2)
-        fraction = (position - low)[..., None]
-        colour = anchors[low.long()] * (1 - fraction) + anchors[low.long() + 1] * fraction  # [H, W, 3]
-        # From nothing to colour without an edge: first the picture loses its own colour, then takes the heatmap's.
-        covered = ((strength - 0.25) * 2).clamp(0, 1)
-        covered = opacity * covered**2 * (3 - 2 * covered)
-        base = original + (2 * covered).clamp(max=1) * (original.mean(dim=0, keepdim=True) - original)
-        return base + covered * (colour.permute(2, 0, 1) - base)
-
-    @staticmethod
-    def to_image(image: torch.Tensor, output_type: str) -> PIL.Image.Image | np.ndarray | torch.Tensor:
-        """`[3, H, W]` in [0, 1] -> a PIL image, an array `[H, W, 3]` or a tensor `[3, H, W]`."""
-        image = image.detach().float().cpu()
-        if output_type == "pil":
-            channels = [(channel.clamp(0, 1) * 255).round_().to(torch.uint8) for channel in image]
-            return PIL.Image.fromarray(torch.stack(channels, dim=-1).numpy())
-        image = image.clamp(0, 1)
-        return image if output_type == "pt" else image.permute(1, 2, 0).numpy()

@@ -100,6 +100,10 @@ class DDADScheduler(DDPMScheduler):
         """The same process with all of its steps, in which networks are trained."""
         return type(self).from_config(self.config, num_inference_steps=self.config.num_train_timesteps)
 
+    def timestep_of(self, step: int) -> int:
+        """The training timestep of a step of the respaced process, counted from the clean image."""
+        return int(self.timesteps.flip(0)[step])
+
     def alpha_bars(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """alpha_bar at each timestep and at its predecessor in the respaced process, float64 `[N, 1, 1, 1]`.
 

@@ -18,11 +18,13 @@ import torch
 from safetensors.torch import save_file
 
 from ddad import (
+    DDADCalibration,
     DDADDenoiser,
     DDADFeatureExtractor,
+    DDADGaussianModel,
     DDADImageProcessor,
-    DDADNormalityModel,
     DDADPipeline,
+    DDADRenderer,
     DDADScheduler,
     DDADUNet2DModel,
 )
@@ -58,13 +60,16 @@ def tiny_pipe():
     return create_tiny_pipeline()
 
 
-def fit_gaussian(normality: DDADNormalityModel, features: torch.Tensor, weight: float = 0.0) -> None:
+def fit_gaussian(
+    model: DDADGaussianModel, features: torch.Tensor, weight: float = 0.0, factors: torch.Tensor | None = None
+) -> None:
     """Fits one Gaussian to features `[N, C, h, w]`."""
-    values = normality.reduce(features)
+    values = model.reduce(features)
     moments = Moments.empty(*values.shape[1:])
     moments.add(values)
     mean, covariance = moments.gaussian()
-    normality.set_gaussian(mean, shrink(covariance, weight))
+    none = torch.zeros(mean.numel(), 0)
+    model.set_gaussian(mean, shrink(covariance, weight), none if factors is None else factors)
 
 
 def create_tiny_pipeline(seed: int = 0, **settings) -> DDADPipeline:
@@ -84,31 +89,32 @@ def create_tiny_pipeline(seed: int = 0, **settings) -> DDADPipeline:
     unet.requires_grad_(False)
     statistics = {
         f"{name}_{statistic}": values
-        for name in ("kl", "mahalanobis")
+        for name in ("kl", "residual")
         for statistic, values in (("mean", [0.1, 0.2]), ("std", [0.5, 0.6]))
-    }
-    normality = DDADNormalityModel(
-        feature_channels=features.feature_channels,
-        num_channels=12,
-        grid_size=8,
-        timesteps=(20, 201),
-        num_calibration_images=6,
-        num_factors=4,
-        statistics=statistics,
-    )
+    } | {"appearance_mean": [1.0], "appearance_std": [0.5]}
+    calibration = DDADCalibration(timesteps=(20, 201), num_calibration_images=6, statistics=statistics)
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(40, features.feature_channels, 8, 8, generator=generator)
-    normality.basis.copy_(principal_components(normality.to_grid(values), 12))
-    fit_gaussian(normality, torch.randn(40, features.feature_channels, 16, 16, generator=generator))
-    normality.set_factors(torch.linalg.qr(torch.randn(64 * 12, 4, generator=generator)).Q)
-    normality.calibration_maps.copy_(torch.randn(normality.calibration_maps.shape, generator=generator))
+    residual = DDADGaussianModel(features.feature_channels, num_channels=12, grid_size=8, num_factors=4)
+    residual.basis.copy_(principal_components(residual.to_grid(values), 12))
+    shown = torch.randn(40, features.feature_channels, 16, 16, generator=generator)
+    fit_gaussian(residual, shown, factors=torch.linalg.qr(torch.randn(64 * 12, 4, generator=generator)).Q)
+    calibration.calibration_maps.copy_(torch.randn(calibration.calibration_maps.shape, generator=generator))
+    looks = DDADFeatureExtractor(backbone="test_efficientnet", strides=(4, 8), image_size=64, grid_size=8)
+    appearance = DDADGaussianModel(looks.feature_channels, num_channels=6, grid_size=8)
+    appearance.basis.copy_(principal_components(appearance.to_grid(values), 6))
+    fit_gaussian(appearance, shown)
     pipe = DDADPipeline(
         unet=unet,
         scheduler=DDADScheduler(prediction_type="sample", detail_std=0.03),
         feature_extractor=features,
-        normality=normality,
+        residual=residual,
+        appearance_extractor=looks,
+        appearance=appearance,
+        calibration=calibration,
         denoiser=DDADDenoiser(),
         image_processor=DDADImageProcessor(),
+        renderer=DDADRenderer(),
         category="tiny",
         **settings,
     )

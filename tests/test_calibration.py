@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from ddad import DDADPipeline
-from ddad.calibration import calibration, fitting
+from ddad.calibration import calibration, fitting, observing
 from ddad.calibration.calibration import recalibrate
 from ddad.calibration.choice import Trials, choose, make_defects
-from ddad.calibration.fitting import CalibrationConfig, count_copies, count_factors, spread, vary
+from ddad.calibration.factors import candidates
+from ddad.calibration.observing import CalibrationConfig, count_copies, spread
 from ddad.calibration.synthetic import DEFECT_TYPES
 from ddad.cli import main
 from ddad.datasets.folder import ImageFolder
@@ -45,7 +46,7 @@ def adapted(good):
 
 def test_all_of_it_follows_from_good_images(adapted, good):
     pipe, record = adapted
-    config = pipe.normality.config
+    config = pipe.calibration.config
     assert config.num_calibration_images == 24  # all of them, each by the others
     choice = record["choice"]
     assert (choice["alpha"], choice["blur_sigma"]) == (pipe.config.alpha, pipe.config.blur_sigma)
@@ -53,23 +54,28 @@ def test_all_of_it_follows_from_good_images(adapted, good):
     assert choice["image_auroc"] + choice["pro"] >= max(
         one["image_auroc"] + one["pro"] for one in choice["alone"].values()
     )
-    assert record["factors"] == max(record["log_likelihoods"], key=record["log_likelihoods"].get)
-    assert 0 <= record["shrinkage"] < 1 and config.num_factors == 16 >= record["factors"]
+    for name in ("appearance", "residual"):
+        fitted = record[name]
+        assert fitted["log_likelihoods"][fitted["factors"]] >= max(fitted["log_likelihoods"].values()) - 0.02
+        assert 0 <= fitted["shrinkage"] < 1
+        assert getattr(pipe, name).config.num_factors == fitted["factors"]
+    assert set(choice["alone"]) == {"kl", "residual", "appearance", "sum"}
+    assert pipe.config.feature_score == choice["feature_score"]
     # The stored cells of held-out images have mean 0 for every score and level.
-    assert pipe.normality.calibration_maps.float().mean(dim=(0, 2, 3)).abs().max() < 0.02
+    assert pipe.calibration.calibration_maps.float().mean(dim=(0, 2, 3)).abs().max() < 0.02
     assert pipe.threshold > 0
 
 
 def test_what_judges_has_not_been_seen(good, monkeypatch):
     """The distance of held-out images is larger than under Gaussians that have seen them."""
     monkeypatch.setattr(fitting, "choose_shrinkage", lambda *_: (0.0, {0.0: 0.0}))
-    monkeypatch.setattr(fitting, "count_copies", lambda *_: 0)
+    monkeypatch.setattr(observing, "RESIDUAL_COPIES", 0)
     tiny = create_tiny_pipeline()
     tiny.feature_extractor.feature_std.fill_(0.02)  # what varies is larger than the regularisation
     pipe, _ = recalibrate(tiny, images_of(good), CalibrationConfig(choose_settings=False))
     images = pipe.prepare([pipe.image_processor.read_image(path) for path in find_images(good)])
-    maps = pipe.score_maps(images, pipe.timesteps, pipe.get_noise(pipe.timesteps), ["mahalanobis"])["mahalanobis"]
-    assert np.mean(pipe.normality.config.statistics["mahalanobis_mean"]) > 1.05 * float(maps.mean())
+    maps = pipe.score_maps(images, pipe.timesteps, pipe.get_noise(pipe.timesteps), {"residual"})["residual"]
+    assert np.mean(pipe.calibration.config.statistics["residual_mean"]) > 1.05 * float(maps.mean())
 
 
 @pytest.mark.slow  # two calibrations
@@ -78,12 +84,11 @@ def test_another_photograph_of_the_same_part_does_not_judge_it(monkeypatch):
     images = [2 * F.interpolate(one[None], size=64, mode="area")[0] - 1 for one in photographs(parts=12, shots=4)]
     means = []
     for group in (group_lookalikes, lambda images: range(sum(1 for _ in images))):
-        for module in (fitting, calibration):
-            monkeypatch.setattr(module, "group_lookalikes", group)
+        monkeypatch.setattr(calibration, "group_lookalikes", group)
         tiny = create_tiny_pipeline()
         tiny.feature_extractor.feature_std.fill_(0.02)  # what varies is larger than the regularisation
         pipe, _ = recalibrate(tiny, images, CalibrationConfig(choose_settings=False))
-        means.append(np.mean(pipe.normality.config.statistics["mahalanobis_mean"]))
+        means.append(np.mean(pipe.calibration.config.statistics["residual_mean"]))
     assert means[0] > 1.05 * means[1]
 
 
@@ -92,7 +97,7 @@ def test_the_pipeline_at_hand_stays_as_it_is(good, picture):
     before = pipe(picture, denoise=False).image_score
     recalibrate(pipe, images_of(good), CalibrationConfig(choose_settings=False))
     assert pipe(picture, denoise=False).image_score == pytest.approx(before, rel=1e-2)  # weights are rounded to half
-    assert pipe.normality.config.num_factors == 4
+    assert pipe.residual.config.num_factors == 4
 
 
 @pytest.mark.slow
@@ -141,19 +146,6 @@ def test_few_images_are_warned_of_and_one_is_refused(count, status, message, tmp
     assert message in capsys.readouterr().err + caplog.text
 
 
-def test_copies_are_rotated_and_shifted_a_little():
-    assert [count_copies(number, False) for number in (10, 150, 400, 5000)] == [8, 7, 2, 1]
-    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    generator = torch.Generator().manual_seed(0)
-    first, second = vary(image, 0.0, generator), vary(image, 0.0, generator)
-    assert first.shape == image.shape and not torch.equal(first, second)
-    shifts = [
-        (y, x) for y in range(-4, 5) for x in range(-4, 5)
-        if torch.allclose(first[..., 8:-8, 8:-8], image.roll((y, x), (2, 3))[..., 8:-8, 8:-8], atol=1e-4)
-    ]  # fmt: skip
-    assert len(shifts) == 1
-
-
 def test_synthetic_defects_are_where_their_masks_say():
     images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     defective, masks, sources = make_defects(images, 2, seed=0)
@@ -182,22 +174,20 @@ def trials():
 
 
 def test_the_choice_follows_the_score_that_finds_defects(tiny_pipe, trials):
-    """A pixel score that knows nothing gets no weight, and the noisier of two shrinkages is not taken."""
+    """A pixel score that knows nothing gets no weight, and the noisier of two feature scores is not taken."""
     masks, maps = trials
-    features = {("mahalanobis", one): maps(2, 1 + 5 * one) for one in (0.1, 0.7)}
-    choice = choose(tiny_pipe, Trials(12, masks, maps(0, 1).expand(-1, 2, -1, -1), features))
-    assert (choice.feature, choice.shrinkage) == ("mahalanobis", 0.1)
-    assert choice.alpha <= 0.1 and choice.image_auroc > 90
-    assert choice.alone["mahalanobis"]["pro"] > choice.alone["kl"]["pro"] + 20
+    shown = {"residual": maps(2, 1.5), "appearance": maps(2, 4.5), "kl": maps(0, 1).expand(-1, 2, -1, -1)}
+    choice = choose(tiny_pipe, Trials(12, masks, shown))
+    assert choice.feature_score == "residual" and choice.alpha == 0 and choice.image_auroc > 90
+    assert choice.alone["residual"]["pro"] > choice.alone["kl"]["pro"] + 20
 
 
-@pytest.mark.parametrize(("strength", "feature"), [(0.1, "memory"), (3.0, "mahalanobis")])
-def test_the_unet_is_asked_only_where_it_adds_something(tiny_pipe, trials, strength, feature):
+@pytest.mark.parametrize(("strength", "features"), [(0.1, ("appearance",)), (3.0, ("residual", "sum"))])
+def test_the_unet_is_asked_only_where_it_adds_something(tiny_pipe, trials, strength, features):
     masks, maps = trials
-    features = {("mahalanobis", 0.4): maps(strength, 1.5), ("memory", 0.0): maps(1.4, 1.5)}
-    choice = choose(tiny_pipe, Trials(12, masks, maps(0, 1), features))
-    assert choice.feature.endswith(feature)
-    assert feature == "mahalanobis" or choice.alpha == 0
+    shown = {"residual": maps(strength, 1.5), "appearance": maps(1.4, 1.5), "kl": maps(0, 1)}
+    choice = choose(tiny_pipe, Trials(12, masks, shown))
+    assert choice.feature_score in features and (strength > 1 or choice.alpha == 0)
 
 
 def test_progress_is_told_and_can_end_the_work(good):
@@ -208,14 +198,15 @@ def test_progress_is_told_and_can_end_the_work(good):
 
     def report(what, done, count):
         told.append((what, done, count))
-        if what == "Scoring synthetic defects":
+        if what == "Measuring held-out images":
             raise EnoughError
 
     with pytest.raises(EnoughError):
         recalibrate(create_tiny_pipeline(), images_of(good), CalibrationConfig(), report)
-    assert told[:2] == [("Fitting normality", 1, 24), ("Fitting normality", 2, 24)] and len(told) == 25
+    assert told[:2] == [("Looking at good images", 1, 24), ("Looking at good images", 2, 24)] and len(told) == 25
 
 
 def test_more_views_speak_for_more_factors():
-    assert [count_factors(number, False) for number in (4, 10, 50, 761)] == [0, 16, 48, 96]
+    assert [max(candidates(number)) for number in (32, 64, 200, 1218)] == [0, 16, 48, 96]
+    assert [count_copies(number) for number in (10, 150, 400, 5000)] == [6, 5, 1, 1]
     assert spread(5, 9) == [0, 1, 2, 3, 4] and spread(101, 3) == [0, 50, 100]

@@ -99,7 +99,7 @@ def test_what_was_yielded_does_not_change_afterwards(images, mask):
 def test_what_repainting_alone_made_normal_is_repaired(images, mask, monkeypatch):
     pipe = create_tiny_pipeline()
     pipe.set_progress_bar_config(disable=True)
-    monkeypatch.setattr(pipe, "networks", lambda generator: create_networks(normal_distance=10.0))
+    monkeypatch.setattr(pipe.denoiser, "networks", lambda *_: create_networks(normal_distance=10.0))
     monkeypatch.setattr(pipe, "get_noise", lambda *_: torch.randn(1, 3, 32, 32))
     frames, distances = pipe.denoise(images, mask, whole=False, num_steps=60)
     inside, before = frames[0][-1][:, 8:16, 8:16], (images[0, :, 8:16, 8:16] + 1) / 2

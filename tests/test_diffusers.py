@@ -73,7 +73,7 @@ def test_to_moves_and_casts_all_networks(saved, picture):
     expected = image_score(pipe, picture)
     assert pipe.to("meta").device.type == "meta"
     half = DDADPipeline.from_pretrained(saved).to(torch.bfloat16)
-    assert {half.unet.dtype, half.normality.dtype, half.feature_extractor.dtype} == {torch.bfloat16}
+    assert {half.unet.dtype, half.residual.dtype, half.feature_extractor.dtype} == {torch.bfloat16}
     assert image_score(half, picture) == pytest.approx(expected, rel=0.1)
     assert DDADPipeline.from_pretrained(saved, dtype=torch.float64).unet.dtype == torch.float64
 

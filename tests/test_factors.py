@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
-from ddad import DDADNormalityModel
+from ddad import DDADGaussianModel
 from ddad.calibration.factors import Views, candidates, cross_fit, fit_factors, unexplained
-from ddad.calibration.fitting import fit_residuals
+from ddad.calibration.fitting import fit_statistics
 
 
 def draw(count, common=3, seed=0, strength=3.0):
@@ -19,7 +19,7 @@ def draw(count, common=3, seed=0, strength=3.0):
 def views_of(values, folds=4):
     count = len(values)
     fold = torch.arange(count) % folds
-    return Views(values, fold, torch.zeros(count, dtype=torch.bool), torch.ones(count, dtype=torch.bool))
+    return Views(values, fold, torch.ones(count, dtype=torch.bool))
 
 
 def test_factors_are_the_singular_vectors():
@@ -56,19 +56,17 @@ def test_images_are_judged_by_factors_of_others():
 def test_the_likelihood_of_others_finds_how_many_there_are(monkeypatch):
     monkeypatch.setattr("ddad.calibration.factors.NUM_FACTORS", (0, 3, 16))
     assert candidates(11) == [0] and candidates(64) == [0, 3, 16]
-    fit = fit_residuals(views_of(draw(120, common=3)))
+    fit = fit_statistics(views_of(draw(120, common=3)))
     assert fit.num_factors == 3 and fit.log_likelihoods[3] > fit.log_likelihoods[0] + 0.1
-    assert fit_residuals(views_of(draw(120, common=0))).num_factors == 0
+    assert fit_statistics(views_of(draw(120, common=0))).num_factors == 0
 
 
 def test_the_stored_model_measures_what_the_factors_leave():
     values = draw(60)
-    model = DDADNormalityModel(feature_channels=5, num_channels=5, grid_size=4, timesteps=(20,), num_factors=6)
+    model = DDADGaussianModel(feature_channels=5, num_channels=5, grid_size=4, num_factors=6)
     model.basis.copy_(torch.eye(5))
     found = fit_factors(values, 3)
-    model.set_factors(found.basis)
-    covariance = torch.eye(5).expand(16, -1, -1)
-    model.set_gaussian(found.mean, covariance)
+    model.set_gaussian(found.mean, torch.eye(5).expand(16, -1, -1), found.basis)
     maps = values.transpose(1, 2).unflatten(2, (4, 4))
     expected = found.unexplained(values).norm(dim=2).view(-1, 1, 4, 4)
     torch.testing.assert_close(model(maps), expected, rtol=1e-4, atol=1e-4)

@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 import torch
 
-from ddad import DDADImageProcessor
+from ddad import DDADRenderer
 from ddad.images_ddad import DDADImages
 from tools.serve import ROOT, running_page
 from tools.visitors import Visitor
@@ -19,7 +19,7 @@ from tools.visitors import Visitor
 LARGE = """
 import json, resource, sys
 import numpy as np
-from ddad import DDADPipeline
+from ddad import DDADPipeline, DDADRenderer
 
 def most():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -78,9 +78,9 @@ def test_images_are_kept_in_8_bits_where_that_loses_nothing():
 
 def test_large_pictures_are_coloured_as_small_ones(monkeypatch):
     image, anomaly_map = torch.rand(3, 50, 70), torch.rand(50, 70) * 3
-    whole = DDADImageProcessor.overlay(image, anomaly_map, 1.0)
-    monkeypatch.setattr("ddad.images_ddad.STRIP", 7 * 70)
-    assert torch.equal(DDADImageProcessor.overlay(image, anomaly_map, 1.0), whole)
+    whole = DDADRenderer().overlay(image, anomaly_map, 1.0)
+    monkeypatch.setattr("ddad.rendering_ddad.STRIP", 7 * 70)
+    assert torch.equal(DDADRenderer().overlay(image, anomaly_map, 1.0), whole)
 
 
 @pytest.mark.slow  # a process of its own and large photographs

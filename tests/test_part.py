@@ -8,14 +8,13 @@ import PIL.Image
 import pytest
 import torch
 
-from ddad import DDADPipeline
+from ddad import DDADCalibration, DDADPipeline
 from ddad.app.categories import Categories
 from ddad.calibration.advice import PartReport, find_other_kind, pooled_features
 from ddad.calibration.calibration import prediction_factor
 from ddad.calibration.part import expect_false_alarms, load_base
 from ddad.cli import main
 from ddad.images_ddad import DDADImageProcessor
-from ddad.normality_ddad import DDADNormalityModel
 from ddad.refining_ddad import DDADRefiner
 from tests.conftest import ROOT, create_tiny_pipeline
 from tests.helpers import striped_images
@@ -114,7 +113,7 @@ def test_few_scores_make_a_cautious_threshold():
     random = np.random.default_rng(0)
     scores = random.standard_normal((3000, 8))
     further = random.standard_normal(3000)
-    limits = DDADNormalityModel.predictive_limit(scores, 0.95, prediction_factor(8, 0.95))
+    limits = DDADCalibration.predictive_limit(scores, 0.95, prediction_factor(8, 0.95))
     assert (further > limits).mean() == pytest.approx(0.05, abs=0.015)
     assert (further > np.quantile(scores, 0.95, axis=1)).mean() > 0.1
     few, many = expect_false_alarms(8, 0.95), expect_false_alarms(100, 0.95)

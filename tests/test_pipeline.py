@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 import torch
 
-from ddad import DDADImageProcessor
+from ddad import DDADRenderer
 from tests.conftest import create_tiny_pipeline
 
 
@@ -127,14 +127,6 @@ def test_noise_levels_are_averaged_and_independent(tiny_pipe, picture):
     np.testing.assert_allclose(anomaly([201, 20]), anomaly([20, 201]), atol=1e-5)
 
 
-def test_calibration_subtracts_the_mean_and_divides_by_the_deviation(tiny_pipe):
-    maps = torch.tensor([0.1 + 3 * 0.5, 0.2 - 2 * 0.6]).view(1, 2, 1, 1)
-    torch.testing.assert_close(
-        tiny_pipe.normality.calibrate("kl", maps, [20, 201]).flatten(), torch.tensor([3.0, -2.0])
-    )
-    torch.testing.assert_close(tiny_pipe.normality.calibrate("kl", maps[:, 1:], [201]).flatten(), torch.tensor([-2.0]))
-
-
 def test_image_score_is_the_mean_of_the_highest_cell(tiny_pipe, picture):
     output = tiny_pipe(picture[:64, :64], denoise=False, output_type="pt")
     cells = output.anomaly_map[0].view(32, 2, 32, 2).mean(dim=(1, 3))
@@ -142,7 +134,7 @@ def test_image_score_is_the_mean_of_the_highest_cell(tiny_pipe, picture):
 
 
 def test_threshold_is_the_quantile_of_stored_normal_images(tiny_pipe, picture):
-    maps = tiny_pipe.normality.calibration_maps.view(6, 2, 2, -1)  # kl, mahalanobis
+    maps = tiny_pipe.calibration.calibration_maps[:, :4].reshape(6, 2, 2, -1)  # kl, residual
     for alpha, timesteps, levels in ((0.5, [20, 201], [0, 1]), (0.2, [201], [1])):
         fused = (alpha * maps[:, 0] + (1 - alpha) * maps[:, 1])[:, levels].mean(dim=1)
         expected = torch.quantile(fused.amax(dim=1), 0.95)
@@ -165,9 +157,9 @@ def test_a_good_image_comes_out_as_it_went_in(tiny_pipe, picture):
 
 
 def test_an_image_that_passes_is_not_repaired_where_single_cells_are_high(tiny_pipe, picture):
-    tiny_pipe.normality.register_to_config(num_top_cells=16)
+    tiny_pipe.calibration.register_to_config(num_top_cells=16)
     judged = tiny_pipe(picture, denoise=False, output_type="pt")
-    score, highest = judged.image_score[0], float(tiny_pipe.normality.pool(judged.anomaly_map[0][None, None]).max())
+    score, highest = judged.image_score[0], float(tiny_pipe.calibration.pool(judged.anomaly_map[0][None, None]).max())
     assert highest > score + 1e-3
     passed, failed = (tiny_pipe(picture, threshold=score + step, num_denoising_steps=2) for step in (1e-3, -1e-3))
     assert passed.is_anomalous == [False] and passed.normality_distance == [None]
@@ -176,13 +168,13 @@ def test_an_image_that_passes_is_not_repaired_where_single_cells_are_high(tiny_p
 
 
 def test_pixels_outside_the_mask_stay_as_they_were(tiny_pipe, picture):
-    tiny_pipe.normality.calibration_maps.fill_(1e4)  # no growth beyond the threshold
+    tiny_pipe.calibration.calibration_maps.fill_(1e4)  # no growth beyond the threshold
     threshold = tiny_pipe(picture, denoise=False).image_score[0] - 1e-3
     output = tiny_pipe(picture, threshold=threshold, output_type="np")
     scores = tiny_pipe.score(picture)
-    fused = tiny_pipe.normality.fuse(scores.pixel_maps, scores.feature_maps, 0.5)[:, None]
-    level = min(threshold, tiny_pipe.normality.limits(0.5, [20, 201])[1])
-    seeds = (tiny_pipe.normality.pool(fused) > threshold).float()
+    fused = tiny_pipe.calibration.fuse(scores.pixel_maps, scores.feature_maps, 0.5)[:, None]
+    level = min(threshold, tiny_pipe.calibration.mask_level(tiny_pipe.judgement()))
+    seeds = (tiny_pipe.calibration.pool(fused) > threshold).float()
     mask = tiny_pipe.denoiser.defect_mask(seeds, fused, level)
     mask = torch.nn.functional.interpolate(mask, size=(90, 70), mode="bilinear")
     outside = (mask[0, 0] == 0).numpy()
@@ -195,8 +187,8 @@ def test_the_loss_falls_at_every_kept_step(tiny_pipe, picture):
     images = tiny_pipe.prepare([tiny_pipe.image_processor.read_image(picture)])
     mask = torch.zeros(1, 1, 64, 64)
     mask[..., 16:40, 16:40] = 1
-    noise = tiny_pipe.get_noise([tiny_pipe.timestep_of(80)]).expand_as(images)
-    steps = tiny_pipe.denoiser.repair(images, mask, noise, tiny_pipe.networks(None), 20, False)
+    noise = tiny_pipe.get_noise([tiny_pipe.scheduler.timestep_of(80)]).expand_as(images)
+    steps = tiny_pipe.denoiser.repair(images, mask, noise, tiny_pipe.denoiser.networks(tiny_pipe, None), 20, False)
     losses = [step.distance for step in steps if step.distance is not None][1:]
     assert len(losses) > 3
     assert all(later <= earlier for earlier, later in zip(losses, losses[1:], strict=False))
@@ -231,21 +223,21 @@ def test_whole_form_changes_the_whole_image(tiny_pipe, picture):
 def test_no_gradient_is_kept(tiny_pipe, picture):
     output = tiny_pipe(picture, threshold=-99.0, output_type="pt")
     assert not output.anomaly_map[0].requires_grad and not output.denoised_image[0].requires_grad
-    modules = (tiny_pipe.unet, tiny_pipe.feature_extractor, tiny_pipe.normality)
+    modules = (tiny_pipe.unet, tiny_pipe.feature_extractor, tiny_pipe.residual)
     assert all(parameter.grad is None for module in modules for parameter in module.parameters())
 
 
 def test_the_overlay_of_an_average_part_is_the_part_itself(picture):
     original = torch.from_numpy(picture).permute(2, 0, 1).float() / 255
-    dark = DDADImageProcessor.overlay(original, torch.full((90, 70), 2.4), threshold=5.0)
+    dark = DDADRenderer().overlay(original, torch.full((90, 70), 2.4), threshold=5.0)
     assert torch.equal(dark, original)
-    bright = DDADImageProcessor.overlay(original, torch.full((90, 70), 10.0), threshold=5.0)
+    bright = DDADRenderer().overlay(original, torch.full((90, 70), 10.0), threshold=5.0)
     assert (bright - original).abs().mean() > 0.1
     # The scale is fixed: another part of the map does not change the colour here.
     anomaly = torch.full((90, 70), 4.0)
-    first = DDADImageProcessor.overlay(original, anomaly, threshold=5.0)
+    first = DDADRenderer().overlay(original, anomaly, threshold=5.0)
     anomaly[0, 0] = 1000
-    assert torch.equal(DDADImageProcessor.overlay(original, anomaly, threshold=5.0)[:, 1:], first[:, 1:])
+    assert torch.equal(DDADRenderer().overlay(original, anomaly, threshold=5.0)[:, 1:], first[:, 1:])
 
 
 @pytest.mark.parametrize(
@@ -274,7 +266,7 @@ def test_bad_arguments_are_refused_before_any_work(tiny_pipe, picture, arguments
 
 def test_an_uncalibrated_pipeline_says_so(picture):
     pipe = create_tiny_pipeline()
-    pipe.normality.register_to_config(statistics=None)
+    pipe.calibration.register_to_config(statistics=None)
     with pytest.raises(ValueError, match="not calibrated"):
         pipe(picture)
 
@@ -325,9 +317,9 @@ def test_half_precision_stays_close(tiny_pipe, picture, dtype, tolerance):
 
 def test_scores_that_are_given_are_not_contradicted(tiny_pipe, picture):
     scores = tiny_pipe.score(picture)
-    same = tiny_pipe(scores, pixel_score="kl", feature_score="mahalanobis", denoise=False)
+    same = tiny_pipe(scores, pixel_score="kl", feature_score="residual", denoise=False)
     assert same.image_score == tiny_pipe(picture, denoise=False).image_score
-    with pytest.raises(ValueError, match="`feature_score` is 'sum', and the scores given are of 'mahalanobis'"):
+    with pytest.raises(ValueError, match="`feature_score` is 'sum', and the scores given are of 'residual'"):
         tiny_pipe(scores, feature_score="sum")
     with pytest.raises(ValueError, match="`generator` has no use"):
         tiny_pipe(scores, generator=torch.Generator(), denoise=False)

@@ -116,8 +116,9 @@ def test_other_files_are_counted_and_patterns_are_resolved(tiny_checkpoint, tmp_
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
-def test_a_picture_that_is_far_too_small_is_called_so(predict, tmp_path):
-    for side in (15, 16):  # looked at at 64 pixels
+def test_a_picture_that_is_far_too_small_is_called_so(predict, tmp_path, monkeypatch):
+    monkeypatch.setattr("ddad.report.size.TOO_SMALL", 2)  # by four times, what 64 pixels look at would be refused
+    for side in (31, 32):
         PIL.Image.new("L", (side, 40)).save(tmp_path / f"{side}.png")
-    _, (small, enough) = predict(tmp_path / "15.png", tmp_path / "16.png", output=tmp_path / "results")
-    assert "15x40 pixels, and this category looks at 64x64" in small["warning"] and "warning" not in enough
+    _, (small, enough) = predict(tmp_path / "31.png", tmp_path / "32.png", output=tmp_path / "results")
+    assert "31x40 pixels, and this category looks at 64x64" in small["warning"] and "warning" not in enough

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddad import DDADPipeline
+from ddad import DDADPipeline, DDADRenderer
 from ddad.evaluation.restoration import gradient_energy
 from ddad.images_ddad import DDADImageProcessor
 from ddad.refining_ddad import DDADRefiner
@@ -150,7 +150,7 @@ def test_the_bases_refiner_sharpens_what_was_blurred(category):
     inside = mask[0].numpy() > 0
     before, after, truth = (
         gradient_energy(image.mean(dim=0).numpy(), inside)
-        for image in (blurred, refiner.add_detail(blurred, mask, 0, processor.is_grey(photograph)), photograph)
+        for image in (blurred, refiner.add_detail(blurred, mask, 0, DDADRenderer.is_grey(photograph)), photograph)
     )
     assert before < 0.7 * truth < 0.8 * truth < after < 1.2 * truth
 

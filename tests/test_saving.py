@@ -41,7 +41,7 @@ def test_save_and_load_change_nothing(tiny_checkpoint, picture):
             for key, value in before.items()
             if not key.startswith("_")
         )
-    for name in ("unet", "feature_extractor", "normality"):
+    for name in ("unet", "feature_extractor", "residual", "appearance", "calibration"):
         weights = getattr(loaded, name).state_dict()
         assert all(torch.equal(value, weights[key]) for key, value in getattr(original, name).state_dict().items())
     assert score(loaded, picture).image_score[0] == pytest.approx(score(original, picture).image_score[0], rel=1e-5)
@@ -107,8 +107,12 @@ def test_two_checkpoints_of_different_code_do_not_disturb_each_other(copy, tmp_p
     other = shutil.copytree(copy, tmp_path / "other")
     twice = "    def double(self, maps):\n        return [2 * one for one in self.image_score(maps).tolist()]\n\n"
     for path, old, new in (
-        ("pipeline.py", "self.normality.image_score(anomaly).tolist()", "self.normality.double(anomaly)"),
-        ("normality/normality_ddad.py", "    def pool(self", f"{twice}    def pool(self"),
+        (
+            "pipeline.py",
+            "self.calibration.image_score(anomaly_maps).tolist()",
+            "self.calibration.double(anomaly_maps)",
+        ),
+        ("calibration/calibration_ddad.py", "    def pool(self", f"{twice}    def pool(self"),
     ):
         source = (other / path).read_text()
         assert source.count(old) == 1
@@ -142,7 +146,7 @@ def test_types_and_replacements(tiny_checkpoint, picture):
     half = DDADPipeline.from_pretrained(
         tiny_checkpoint, torch_dtype={"unet": torch.bfloat16, "default": torch.float32}
     )
-    assert half.unet.dtype == torch.bfloat16 and half.normality.dtype == torch.float32
+    assert half.unet.dtype == torch.bfloat16 and half.calibration.dtype == torch.float32
     full = DDADPipeline.from_pretrained(tiny_checkpoint)
     assert score(half, picture).image_score[0] == pytest.approx(score(full, picture).image_score[0], rel=0.1)
     assert DDADPipeline.from_pretrained(tiny_checkpoint, alpha=0.1).config.alpha == 0.1
@@ -173,7 +177,7 @@ def test_missing_files_are_named(copy):
     weights(copy, "unet").unlink()
     with pytest.raises(OSError, match="unet cannot be loaded.*diffusion_pytorch_model"):
         DDADPipeline.from_pretrained(copy)
-    shutil.rmtree(copy / "normality")
+    shutil.rmtree(copy / "residual")
     shutil.copy(weights(copy, "feature_extractor"), weights(copy, "unet"))
     with pytest.raises(OSError, match="unet"):
         DDADPipeline.from_pretrained(copy)
@@ -183,14 +187,14 @@ def test_missing_files_are_named(copy):
 
 
 def test_missing_folders_are_named(copy):
-    shutil.rmtree(copy / "normality")
-    with pytest.raises(OSError, match="incomplete: normality/config.json is missing"):
+    shutil.rmtree(copy / "residual")
+    with pytest.raises(OSError, match="incomplete: residual/config.json is missing"):
         DDADPipeline.from_pretrained(copy)
     with pytest.raises(OSError, match="neither a folder nor the id"):
         DDADPipeline.from_pretrained("no/such/folder")
 
 
-@pytest.mark.parametrize("component", ["unet", "feature_extractor", "normality"])
+@pytest.mark.parametrize("component", ["unet", "feature_extractor", "residual", "calibration"])
 def test_missing_and_wrong_weights_are_found(copy, component):
     path = weights(copy, component)
     name = sorted(load_file(path))[-1]

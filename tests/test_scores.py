@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddad import DDADImageProcessor, DDADPipeline, DDADScores
+from ddad import DDADPipeline, DDADRenderer, DDADScores
 
 
 def count_evaluations(pipe: DDADPipeline) -> list[int]:
@@ -42,17 +42,10 @@ def test_the_kind_of_scores_stays_what_it_was(tiny_pipe, picture):
         tiny_pipe(scores, timesteps=[201], denoise=False)
 
 
-def test_normal_maps_are_what_the_threshold_is_measured_on(solar_pipe):
-    maps = solar_pipe.normality.normal_maps(0.5, [20, 201, 401])
-    scores = solar_pipe.normality.top_cells(maps, solar_pipe.normality.config.num_top_cells)
-    quantile = torch.quantile(scores, solar_pipe.normality.config.threshold_quantile)
-    assert float(quantile) == pytest.approx(solar_pipe.normality.limits(0.5, [20, 201, 401])[0])
-
-
 def test_opacity_of_the_overlay(picture):
     image = torch.from_numpy(picture).permute(2, 0, 1) / 255
     heat = torch.full(image.shape[1:], 5.0)
-    assert torch.equal(DDADImageProcessor.overlay(image, torch.zeros_like(heat), 2.0), image)  # a good part stays dark
-    weak, strong = (DDADImageProcessor.overlay(image, heat, 2.0, opacity) for opacity in (0.3, 1.0))
+    assert torch.equal(DDADRenderer().overlay(image, torch.zeros_like(heat), 2.0), image)  # a good part stays dark
+    weak, strong = (DDADRenderer().overlay(image, heat, 2.0, opacity) for opacity in (0.3, 1.0))
     assert (weak - image).abs().mean() < (strong - image).abs().mean()
     assert float(strong.std(dim=(1, 2)).max()) < 1e-6  # at full opacity nothing of the image is left

@@ -43,10 +43,10 @@ def make_about_pictures(image: Path) -> None:
     _, noisy, levels, output, _ = pipe.predict_at(inputs, [LEVEL], pipe.get_noise([LEVEL]))
     clean = pipe.scheduler.predict_original_sample(output, noisy, levels)
     shown = [
-        pipe.image_processor.to_image(original, "pil"),
-        *(pipe.image_processor.to_image((one[0] + 1) / 2, "pil") for one in (noisy, clean)),
+        pipe.renderer.to_image(original, "pil"),
+        *(pipe.renderer.to_image((one[0] + 1) / 2, "pil") for one in (noisy, clean)),
     ]
-    result = pipe(original, alpha=0.5, feature_score="mahalanobis")  # the paper's two scores
+    result = pipe(original, alpha=0.5, feature_score="residual")  # the paper's two scores
     pixel, feature, combined = (picture for picture, _ in draw_maps(result))
     strip([*shown, pixel]).save(ABOUT / "pixel_score.webp", quality=88)
     heatmap = draw_heatmap(original, result, regions_of(result), 0.7)

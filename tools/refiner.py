@@ -114,9 +114,9 @@ class Repairs:
         mask = DDADDenoiser.defect_mask(place, torch.zeros_like(place), 1.0)
         with torch.autocast(device.type, torch.bfloat16):
             images, denoiser = damaged.clamp(-1, 1), self.pipe.denoiser
-            first = self.pipe.timestep_of(denoiser.config.inpainting_steps[0])
+            first = self.pipe.scheduler.timestep_of(denoiser.config.inpainting_steps[0])
             noise = self.pipe.get_noise([first], generator).expand_as(images)
-            *_, last = denoiser.repaint(images, mask, noise, self.pipe.networks(generator))
+            *_, last = denoiser.repaint(images, mask, noise, denoiser.networks(self.pipe, generator))
             repaired = last.images
         size = photographs.shape[-2:]
         repaired, mask, damaged = (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import PIL.Image
 
-from ddad import DDADPipeline
+from ddad import DDADPipeline, DDADRenderer
 from ddad.datasets.layouts import read_dataset
 
 SIDE, GAP, COLUMNS = 128, 4, 6
@@ -26,7 +26,7 @@ def found_defects(pipes: list[DDADPipeline], paths: list[Path], count: int) -> l
         first = pipes[0](original)  # repairs what it finds alone
         if first.is_anomalous[0]:
             results = [first, *(pipe(original) for pipe in pipes[1:])]
-            found.append([processor.to_image(original, "pil"), *(one.denoised_image[0] for one in results)])
+            found.append([DDADRenderer.to_image(original, "pil"), *(one.denoised_image[0] for one in results)])
     return found
 
 

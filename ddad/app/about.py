@@ -37,7 +37,7 @@ def describe_verdict(pipe: DDADPipeline) -> str:
         f"Its verdict is made by {what}, at {looked}x{looked} pixels with {as_text(name_of_backbone(extractor))}"
         f"{pixels}."
         f" A defect smaller than about {LEAST_SEEN / looked:.1%} of the picture's width is not seen. The threshold,"
-        f" {pipe.threshold:.1f}, is meant to let {pipe.normality.config.threshold_quantile:.0%} of good parts pass."
+        f" {pipe.threshold:.1f}, is meant to let {pipe.calibration.config.threshold_quantile:.0%} of good parts pass."
         f" Normal versions are made at {size}x{size} pixels, and put into your image where the defect was."
     )
 

@@ -236,7 +236,7 @@ class Categories:
         judge = pipe
         if self.device != "cpu":
             judge = DDADPipeline(
-                **{**pipe.components, "normality": copy.deepcopy(pipe.normality)}, **self._settings(pipe)
+                **{**pipe.components, "calibration": copy.deepcopy(pipe.calibration)}, **self._settings(pipe)
             )
             pipe.to(self.device)
         return Category(pipe, judge, size)

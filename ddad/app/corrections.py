@@ -13,10 +13,10 @@ from ddad.app.categories import label_choices
 from ddad.app.own_parts import OwnPart
 from ddad.app.part import YourPart
 from ddad.app.places import Places
+from ddad.app.single_events import MOMENT, SingleImage, unless_overtaken
 from ddad.app.uploads import output_path
 from ddad.app.visits import Judged, Run, Stopped, Visit
 from ddad.app.words import as_text, refused
-from ddad.app.work import MOMENT, SingleImage, unless_overtaken
 from ddad.calibration.advice import count_of
 from ddad.datasets.lookalikes import LEAST_IMAGES
 
@@ -104,7 +104,7 @@ class Corrections:
             wrong: images and what was said of them.
             given: the photographs under Your part.
             run: what the visitor may stop.
-            progress: told of the progress.
+            progress: called with the progress.
 
         Raises:
             Stopped: if the visitor stopped it.

@@ -119,7 +119,7 @@ class HomeTraining:
         pipe.set_progress_bar_config(disable=True)
         # One gradient step: the distance is that of another network's features.
         result = pipe(path, num_denoising_steps=1, callback_on_step_end=lambda *_: give_way())
-        return pipe.image_processor.to_image(pipe.image_processor.read_image(path), "pil"), result.denoised_image[0]
+        return pipe.renderer.to_image(pipe.image_processor.read_image(path), "pil"), result.denoised_image[0]
 
     def open(self, training: Training) -> str:
         """The finished checkpoint as a category of the visitor's own; returns its name.
@@ -154,7 +154,7 @@ class HomePlace:
                 self.stop = gr.Button("Stop the training", variant="stop", visible=False, min_width=80)
                 self.go_on = gr.Button("Go on", visible=False, min_width=80)
                 self.open = gr.Button("Open", variant="primary", visible=False, min_width=80)
-            self.told = Words(NOTHING_YET, container=True)
+            self.status = Words(NOTHING_YET, container=True)
             with gr.Row():
                 self.curve = gr.Image(label="Loss", visible=False, interactive=False, buttons=[], height=260)
                 self.so_far = gr.ImageSlider(
@@ -166,7 +166,7 @@ class HomePlace:
     @property
     def view(self) -> list[Any]:
         """What `show` changes."""
-        return [self.parts, self.told, self.curve, self.stop, self.go_on, self.open, self.timer]
+        return [self.parts, self.status, self.curve, self.stop, self.go_on, self.open, self.timer]
 
     def show(self, name: str | None) -> dict[Any, Any]:
         """What stands in a part's folder, and buttons for what can be done."""
@@ -175,13 +175,13 @@ class HomePlace:
         chosen = name if name in trainings else (names[-1] if names else None)
         view = {self.parts: gr.Dropdown(choices=label_choices(names), value=chosen, visible=bool(names))}
         if chosen is None:
-            return {**view, self.told: NOTHING_YET, self.timer: gr.Timer(active=False)}
+            return {**view, self.status: NOTHING_YET, self.timer: gr.Timer(active=False)}
         training = trainings[chosen]
         glance = training.glance()
         drawn = draw_losses(glance.losses) if len(glance.losses) > 1 else None
         return {
             **view,
-            self.told: describe(training, glance),
+            self.status: describe(training, glance),
             self.curve: gr.Image(drawn, visible=drawn is not None),
             self.stop: gr.Button(visible=glance.state == "running"),
             self.go_on: gr.Button(visible=glance.state == "unfinished"),
@@ -201,7 +201,7 @@ class HomePlace:
             check_home(request)
             return self.show(action())
         except gr.Error as error:
-            return {self.told: refused(error)}
+            return {self.status: refused(error)}
 
     def begin(self, learnt: str, files: list[str] | None, request: gr.Request) -> dict[Any, Any]:
         """Starts a training on what was learnt."""

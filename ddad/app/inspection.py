@@ -11,10 +11,12 @@ import torch
 from ddad.checkpoint.installed import DDADPipeline
 from ddad.images_ddad import DDADImageProcessor
 from ddad.pipeline import DDADPipelineOutput, DDADScores
+from ddad.rendering_ddad import DDADRenderer
 from ddad.report import drawing
 from ddad.report.regions import Region, regions_of
 from ddad.report.size import far_too_small
 
+RENDERER = DDADRenderer()
 SHOWN_PIXELS = 4_000_000
 LEAST_DRAWN_SIDE = 900
 MOSTLY = 0.6
@@ -118,7 +120,7 @@ def verdict(finding: Finding, pipe: DDADPipeline, chosen: bool) -> str:
         pipe: what judged.
         chosen: whether the visitor chose the threshold.
     """
-    quantile = pipe.normality.config.threshold_quantile
+    quantile = pipe.calibration.config.threshold_quantile
     relation = "above" if finding.is_anomalous else "not above"
     source = "which you chose" if chosen else f"which lets {quantile:.0%} of good parts pass"
     lines = [
@@ -175,7 +177,7 @@ def draw_heatmap(
     limit = result.threshold
     if not result.is_anomalous[0]:  # the score is a mean over cells: single pixels of a good part may lie above it
         limit = max(limit, float(anomaly_map.max()))
-    picture = DDADImageProcessor.to_image(DDADImageProcessor.overlay(image, anomaly_map, limit, opacity), "pil")
+    picture = RENDERER.to_image(RENDERER.overlay(image, anomaly_map, limit, opacity), "pil")
     scale = LEAST_DRAWN_SIDE / max(picture.size)
     if scale > 1:
         picture = picture.resize((round(picture.width * scale), round(picture.height * scale)))

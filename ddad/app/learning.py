@@ -10,7 +10,7 @@ from ddad.app.own_parts import Photographs
 from ddad.app.photographs import read_good_images
 from ddad.app.words import as_text
 from ddad.calibration.calibration import FEW_IMAGES, recalibrate
-from ddad.calibration.fitting import CalibrationConfig
+from ddad.calibration.observing import CalibrationConfig
 from ddad.calibration.part import LARGEST, fit_photographs, load_base
 from ddad.calibration.part import Photographs as SeenPhotographs
 from ddad.calibration.progress import Report
@@ -49,17 +49,15 @@ def calibrate_own(
         What a visitor is told: `images`, `problems`, `alarms_before` of `asked` images, `threshold_before`,
         `threshold`, `judges`, `choice` and `examples`.
     """
-    sizes = [pipe.unet.config.sample_size]
-    if pipe.appearance is not None:
-        sizes.append(pipe.appearance_extractor.config.image_size)
-    given = read_good_images(pipe.image_processor, sizes, photographs, report)
-    images, large = given.at_sizes[0], given.at_sizes[1] if len(sizes) > 1 else None
-    asked = given.at_sizes[-1][:: max(1, len(images) // ASKED)]
+    size = pipe.appearance_extractor.config.image_size
+    given = read_good_images(pipe.image_processor, size, photographs, report)
+    images = given.images
+    asked = images[:: max(1, len(images) // ASKED)]
     alarms = []
     for number, image in enumerate(asked, start=1):
         alarms += pipe((image + 1) / 2, denoise=False).is_anomalous
         report("Asking the category as it is", number, len(asked))
-    adapted, calibration = recalibrate(pipe, images, CalibrationConfig.of(record), report, large)
+    adapted, calibration = recalibrate(pipe, images, CalibrationConfig.of(record), report)
     if record is not None:
         record = update_record(record, adapted, calibration, "a visitor's good parts", len(images))
     save_checkpoint(adapted, record, folders.checkpoint)
@@ -70,7 +68,7 @@ def calibrate_own(
         "asked": len(asked),
         "threshold_before": pipe.threshold,
         "threshold": adapted.threshold,
-        "judges": adapted.normality.config.num_calibration_images,
+        "judges": adapted.calibration.config.num_calibration_images,
         "choice": calibration["choice"],
         "examples": make_examples(adapted, photographs, given, folders.examples, report),
     }
@@ -85,19 +83,19 @@ def learn_new(
         What a visitor is told: that of `PartReport`, `problems`, `examples`, and all of it in words.
     """
     parts, processor = load_base(base), DDADImageProcessor()
-    given = read_good_images(processor, (parts["unet"].config.sample_size, LARGEST), photographs, report)
-    seen = SeenPhotographs(*given.at_sizes, given.names, processor)
-    pipe, record, told = fit_photographs(seen, parts, name, base, device=device, report=report)
+    given = read_good_images(processor, LARGEST, photographs, report)
+    seen = SeenPhotographs(given.images, given.names, processor)
+    pipe, record, part_report = fit_photographs(seen, parts, name, base, device=device, report=report)
     save_checkpoint(pipe, record, folders.checkpoint)
     return {
-        **dataclasses.asdict(told),
-        "found": {str(count): found for count, found in told.found.items()},  # JSON has no other keys
-        "works": told.works,
-        "state": told.state,
-        "words": told.sentences(),
+        **dataclasses.asdict(part_report),
+        "found": {str(count): found for count, found in part_report.found.items()},  # JSON has no other keys
+        "works": part_report.works,
+        "state": part_report.state,
+        "words": part_report.sentences(),
         "problems": given.problems,
-        "headline": told.headline(readable(name)),
-        "suspects": told.suspects,
+        "headline": part_report.headline(readable(name)),
+        "suspects": part_report.suspects,
         "examples": make_examples(pipe, photographs, given, folders.examples, report),
     }
 

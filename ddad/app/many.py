@@ -15,11 +15,11 @@ import PIL.Image
 
 from ddad.app.categories import OWN_MARK, Categories, readable
 from ddad.app.compute import evaluates_networks, give_way, needs_gpu
+from ddad.app.single_events import MOMENT, SingleImage
 from ddad.app.sources import FOLDERS, Source, count_files, is_other_file, open_all, read_folders
 from ddad.app.uploads import open_category, output_path
 from ddad.app.visits import Judged, Run, Settings, Stopped, Visits
 from ddad.app.words import Words, as_text, refused
-from ddad.app.work import MOMENT, SingleImage
 from ddad.calibration.advice import count_of
 from ddad.checkpoint.installed import DDADPipeline
 from ddad.pipeline import DDADPipelineOutput
@@ -257,20 +257,26 @@ def add_many_images(
     download = gr.File(
         label="Results: heatmaps, maps, normal versions, tables of images and regions in one zip", interactive=False
     )
-    chosen, told = gr.State(None), gr.Textbox("", visible=False)
+    chosen, folder_names = gr.State(None), gr.Textbox("", visible=False)
 
     def inspect_given(
-        files: list[str] | None, category: str, denoise: bool, order: str, told: str, request: gr.Request
+        files: list[str] | None, category: str, denoise: bool, order: str, folder_names: str, request: gr.Request
     ) -> Iterator[tuple[str, list[list[Any]], str | None]]:
-        yield from work.inspect_all(files, category, denoise, order, request, read_folders(told))
+        yield from work.inspect_all(files, category, denoise, order, request, read_folders(folder_names))
 
     hidden = {"api_visibility": "private", "concurrency_limit": None}
     options = {**hidden, "show_progress": "minimal", "show_progress_on": progress}
     outputs = [progress, table, download]
-    start.click(inspect_given, [files, category, denoise, order, told], outputs, **options)
+    start.click(inspect_given, [files, category, denoise, order, folder_names], outputs, **options)
     # A folder waits for the button, as files do; the names of its folders are kept for the results.
-    folder.upload(lambda paths, told: (paths, told), [folder, told], [files, told], js=FOLDERS, **hidden)
-    gr.on([files.upload, files.clear], lambda: "", None, told, **hidden)
+    folder.upload(
+        lambda paths, folder_names: (paths, folder_names),
+        [folder, folder_names],
+        [files, folder_names],
+        js=FOLDERS,
+        **hidden,
+    )
+    gr.on([files.upload, files.clear], lambda: "", None, folder_names, **hidden)
     order.input(work.sort, order, table, **hidden)
     stop.click(work.stop, None, None, queue=False, **hidden)
     places = single.places

@@ -64,10 +64,9 @@ def held_out_result(pipe: DDADPipeline, index: int, score: float, size: tuple[in
         score: of it, as `held_out_scores` gives it.
         size: height and width that the map is wanted at.
     """
-    model = pipe.normality
-    cells = model.normal_maps(pipe.config.alpha, pipe.timesteps, "kl", pipe.config.feature_score)
+    cells = pipe.calibration.held_out_maps(pipe.judgement())
     assert cells is not None  # every calibrated pipeline stores some
-    side = model.config.calibration_size
+    side = pipe.calibration.config.calibration_size
     anomaly_map = DDADImageProcessor.resize(cells[index].view(1, 1, side, side), size)[0, 0].numpy()
     return DDADPipelineOutput(
         [score], pipe.threshold, [score > pipe.threshold], [anomaly_map], None, [anomaly_map], [], None, None, None
@@ -86,9 +85,9 @@ def make_examples(
         photographs: that it was learnt from.
         given: what was read of them.
         folder: where pictures are written; it is made.
-        report: told of the progress.
+        report: called with the progress.
     """
-    target, processor, seen = Path(folder), pipe.image_processor, given.at_sizes[-1]
+    target, processor, seen = Path(folder), pipe.image_processor, given.images
     target.mkdir(parents=True)
     scores = held_out_scores(pipe)
     known = len(scores) == len(given.paths)  # of very many photographs only some judge
@@ -105,7 +104,7 @@ def make_examples(
         report(STEP, number, len(DEFECT_TYPES))
     if found:
         _, _, kind, defective = sorted(found, key=lambda one: one[:2])[len(found) // 2]
-        processor.to_image(defective, "pil").save(target / "defect.png")
+        pipe.renderer.to_image(defective, "pil").save(target / "defect.png")
         name = given.names[middle]
         made.append({"name": "defect", "caption": DEFECT, "about": f"a {kind} pasted into {name} as a test"})
 
@@ -115,7 +114,7 @@ def make_examples(
         size = (original.shape[1], original.shape[2])
         result = held_out_result(pipe, unusual, float(scores[unusual]), size)
         finding = Finding.of(result, (size[1], size[0]), (size[1], size[0]))
-        picture = processor.to_image(original, "pil")
+        picture = pipe.renderer.to_image(original, "pil")
         picture.save(target / "unusual.png")
         draw_heatmap(original, result, regions_of(result), OPACITY).save(target / "unusual_heatmap.png")
         # A good part comes out as it went in; one that is called defective by the others is repaired as any other.

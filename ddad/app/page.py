@@ -18,10 +18,10 @@ from ddad.app.many import add_many_images
 from ddad.app.own_parts import OwnParts
 from ddad.app.part import HERE, add_your_part
 from ddad.app.single import KEEP_SECONDS, MOST_WAITING, add_single_image
+from ddad.app.single_events import MOMENT, SingleImage
 from ddad.app.uploads import delete_old_outputs
 from ddad.app.visits import Visits
 from ddad.app.words import Words, as_text
-from ddad.app.work import MOMENT, SingleImage
 
 TITLE = "ddad: find the defect, see the part without it"
 INTRODUCTION = f"""# {TITLE}

@@ -19,11 +19,11 @@ from ddad.app.own_examples import read_examples
 from ddad.app.own_parts import OwnPart, OwnParts, Photographs
 from ddad.app.photographs import MOST_IMAGES, TITLE, OneBar
 from ddad.app.sharing import add_sharing
+from ddad.app.single_events import SingleImage
 from ddad.app.sources import FOLDERS, read_folders
 from ddad.app.uploads import create_image_input, open_category, output_path, refusal, unpack_checkpoint
 from ddad.app.visits import Run, Stopped, Visits
 from ddad.app.words import Words, as_text, refused
-from ddad.app.work import SingleImage
 from ddad.calibration.advice import count_of
 from ddad.checkpoint.names import BUNDLED_BASE
 from ddad.datasets.lookalikes import LEAST_IMAGES
@@ -100,7 +100,7 @@ class YourPart:
             category: what is calibrated; empty for a new part.
             name: of a new part.
             run: what the visitor may stop.
-            progress: told of the progress.
+            progress: called with the progress.
 
         Returns:
             The new category's name, what is to be told (`describe` says it in words), and a zip.
@@ -181,7 +181,7 @@ def choose(name: str, known: list[str], settled: bool, here: str) -> tuple[gr.Dr
     return gr.Dropdown(choices=label_choices(known), value=name), name, "go" if settled else ""
 
 
-def create_landing(single: SingleImage, told: Words) -> Callable[..., Iterator[dict[Any, Any]]]:
+def create_landing(single: SingleImage, summary: Words) -> Callable[..., Iterator[dict[Any, Any]]]:
     """The event that shows what was learnt where images are inspected; `GO` goes there."""
 
     def land(
@@ -192,7 +192,7 @@ def create_landing(single: SingleImage, told: Words) -> Callable[..., Iterator[d
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> Iterator[dict[Any, Any]]:
         if landed in ("", ELSEWHERE):
-            yield {told: f"{text}\n\nIt stands in the list of categories above." if landed else gr.skip()}
+            yield {summary: f"{text}\n\nIt stands in the list of categories above." if landed else gr.skip()}
             return
         headline = text.partition("\n")[0].strip("#* ")
         words = f"**{headline}.** What was understood, and the download, stand under *{HERE}*."
@@ -231,7 +231,7 @@ def add_your_part(
         return {
             known_place: names,
             own_place: [*(own or []), new],
-            told: text,
+            summary: text,
             learnt: new,
             settled: True,
         }
@@ -253,11 +253,11 @@ def add_your_part(
         try:
             new, facts, archive = work.learn(photographs, "" if what == NEW else category, name, run, progress)
         except Stopped:
-            return {told: "Stopped: nothing was changed.", learnt: ""}
+            return {summary: "Stopped: nothing was changed.", learnt: ""}
         except gr.Error as error:  # stays where it was asked, longer than a message that fades
-            return {told: refused(error), learnt: ""}
+            return {summary: refused(error), learnt: ""}
         suspects = facts.get("suspects", [])
-        text = describe(facts, categories.get(new).judge.normality.config.threshold_quantile)
+        text = describe(facts, categories.get(new).judge.calibration.config.threshold_quantile)
         if left_out:
             text += f"\n\n{count_of(len(left_out), 'photograph')} left out: {as_text(', '.join(left_out))}."
         return {
@@ -275,7 +275,7 @@ def add_your_part(
         try:
             name = work.take(path)
         except gr.Error as error:
-            return {told: refused(error), learnt: ""}
+            return {summary: refused(error), learnt: ""}
         return offer(name, f"**{as_text(readable(name))}** is open again, for you alone.", known, own)
 
     known_place, own_place = known, own
@@ -300,7 +300,7 @@ def add_your_part(
                 stop = gr.Button("Stop", variant="stop", min_width=80)
             folder = gr.UploadButton("Choose a whole folder", file_count="directory", size="sm")
             back = gr.UploadButton("Open a zip that you downloaded here", file_types=[".zip"], size="sm")
-    told = Words("Nothing learnt yet.", container=True)
+    summary = Words("Nothing learnt yet.", container=True)
     leave_out = gr.Button("Leave out what is unlike the rest, and learn again", visible=False, elem_id="leave-out")
     download = gr.File(label="The checkpoint", interactive=False, visible=False)
     sheet = gr.Gallery(
@@ -310,9 +310,9 @@ def add_your_part(
     folders, here = gr.Textbox("", visible=False), gr.Textbox("", visible=False)
     add_sharing(download)
     trained = add_home_training(
-        page, categories, visits, (learnt, files), (known, own), offer, [known, own, told, learnt, settled]
+        page, categories, visits, (learnt, files), (known, own), offer, [known, own, summary, learnt, settled]
     )
-    landed, land = gr.State(""), create_landing(single, told)
+    landed, land = gr.State(""), create_landing(single, summary)
     go = gr.Textbox("", visible=False)  # states do not reach the browser
 
     def follow(event: Any) -> None:
@@ -320,13 +320,13 @@ def add_your_part(
         options: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
         chosen = event.success(choose, [learnt, known, settled, here], [category, landed, go], js=WHERE, **options)
         chosen.then(None, go, None, js=GO, **options)
-        landing = chosen.then(land, [landed, told, single.opacity], [*single.places.all, told], **options)
+        landing = chosen.then(land, [landed, summary, single.opacity], [*single.places.all, summary], **options)
         landing.then(single.settle, single.places.shown, single.places.all, **options)
 
     follow(trained)
     hidden: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None}
-    options: dict[str, Any] = {**hidden, "show_progress_on": told}
-    outputs = [known, own, told, download, learnt, unlike, leave_out, sheet, settled]
+    options: dict[str, Any] = {**hidden, "show_progress_on": summary}
+    outputs = [known, own, summary, download, learnt, unlike, leave_out, sheet, settled]
     settings = [what, name, category, known, own]
     what.change(lambda chosen: gr.Textbox(visible=chosen == NEW), what, name, queue=False, **hidden)
     camera.input(add_photograph, [camera, files], [files, camera, counter], **hidden)
@@ -360,7 +360,7 @@ def add_fit(categories: Categories, visits: Visits) -> None:
             images: a zip of photographs of good parts, 4 to 300 of them.
             name: what a new part is called.
             category: a name that `categories` lists, to be fitted to these photographs; empty for a new part.
-            progress: told of the progress.
+            progress: called with the progress.
 
         Returns:
             A report (its category is the name under which `inspect` knows it for as long as the page keeps it; the

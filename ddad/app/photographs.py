@@ -3,7 +3,6 @@
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -28,12 +27,12 @@ class GoodImages:
     """Photographs of good parts that were read.
 
     Attributes:
-        at_sizes: what the networks see of them, at each of the sizes asked for.
+        images: what is looked at of them, `[3, L, L]` in [-1, 1].
         paths: what they are called, with their folders.
         problems: what is wrong with others.
     """
 
-    at_sizes: list[ImagesInMemory]
+    images: ImagesInMemory
     paths: list[PurePosixPath]
     problems: list[str]
 
@@ -43,21 +42,19 @@ class GoodImages:
         return [path.name for path in self.paths]
 
 
-def read_good_images(
-    processor: DDADImageProcessor, sizes: Sequence[int], photographs: Photographs, report: Report
-) -> GoodImages:
+def read_good_images(processor: DDADImageProcessor, size: int, photographs: Photographs, report: Report) -> GoodImages:
     """What the networks see of uploaded photographs, and what is wrong with others.
 
     Args:
         processor: reads them.
-        sizes: that they are wanted at.
+        size: at which they are wanted.
         photographs: they.
-        report: told of the progress.
+        report: called with the progress.
 
     Raises:
         gr.Error: if there are too few, or too many, or they are not of good parts alone.
     """
-    images, problems, names, tried = [ImagesInMemory() for _ in sizes], [], [], 0
+    images, problems, names, tried = ImagesInMemory(), [], [], 0
     with tempfile.TemporaryDirectory(prefix="ddad-") as scratch:
         for source in photographs.open(Path(scratch)):
             if len(names) == MOST_IMAGES:
@@ -67,9 +64,7 @@ def read_good_images(
                 continue
             tried += 1
             try:
-                original = processor.read_image(source.path)
-                for images_of_size, size in zip(images, sizes, strict=True):
-                    images_of_size.append(processor.preprocess(original, size)[0])
+                images.append(processor.preprocess(processor.read_image(source.path), size)[0])
                 names.append(file_name(source))
             except (TypeError, ValueError) as error:
                 problems.append(f"{source.name}: {str(error).replace(str(source.path), 'this file')}")
@@ -124,12 +119,12 @@ def check_names(names: list[PurePosixPath], others: list[PurePosixPath]) -> None
 STEP_ENDS = {
     "Reading photographs": 0.03,
     "Asking the category as it is": 0.06,
-    "Fitting normality": 0.27,
     "Looking at good images": 0.43,
-    "Looking at synthetic defects": 0.67,
-    "Choosing settings": 0.77,
-    "Asking fewer images": 0.9,
-    "Measuring held-out images": 0.96,
+    "Measuring held-out images": 0.5,
+    "Looking at synthetic defects": 0.7,
+    "Choosing settings": 0.8,
+    "Pasting further defects": 0.88,
+    "Asking fewer images": 0.93,
     "Looking at test defects": 1.0,
 }
 SURE_ENOUGH = 0.08  # of the bar, before what is left is foretold

@@ -98,7 +98,7 @@ def add_sharing(download: gr.File) -> None:
         source = gr.Textbox(label="What do they show, and where do they come from? (a sentence for the card)")
         public = gr.Checkbox(False, label="Everybody may see it")
         send = gr.Button("Publish")
-        told = Words(container=True)
+        answer = Words(container=True)
 
     def tell(action: Callable[[], str]) -> str:
         try:
@@ -130,7 +130,7 @@ def add_sharing(download: gr.File) -> None:
     send.click(
         send_as_visitor if has_login() else send_from_home,
         [download, repository, license_name, source, public],
-        told,
+        answer,
         api_visibility="private",
         concurrency_limit=None,
     )

@@ -11,10 +11,10 @@ from ddad.app import inspection as views
 from ddad.app.categories import Categories
 from ddad.app.examples import OPACITY, Example, Examples
 from ddad.app.places import Places
+from ddad.app.single_events import FILM, MAPS, MOMENT, TALLEST, WELCOME, SingleImage, introduce
 from ddad.app.uploads import create_image_input
 from ddad.app.visits import Visits
 from ddad.app.words import Words, as_text
-from ddad.app.work import FILM, MAPS, MOMENT, TALLEST, WELCOME, SingleImage, introduce
 
 KEEP_SECONDS = 3600
 PICTURE = {

@@ -57,10 +57,10 @@ def open_zip(path: Path, scratch: Path) -> Iterator[Source]:
 FOLDERS = "(files, _, ...rest) => [files, JSON.stringify(window.ddadFolders ?? []), ...rest]"
 
 
-def read_folders(told: str) -> list[str]:
-    """The paths of files in a folder that was chosen, as `FOLDERS` tells them; none where nothing is told."""
+def read_folders(listed: str) -> list[str]:
+    """The paths of files in a folder that was chosen, as `FOLDERS` lists them; none where nothing is listed."""
     try:
-        paths = json.loads(told or "[]")
+        paths = json.loads(listed or "[]")
     except ValueError:
         return []
     return [str(path) for path in paths] if isinstance(paths, list) else []

@@ -1,10 +1,11 @@
 """Trainings of visitors' own parts: `ddad train` in a process that outlives the page, and what stands in its folder.
 
-A part's folder holds its photographs, the output of `ddad train` line by line, the saved state and in the end the
+A part's folder holds its photographs, the output of `ddad train`, how far it is, the saved state and in the end the
 checkpoint. The page reads there, also after a restart.
 """
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -24,15 +25,11 @@ from ddad.app.uploads import refusal
 from ddad.app.words import as_text
 from ddad.checkpoint.installed import DDADPipeline
 from ddad.checkpoint.loading import load_weights
-from ddad.checkpoint.names import AVERAGE_NAME, STATE_FOLDER
+from ddad.checkpoint.names import AVERAGE_NAME, PROGRESS_NAME, STATE_FOLDER
 from ddad.unet_ddad import DDADUNet2DModel
 
 TITLE = "Nothing is trained"
-# A line of the progress bar of `ddad train`: what is done, how far, how long it still takes, and the loss.
-PROGRESS = re.compile(
-    r"(?P<what>[A-Z][^:\r\n]*):\s+\d+%\|[^|]*\|\s*(?P<done>\d+)/(?P<count>\d+) \[[\d:]+<(?P<left>[\d:]+|\?)"
-)
-LOSS = re.compile(r"(\w+)=([\d.e+-]+)")
+FIELDS = ("what", "done", "count", "left")  # of a line of `Journal`; the others are losses
 SAVE_EVERY = 100
 READ_BYTES = 400_000
 STOP_SECONDS = 60.0
@@ -53,7 +50,7 @@ class Glance:
         state: `running`, `unfinished` or `finished`.
         what: what is being done.
         done, count: steps.
-        left: how long that still takes, as `ddad train` says it.
+        left: the seconds that still takes; None at first.
         losses: of the steps seen, as in a training record.
         last: the last line of the output that is no progress bar.
     """
@@ -62,9 +59,18 @@ class Glance:
     what: str
     done: int
     count: int
-    left: str
+    left: float | None
     losses: list[dict[str, Any]]
     last: str
+
+
+def read_end(path: Path) -> str:
+    """The end of a text that grows; nothing of one that is not there yet."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - READ_BYTES))
+        return file.read().decode("utf-8", errors="replace")
 
 
 class Training:
@@ -81,6 +87,7 @@ class Training:
         self.folder, self.name = folder, folder.name
         self.photographs, self.output = folder / "good", folder / "checkpoint"
         self.average = self.output / STATE_FOLDER / AVERAGE_NAME
+        self.progress = self.output / PROGRESS_NAME
         self.log, self.pid = folder / "train.log", folder / "pid"
 
     @classmethod
@@ -165,26 +172,18 @@ class Training:
         return self.name
 
     def glance(self) -> Glance:
-        """How far it is, by the end of its output."""
-        text = ""
-        if self.log.is_file():
-            with self.log.open("rb") as file:
-                file.seek(max(0, self.log.stat().st_size - READ_BYTES))
-                text = file.read().decode("utf-8", errors="replace")
-        found, losses, last = None, {}, ""
-        for line in re.split(r"[\r\n]+", text):
-            match = PROGRESS.search(line)
-            if match is None:
-                last = line.strip() or last
-                continue
-            found = match
-            if match["what"] == "Training" and (terms := LOSS.findall(line)):
-                values = {name: float(value) for name, value in terms}
-                losses[int(match["done"])] = {"step": int(match["done"]), **values}
-        what, done, count, left = "Starting", 0, 0, "?"
-        if found is not None:
-            what, done, count, left = found["what"], int(found["done"]), int(found["count"]), found["left"]
-        return Glance(self.state, what, done, count, left, [losses[step] for step in sorted(losses)], last)
+        """How far it is, by what it writes down, and the last line that it printed."""
+        now: dict[str, Any] = {"what": "Starting", "done": 0, "count": 0, "left": None}
+        losses = {}
+        for line in read_end(self.progress).splitlines():
+            with contextlib.suppress(ValueError):  # cut off by `read_end`, or half written
+                now = json.loads(line)
+                values = {name: value for name, value in now.items() if name not in FIELDS}
+                if values:
+                    losses[now["done"]] = {"step": now["done"], **values}
+        said = [line.strip() for line in re.split(r"[\r\n]+", read_end(self.log)) if line.strip()]
+        last = next((line for line in reversed(said) if "%|" not in line), "")  # no bar of tqdm
+        return Glance(self.state, *(now[name] for name in FIELDS), [losses[step] for step in sorted(losses)], last)
 
     @property
     def saved_at(self) -> float:
@@ -202,6 +201,14 @@ class Training:
         return unet.float().requires_grad_(False).eval()
 
 
+def time_left(seconds: float) -> str:
+    """`42 s`, `18 min` or `2 h 5 min`."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def describe(training: Training, glance: Glance) -> str:
     """How far it is, in words."""
     name = as_text(readable(training.name))
@@ -211,7 +218,7 @@ def describe(training: Training, glance: Glance) -> str:
         why = f"\n\n{as_text(glance.last)}" if glance.last else ""
         return f"### {name} is not finished\n\nPress *Go on*.{why}"
     of = f" {glance.done} of {glance.count}" if glance.count else ""
-    left = "" if "?" in glance.left or glance.done == 0 else f", {glance.left} left of this"
+    left = "" if glance.left is None else f", {time_left(glance.left)} left of this"
     loss = ""
     if glance.losses and glance.what == "Training":
         loss = "; loss: " + ", ".join(

@@ -1,6 +1,6 @@
-"""From a trained U-Net to a pipeline whose scores mean something: Gaussians, settings, statistics, threshold.
+"""From networks to a pipeline whose scores mean something: statistics, settings, units, threshold; no training.
 
-No training: the same runs after it, and again by `ddad calibrate` on other good images.
+Images -> what networks see of them (`observing`) -> statistics (`fitting`) -> settings (`choice`) -> what is stored.
 
 Every good image counts, so all of them are in the Gaussians that are stored. What judges them must not be: held-out
 images are scored in folds, each under Gaussians of all images but its own.
@@ -9,7 +9,7 @@ images are scored in folds, each under Gaussians of all images but its own.
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,57 +20,39 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import Subset
 
-from ddad.appearance_ddad import DDADAppearanceModel
-from ddad.calibration.appearance import NUM_PATCHES, Appearance, gather_looks, vary_half
-from ddad.calibration.appearance import store as store_looks
 from ddad.calibration.backbone import choose_image_size, create_appearance_extractor
-from ddad.calibration.choice import (
-    MOST_IMAGES,
-    PLUS,
-    SHRINKAGES,
-    Trials,
-    choose,
-    make_defects,
-    maps_of_appearance,
-    maps_of_unet,
-)
-from ddad.calibration.factors import NUM_FACTORS, Factors, fit_factors
-from ddad.calibration.fitting import (
+from ddad.calibration.choice import MOST_IMAGES, Trials, choose, make_defects
+from ddad.calibration.fitting import Gaussian, Statistics, assign_folds, fit_statistics
+from ddad.calibration.growth import measure_growth
+from ddad.calibration.observing import (
+    MOST_IMAGES_SEEN,
     CalibrationConfig,
     Images,
-    count_copies,
-    count_factors,
+    Observed,
     fit_components,
-    fit_residuals,
-    gather,
+    observe,
     spread,
+    vary_half,
+    view_images,
 )
-from ddad.calibration.gaussians import Moments, shrink
-from ddad.calibration.growth import measure_growth
-from ddad.calibration.progress import Report, track
+from ddad.calibration.progress import Report
+from ddad.calibration_ddad import DDADCalibration
 from ddad.checkpoint.installed import DDADPipeline
 from ddad.checkpoint.saving import check_output, save_checkpoint, update_record
 from ddad.datasets.folder import ImageFolder, measure_max_value
 from ddad.datasets.layouts import Dataset
-from ddad.datasets.lookalikes import check_enough, group_lookalikes, split_images
+from ddad.datasets.lookalikes import check_enough, group_lookalikes, shrink_image, split_images
 from ddad.features_ddad import DDADFeatureExtractor
+from ddad.gaussians_ddad import DDADGaussianModel
 from ddad.images_ddad import DDADImageProcessor
-from ddad.normality_ddad import DDADNormalityModel
 
 logger = logging.getLogger(__name__)
 
-BATCH_SIZE = 4
-GRID_SIZE = 16
+RESIDUAL_GRID = 16
 NUM_COMPONENTS = 64
 FEW_IMAGES = 50
 # A threshold rests on as many; each takes 25 KB of a checkpoint.
 MOST_JUDGES = 100
-
-
-def batches(images: Images) -> Iterator[torch.Tensor]:
-    """The images in order, `[N, 3, S, S]`."""
-    for first in range(0, len(images), BATCH_SIZE):
-        yield torch.stack([images[index] for index in range(first, min(first + BATCH_SIZE, len(images)))])
 
 
 def round_to_half(module: nn.Module) -> None:
@@ -80,268 +62,45 @@ def round_to_half(module: nn.Module) -> None:
             tensor.copy_(tensor.half())
 
 
-@dataclass
-class Calibrated:
-    """Held-out images under Gaussians that have not seen them: sums of their maps, and cells."""
-
-    sums: dict[str, torch.Tensor]
-    cells: dict[str, list[torch.Tensor]]
-
-    def add(self, name: str, value: torch.Tensor, pipe: DDADPipeline) -> None:
-        """Adds maps of some images by a score, `[N, K, S, S]`, of appearance `[N, 1, S, S]`."""
-        value = value.double().cpu()
-        self.sums[name][0] += value.mean(dim=(2, 3)).sum(dim=0)
-        self.sums[name][1] += value.square().mean(dim=(2, 3)).sum(dim=0)
-        self.cells[name].append(pipe.normality.pool(value).float())
+# ------------------------------------------------------------------------------------------------- what becomes stored
 
 
-@torch.no_grad()
-def score_held_out(pipe: DDADPipeline, batch: torch.Tensor, noise: torch.Tensor, calibrated: Calibrated) -> None:
-    """Adds the score maps of some held-out images, `[N, 3, S, S]`."""
-    names = [name for name in pipe.normality.scores if name != "appearance"]
-    for name, value in pipe.score_maps(batch.to(pipe.device), pipe.timesteps, noise, names).items():
-        calibrated.add(name, value, pipe)
-
-
-def store_appearance(pipe: DDADPipeline, appearance: Appearance, shrinkage: float) -> torch.Tensor:
-    """Stores the statistics of all good images; what held-out ones look like by those of others, `[M, 1, g, g]`."""
-    model = pipe.appearance
-    distances = appearance.judge_held_out(shrinkage)
-    scales = {kind: [float(value.mean()), float(value.std())] for kind, value in distances.items()}
-    model.register_to_config(scales=scales)
-    store_looks(model, appearance.of_all(shrinkage))
-    round_to_half(model)
-    pipe.register_modules(appearance=model.trimmed())
-    return model.combine(distances).view(-1, 1, *(model.config.grid_size,) * 2)
-
-
-@torch.no_grad()
-def make_trials(
-    pipe: DDADPipeline,
-    held_out: Images,
-    folds: torch.Tensor,
-    config: CalibrationConfig,
-    shrinkage: float,
-    model_of_others: Callable[[int, float], DDADNormalityModel],
-    appearance: Appearance | None,
-    report: Report | None,
-) -> Trials:
-    """Synthetic defects in held-out images, and the maps of all scores and shrinkages of them.
-
-    Args:
-        pipe: the pipeline.
-        held_out: good images, at the size at which appearance is judged where it is.
-        folds: the fold of each: what is not in it judges it.
-        config: how.
-        shrinkage: the likeliest of the residuals' covariances.
-        model_of_others: the model of residuals of all that is not in a fold, with a shrinkage.
-        appearance: what was seen of good images.
-        report: told of the progress.
-    """
-    chosen = spread(len(held_out), MOST_IMAGES)
-    good, own = torch.stack([held_out[index] for index in chosen]), folds[chosen]
-    defective, truth, sources = make_defects(good, config.defects_per_type, config.seed)
-    images, size = torch.cat([good, defective]), pipe.unet.config.sample_size
-    folds = torch.cat([own, own[sources]])
-    masks = F.adaptive_max_pool2d(torch.from_numpy(truth).float()[:, None], size)[:, 0]
-    masks = torch.cat([torch.zeros(len(good), size, size), masks])
-    kl, features = None, {}
-    if config.ask_network:
-        small = torch.stack([shrink_to(pipe, image) for image in images])
-        kl, features = maps_of_unet(pipe, small, folds, stronger(shrinkage), model_of_others, report)
-    if appearance is not None:
-        weights = stronger(appearance.fit.shrinkage)
-        features |= maps_of_appearance(pipe, images, folds, len(good), appearance, weights, report)
-    return Trials(len(good), masks, kl, features)
-
-
-def shrink_to(pipe: DDADPipeline, image: torch.Tensor) -> torch.Tensor:
-    """What the U-Net sees of an image at the size of appearance, `[3, L, L]` -> `[3, S, S]`."""
-    size = pipe.unet.config.sample_size
-    return pipe.image_processor.resize(image[None], (size, size))[0].clamp(-1, 1)
-
-
-def stronger(likeliest: float) -> list[float]:
-    """A shrinkage, and stronger ones."""
-    return [likeliest, *(shrinkage for shrinkage in SHRINKAGES if shrinkage > likeliest)]
-
-
-def store_statistics(pipe: DDADPipeline, calibrated: Calibrated, order: Sequence[int]) -> None:
-    """Stores mean and standard deviation of each score, and the calibrated cells of the held-out images.
-
-    Args:
-        pipe: the pipeline.
-        calibrated: the held-out images' maps.
-        order: which image each of them is of; they are stored in the order of the images.
-    """
-    count, places = len(order), torch.tensor(order).argsort()
-    statistics = {}
-    for name, (total, squares) in calibrated.sums.items():
-        mean = total / count
-        statistics[f"{name}_mean"] = mean.tolist()
-        statistics[f"{name}_std"] = (squares / count - mean.square()).clamp(min=1e-12).sqrt().tolist()
-    pipe.normality.register_to_config(statistics=statistics)
-    cells = [
-        pipe.normality.calibrate(name, torch.cat(values), pipe.timesteps) for name, values in calibrated.cells.items()
-    ]
-    pipe.normality.calibration_maps.copy_(torch.cat(cells, dim=1)[places])
-
-
-def create_normality(
+def empty_components(
     features: DDADFeatureExtractor,
+    extractor: DDADFeatureExtractor,
     timesteps: Sequence[int],
-    images: int,
-    held_out: int,
     quantile: float,
-    appearance: bool,
-) -> DDADNormalityModel:
-    """An empty model of normality for the features of so many good images, of which some are held out."""
-    channels = features.feature_channels
-    return DDADNormalityModel(
-        feature_channels=channels,
-        num_channels=min(NUM_COMPONENTS, channels),
-        grid_size=GRID_SIZE,
-        timesteps=tuple(timesteps),
-        num_calibration_images=held_out,
-        threshold_quantile=quantile,
-        num_factors=count_factors(images, appearance),
-        appearance=appearance,
-        prediction_factor=prediction_factor(held_out, quantile) if held_out > 1 else None,
-    )
-
-
-def store(normality: DDADNormalityModel, factors: Factors, moments: Moments, shrinkage: float) -> None:
-    """Stores factors of residuals, and the covariances of what they leave of images."""
-    normality.set_gaussian(factors.mean, shrink(moments.gaussian()[1], shrinkage))
-    normality.set_factors(factors.basis)
-    round_to_half(normality)
-
-
-def model_of(
-    normality: DDADNormalityModel, factors: Factors, moments: Moments, shrinkage: float
-) -> DDADNormalityModel:
-    """A model of its own, for one fold or one trial."""
-    model = copy.deepcopy(normality)
-    store(model, factors, moments, shrinkage)
-    return model
-
-
-@torch.no_grad()
-def calibrate(
-    pipe: DDADPipeline,
-    train: Images,
-    held_out: Images,
-    config: CalibrationConfig,
-    report: Report | None = None,
-    large: tuple[Images, Images] | None = None,
+    num_top_cells: int = 1,
 ) -> dict[str, Any]:
-    """Fits and measures everything that follows from good images without training.
+    """The components of a pipeline that follow from good images, before any was seen.
 
     Args:
-        pipe: the pipeline; its `normality` is new and empty, its weights exact in float16.
-        train: good images that the Gaussians see.
-        held_out: good images that judge: in folds, each under factors and Gaussians of all others.
-        config: how.
-        report: told of the progress.
-        large: both at the size at which appearance is judged, for a pipeline that judges it.
-
-    Returns:
-        What was chosen, for the record.
+        features: what the U-Net predicts.
+        extractor: what appearance is judged by.
+        timesteps: the noise levels that score.
+        quantile: the part of good images that the threshold lets pass.
+        num_top_cells: cells that make the image score.
     """
-    normality = pipe.normality
-    if len(train) + len(held_out) < FEW_IMAGES:
-        logger.warning(
-            "%d good images are few: the threshold rests on %d of them and will let more or fewer good parts pass than"
-            " it should, and what differs among good parts but not among these will be called a defect.",
-            len(train) + len(held_out),
-            len(held_out),
-        )
-    fit_components(pipe, train if len(train) else held_out)
-    round_to_half(normality)
-    copies = count_copies(len(train) + len(held_out), large is not None)
-    views = gather(pipe, train, held_out, copies, config, report)
-    fit = fit_residuals(views)
-    shrinkage = fit.shrinkage
 
-    record: dict[str, Any] = {
-        "views_an_image": 1 + copies,
-        "factors": fit.num_factors,
-        "shrinkage": fit.shrinkage,
-        "log_likelihoods": fit.log_likelihoods,
+    def gaussians(channels: int, grid: int) -> DDADGaussianModel:
+        return DDADGaussianModel(channels, min(NUM_COMPONENTS, channels), grid)
+
+    return {
+        "residual": gaussians(features.feature_channels, RESIDUAL_GRID),
+        "appearance": gaussians(extractor.feature_channels, extractor.config.grid_size),
+        "appearance_extractor": extractor,
+        "calibration": DDADCalibration(tuple(timesteps), threshold_quantile=quantile, num_top_cells=num_top_cells),
     }
-    appearance: Appearance | None = None
-    judged, varied = held_out, held_out
-    if large is not None:
-        folds = views.fold[views.original]
-        varied = vary_half(large[1], config.nuisance, config.seed)
-        judged = [shrink_to(pipe, image) for image in varied]
-        looks = gather_looks(
-            pipe, *large, varied, folds, config.rotation_degrees, config.nuisance, config.seed, report
-        )
-        appearance = Appearance.of(looks)
-        record["appearance"] = {
-            "views": len(looks.views.values),
-            "factors": appearance.fit.num_factors,
-            "shrinkage": appearance.fit.shrinkage,
-            "nuisance": config.nuisance,
-        }
-    looks_shrinkage = 0.0 if appearance is None else appearance.fit.shrinkage
-    judging = views.fold[views.held_out & views.original]  # the fold of each held-out image
 
-    def model_of_others(fold: int, weight: float) -> DDADNormalityModel:
-        return model_of(normality, fit.factors[fold].first(fit.num_factors), fit.rest[fold], weight)
 
-    if config.choose_settings:
-        trials = make_trials(pipe, varied, judging, config, shrinkage, model_of_others, appearance, report)
-        choice = choose(pipe, trials, report)
-        settings: dict[str, Any] = {"alpha": choice.alpha, "blur_sigma": choice.blur_sigma}
-        kind, _, residual = choice.feature.partition(PLUS)
-        if kind == "mahalanobis":
-            shrinkage = choice.shrinkage
-        else:
-            looks_shrinkage = choice.shrinkage
-            pipe.appearance.register_to_config(kind=kind)
-        if appearance is not None:
-            settings["feature_score"] = "sum" if residual else kind if kind == "mahalanobis" else "appearance"
-        pipe.register_to_config(**settings)
-        normality.register_to_config(num_top_cells=choice.num_top_cells)
-        record["choice"] = asdict(choice)
-        logger.info(
-            "Chosen on synthetic defects: %s, alpha %.1f, blur %.0f, %d cells, shrinkage %.2f (image AUROC %.1f, PRO"
-            " %.1f); each score alone: %s.",
-            choice.feature,
-            choice.alpha,
-            choice.blur_sigma,
-            choice.num_top_cells,
-            choice.shrinkage,
-            choice.image_auroc,
-            choice.pro,
-            ", ".join(
-                f"{name} {measured['image_auroc']:.1f}, {measured['pro']:.1f}"
-                for name, measured in choice.alone.items()
-            ),
-        )
-    if appearance is not None and config.measure_growth:
-        record["growth"] = measure_growth(pipe, varied, appearance, looks_shrinkage, config, report)
-    looked = None if appearance is None else store_appearance(pipe, appearance, looks_shrinkage)
-    calibrated = Calibrated(
-        {name: torch.zeros(2, normality.num_maps(name), dtype=torch.float64) for name in normality.scores},
-        {name: [] for name in normality.scores},
-    )
-    noise = pipe.get_noise(pipe.timesteps)
-    judges = {fold: DDADPipeline.from_pipe(pipe, normality=model_of_others(fold, shrinkage)) for fold in views.folds}
-    parts = {fold: (judging == fold).nonzero()[:, 0].tolist() for fold in views.folds}
-    scoring = [
-        (fold, part[i : i + BATCH_SIZE]) for fold, part in parts.items() for i in range(0, len(part), BATCH_SIZE)
-    ]
-    for fold, chosen in track(scoring, "Measuring held-out images", report, unit="batch"):
-        score_held_out(judges[fold], torch.stack([judged[index] for index in chosen]), noise, calibrated)
-        if looked is not None:
-            calibrated.add("appearance", pipe.smooth(looked[chosen], pipe.unet.config.sample_size), pipe)
-    store(normality, fit_factors(views.values, fit.num_factors), fit.everything, shrinkage)
-    store_statistics(pipe, calibrated, [index for _, chosen in scoring for index in chosen])
-    round_to_half(normality)
-    return record
+def filled(model: DDADGaussianModel, gaussian: Gaussian) -> DDADGaussianModel:
+    """The component that holds a Gaussian, exact in float16."""
+    settings = {name: value for name, value in model.config.items() if not name.startswith("_")}
+    stored = type(model)(**settings | {"num_factors": gaussian.factors.shape[1]}).to(model.device)
+    stored.basis.copy_(model.basis)
+    stored.set_gaussian(gaussian.mean, gaussian.covariance, gaussian.factors)
+    round_to_half(stored)
+    return stored
 
 
 def prediction_factor(count: int, quantile: float) -> float | None:
@@ -351,23 +110,193 @@ def prediction_factor(count: int, quantile: float) -> float | None:
     return math.sqrt(1 + 1 / count) * float(scipy.stats.t.ppf(quantile, count - 1))
 
 
+def measured(calibration: DDADCalibration, maps: dict[str, torch.Tensor]) -> DDADCalibration:
+    """The units of all scores, and the cells of the held-out images in them, exact in float16.
+
+    Args:
+        calibration: an empty one, for its settings.
+        maps: of each score, smoothed, `[M, K, S, S]`, of appearance `[M, 1, S, S]`.
+    """
+    statistics, cells = {}, []
+    for name in calibration.scores:
+        values = maps[name].double()
+        mean, std = values.mean(dim=(0, 2, 3)), values.std(dim=(0, 2, 3), correction=0).clamp(min=1e-6)
+        statistics |= {f"{name}_mean": mean.tolist(), f"{name}_std": std.tolist()}
+        cells.append(calibration.pool((values - mean[:, None, None]) / std[:, None, None]))
+    settings = {name: value for name, value in calibration.config.items() if not name.startswith("_")}
+    count, quantile = len(cells[0]), calibration.config.threshold_quantile
+    stored = DDADCalibration(
+        **settings
+        | {
+            "num_calibration_images": count,
+            "statistics": statistics,
+            "prediction_factor": prediction_factor(count, quantile) if count > 1 else None,
+        }
+    )
+    stored.calibration_maps.copy_(torch.cat(cells, dim=1))
+    round_to_half(stored)
+    return stored
+
+
 def held_out_scores(pipe: DDADPipeline) -> np.ndarray:
     """The image scores of the held-out good images, each by the statistics of others, `[M]`."""
-    cells = pipe.normality.normal_maps(pipe.config.alpha, pipe.timesteps, "kl", pipe.config.feature_score)
-    assert cells is not None  # every calibrated pipeline stores some
-    return pipe.normality.top_cells(cells, pipe.normality.config.num_top_cells).numpy()
+    scores = pipe.calibration.held_out_scores(pipe.judgement())
+    assert scores is not None  # every calibrated pipeline stores some
+    return scores.numpy()
 
 
-def create_appearance(extractor: DDADFeatureExtractor) -> DDADAppearanceModel:
-    """Empty statistics of an extractor's features."""
-    channels = extractor.feature_channels
-    return DDADAppearanceModel(
-        feature_channels=channels,
-        grid_size=extractor.config.grid_size,
-        num_channels=min(NUM_COMPONENTS, channels),
-        num_factors=max(NUM_FACTORS),
-        num_patches=NUM_PATCHES,
+# -------------------------------------------------------------------------------------------------------- calibration
+
+
+def score_maps(
+    pipe: DDADPipeline, observed: Observed, folds: torch.Tensor, appearance: Statistics, residual: Statistics
+) -> dict[str, torch.Tensor]:
+    """The maps of images by the statistics of others, on their grids; those of the U-Net where it was asked.
+
+    Args:
+        pipe: the pipeline.
+        observed: the images.
+        folds: the fold of each: what is not in it judges it.
+        appearance: statistics of features.
+        residual: of residuals.
+
+    Returns:
+        By score, `[N, K, g, g]`.
+    """
+    maps = {}
+    for name, statistics in (("appearance", appearance), ("residual", residual)):
+        reduced = getattr(observed, name)
+        if reduced is not None:
+            distances = statistics.distances(reduced, folds)  # [N, K, P]
+            maps[name] = getattr(pipe, name).to_map(distances).unflatten(0, distances.shape[:2])[:, :, 0]
+    if observed.kl is not None:
+        maps["kl"] = observed.kl
+    return maps
+
+
+def make_trials(
+    pipe: DDADPipeline,
+    judged: Images,
+    observed: Observed,
+    folds: torch.Tensor,
+    statistics: tuple[Statistics, Statistics],
+    config: CalibrationConfig,
+    report: Report | None,
+) -> Trials:
+    """Synthetic defects in held-out images, and the maps of all scores of both.
+
+    Args:
+        pipe: the pipeline.
+        judged: the held-out images, `[3, L, L]`.
+        observed: these, as the networks see them.
+        folds: the fold of each.
+        statistics: of appearance and residuals.
+        config: how.
+        report: called with the progress.
+    """
+    chosen = spread(len(judged), MOST_IMAGES)
+    good = torch.stack([judged[index] for index in chosen])
+    defective, truth, sources = make_defects(good, config.defects_per_type, config.seed)
+    seen = observe(pipe, list(defective), config.ask_network, "Looking at synthetic defects", report)
+    own = folds[chosen]
+    maps = score_maps(pipe, observed.select(chosen) + seen, torch.cat([own, own[sources]]), *statistics)
+    size = pipe.unet.config.sample_size
+    masks = F.adaptive_max_pool2d(torch.from_numpy(truth).float()[:, None], size)[:, 0]
+    return Trials(len(good), torch.cat([torch.zeros(len(good), size, size), masks]), maps)
+
+
+@torch.no_grad()
+def calibrate(
+    pipe: DDADPipeline,
+    images: Images,
+    held_out: Sequence[int],
+    config: CalibrationConfig,
+    report: Report | None = None,
+) -> tuple[DDADPipeline, dict[str, Any]]:
+    """Fits and measures everything that follows from good images without training.
+
+    Args:
+        pipe: the pipeline, whose networks are exact in float16; it stays as it is.
+        images: good, `[3, L, L]` in [-1, 1] at the size at which appearance is judged.
+        held_out: the numbers of those that judge: in folds, each under factors and Gaussians of all others.
+        config: how.
+        report: called with the progress.
+
+    Returns:
+        The pipeline, calibrated, and what was chosen, for the record.
+    """
+    if len(images) < FEW_IMAGES:
+        logger.warning(
+            "%d good images are few: the threshold rests on %d of them and will let more or fewer good parts pass than"
+            " it should, and what differs among good parts but not among these will be called a defect.",
+            len(images),
+            len(held_out),
+        )
+    known = pipe.calibration.config
+    fresh = empty_components(
+        pipe.feature_extractor,
+        pipe.appearance_extractor,
+        pipe.timesteps,
+        known.threshold_quantile,
+        known.num_top_cells,
     )
+    pipe = DDADPipeline.from_pipe(pipe, **fresh, threshold=None)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.residual.to(pipe.unet.device)
+    pipe.appearance.to(pipe.unet.device)
+    judges = set(held_out)
+    others = [number for number in range(len(images)) if number not in judges]
+    numbers = sorted([*(others[place] for place in spread(len(others), MOST_IMAGES_SEEN)), *judges])
+    seen = Subset(images, numbers)
+    groups = group_lookalikes(shrink_image(seen[place]) for place in range(len(seen)))
+    folds = torch.tensor(assign_folds(groups, [number in judges for number in numbers]))
+    fit_components(pipe, seen)
+    appearance, residual = (fit_statistics(views) for views in view_images(pipe, seen, folds, config, report))
+    judged = vary_half(Subset(images, sorted(judges)), config.nuisance, config.seed)
+    own = torch.tensor([int(fold) for number, fold in zip(numbers, folds, strict=True) if number in judges])
+    observed = observe(pipe, judged, True, "Measuring held-out images", report)
+    record: dict[str, Any] = {
+        "nuisance": config.nuisance,
+        **{name: describe(one) for name, one in (("appearance", appearance), ("residual", residual))},
+    }
+    if config.choose_settings:
+        trials = make_trials(pipe, judged, observed, own, (appearance, residual), config, report)
+        choice = choose(pipe, trials, report)
+        pipe.register_to_config(alpha=choice.alpha, blur_sigma=choice.blur_sigma, feature_score=choice.feature_score)
+        pipe.calibration.register_to_config(num_top_cells=choice.num_top_cells)
+        record["choice"] = asdict(choice)
+        logger.info(
+            "Chosen on synthetic defects: %s, alpha %.1f, blur %.0f, %d cells (image AUROC %.1f, PRO %.1f); each"
+            " score alone: %s.",
+            choice.feature_score,
+            choice.alpha,
+            choice.blur_sigma,
+            choice.num_top_cells,
+            choice.image_auroc,
+            choice.pro,
+            ", ".join(f"{name} {one['image_auroc']:.1f}, {one['pro']:.1f}" for name, one in choice.alone.items()),
+        )
+    if config.measure_growth:
+        record["growth"] = measure_growth(pipe, judged, observed, own, appearance, config, report)
+    maps = {name: pipe.smooth(one) for name, one in score_maps(pipe, observed, own, appearance, residual).items()}
+    found = {
+        "appearance": filled(pipe.appearance, appearance.of_all()),
+        "residual": filled(pipe.residual, residual.of_all()),
+        "calibration": measured(pipe.calibration, maps),
+    }
+    calibrated = DDADPipeline.from_pipe(pipe, **found)
+    calibrated.set_progress_bar_config(disable=True)
+    return calibrated, record
+
+
+def describe(statistics: Statistics) -> dict[str, Any]:
+    """For the record: of how many views, and what was chosen by likelihood."""
+    return {
+        "views": len(statistics.views.values),
+        "factors": statistics.num_factors,
+        "shrinkage": statistics.shrinkage,
+        "log_likelihoods": statistics.log_likelihoods,
+    }
 
 
 def recalibrate(
@@ -375,48 +304,38 @@ def recalibrate(
     images: Images,
     config: CalibrationConfig,
     report: Report | None = None,
-    large: Images | None = None,
     extractor: DDADFeatureExtractor | None = None,
 ) -> tuple[DDADPipeline, dict[str, Any]]:
     """The same networks, calibrated on other good images: after a change of lamp or camera, without any training.
 
     Args:
         pipe: the pipeline, which stays as it is.
-        images: good, `[3, S, S]` in [-1, 1] each.
+        images: good, `[3, L, L]` in [-1, 1] each, at the size of the extractor.
         config: how.
-        report: told of the progress.
-        large: the same images, `[3, L, L]`, where appearance is judged.
-        extractor: what judges it; None takes the pipeline's.
+        report: called with the progress.
+        extractor: what judges appearance; None takes the pipeline's.
 
     Raises:
         ValueError: if there are fewer than four images.
     """
     numbers = list(range(len(images)))
     check_enough(len(numbers))
-    train, held_out = [], numbers
+    held_out = numbers
     if len(numbers) > MOST_JUDGES:
-        groups = group_lookalikes(images[number] for number in numbers)
-        train, held_out = split_images(numbers, groups, MOST_JUDGES, config.seed)
+        groups = group_lookalikes(shrink_image(images[number]) for number in numbers)
+        _, held_out = split_images(numbers, groups, MOST_JUDGES, config.seed)
     logger.info(
         "%d good images are seen; %d of them judge, each by the statistics of others.", len(numbers), len(held_out)
     )
-    for network in (pipe.unet, pipe.feature_extractor):
+    extractor = copy.deepcopy(pipe.appearance_extractor if extractor is None else extractor).to(pipe.unet.device)
+    extractor.fit(images[number][None] for number in numbers)
+    for network in (pipe.unet, pipe.feature_extractor, extractor):
         round_to_half(network)
-    quantile = pipe.normality.config.threshold_quantile
-    judged = large is not None
-    fresh = create_normality(pipe.feature_extractor, pipe.timesteps, len(images), len(held_out), quantile, judged)
-    changed: dict[str, Any] = {"normality": fresh.to(pipe.device), "appearance": None, "appearance_extractor": None}
-    parts = None
-    if large is not None:
-        extractor = copy.deepcopy(pipe.appearance_extractor if extractor is None else extractor).to(pipe.device)
-        extractor.fit(batches(Subset(large, train or held_out)))
-        round_to_half(extractor)
-        changed |= {"appearance": create_appearance(extractor).to(pipe.device), "appearance_extractor": extractor}
-        changed["feature_score"] = "appearance"
-        parts = Subset(large, train), Subset(large, held_out)
-    adapted = DDADPipeline.from_pipe(pipe, **changed, threshold=None)
-    adapted.set_progress_bar_config(disable=True)
-    return adapted, calibrate(adapted, Subset(images, train), Subset(images, held_out), config, report, parts)
+    known = pipe.calibration.config
+    fresh = empty_components(
+        pipe.feature_extractor, extractor, pipe.timesteps, known.threshold_quantile, known.num_top_cells
+    )
+    return calibrate(DDADPipeline.from_pipe(pipe, **fresh, threshold=None), images, held_out, config, report)
 
 
 @dataclass(frozen=True)
@@ -442,7 +361,7 @@ def calibrate_checkpoint(
     dataset: Dataset,
     output: str,
     config: CalibrationConfig,
-    looks: AppearanceConfig,
+    appearance: AppearanceConfig,
 ) -> None:
     """Fits and measures anew on other good images, and saves; no network is trained.
 
@@ -452,23 +371,22 @@ def calibrate_checkpoint(
         dataset: whose good images are used.
         output: a folder that is not there yet.
         config: how.
-        looks: by what appearance is judged, which is kept from the pipeline where nothing is asked for.
+        appearance: by what appearance is judged, which is kept from the pipeline where nothing is asked for.
 
     Raises:
         ValueError: if there are too few images, or `output` holds something.
     """
     check_output(output)
     processor = DDADImageProcessor(max_value=measure_max_value(dataset.require_training()))
-    images = ImageFolder(dataset.train_paths, pipe.unet.config.sample_size, processor)
     pipe = DDADPipeline.from_pipe(pipe, image_processor=processor)
     extractor = pipe.appearance_extractor
-    if extractor is None or looks != AppearanceConfig():
-        size = looks.image_size or choose_image_size(dataset.train_paths)
+    if appearance != AppearanceConfig():
+        size = appearance.image_size or choose_image_size(dataset.train_paths)
         extractor = create_appearance_extractor(
-            size, pipe.feature_extractor, looks.backbone, looks.weights, looks.strides
+            size, pipe.feature_extractor, appearance.backbone, appearance.weights, appearance.strides
         )
-    large = ImageFolder(dataset.train_paths, extractor.config.image_size, processor)
-    adapted, calibration = recalibrate(pipe, images, config, large=large, extractor=extractor)
+    images = ImageFolder(dataset.train_paths, extractor.config.image_size, processor)
+    adapted, calibration = recalibrate(pipe, images, config, extractor=extractor)
     if record is not None:
         record = update_record(record, adapted, calibration, dataset.name, len(images))
     save_checkpoint(adapted, record, output)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from ddad.calibration.gaussians import Moments
-from ddad.normality_ddad import DDADNormalityModel
+from ddad.gaussians_ddad import DDADGaussianModel
 
 NUM_FACTORS = (0, 16, 48, 96)
 # Fewer views than this for each factor say little about it.
@@ -37,7 +37,7 @@ class Factors:
 
     def unexplained(self, values: torch.Tensor) -> torch.Tensor:
         """(I - B B^T)(x - mean), `[N, P, C]` -> `[N, P, C]`."""
-        return DDADNormalityModel.unexplained(values - self.mean, self.basis)
+        return DDADGaussianModel.unexplained(values - self.mean, self.basis)
 
 
 def fit_factors(values: torch.Tensor, count: int) -> Factors:
@@ -55,20 +55,18 @@ def fit_factors(values: torch.Tensor, count: int) -> Factors:
     return Factors(mean, (directions / lengths).half().float())
 
 
-@dataclass
+@dataclass(frozen=True)
 class Views:
     """The features of images and of their copies, one view a row.
 
     Attributes:
         values: `[V, P, C]`.
         fold: the fold of each view's image, `[V]`.
-        held_out: whether the image is held out, `[V]` bool.
         original: whether the view is the image itself and no copy, `[V]` bool.
     """
 
     values: torch.Tensor
     fold: torch.Tensor
-    held_out: torch.Tensor
     original: torch.Tensor
 
     @property

@@ -1,138 +1,25 @@
-"""The statistics of good images' residuals: components, factors, Gaussians, and how many of which.
+"""Statistics of good images' features: factors and Gaussians, cross-fitted over folds.
 
-Every good image counts, with copies of it where there are few. What is chosen here is chosen by the likelihood of
-images that had no part in it, in folds.
+What is chosen here is chosen by the likelihood of images that had no part in it, in folds: nothing that is called good
+by statistics may have been seen by them.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from sklearn.model_selection import StratifiedGroupKFold
-from torch.utils.data import Dataset
 
-from ddad.calibration.factors import Factors, Views, candidates, cross_fit, moments_of, unexplained
-from ddad.calibration.gaussians import Moments, choose_shrinkage, principal_components
-from ddad.calibration.progress import Report, track
-from ddad.checkpoint.installed import DDADPipeline
-from ddad.datasets.folder import rotate
-from ddad.datasets.lookalikes import group_lookalikes, shrink_image
-from ddad.datasets.nuisance import Nuisance
+from ddad.calibration.factors import Factors, Views, candidates, cross_fit, fit_factors, moments_of, unexplained
+from ddad.calibration.gaussians import Moments, choose_shrinkage, shrink
+from ddad.gaussians_ddad import DDADGaussianModel
 
 FOLDS = 5
 # Of fewer images than this each, or a tenth of them, is a fold.
 HANDFUL, MOST_FOLDS = 20, 10
-# Images that the principal components are found on.
-COMPONENT_IMAGES = 64
-# Copies are made until there are about so many views, at least one and at most eight of an image.
-VIEWS = 1200
-MOST_COPIES = 8
-LARGEST_SHIFT = 4
-# More good images than these are not looked at by the statistics: they would fill the memory and add little.
-MOST_IMAGES_SEEN = 2000
-
 # More factors must raise the log likelihood of a channel at a position by so much.
 LEAST_GAIN = 0.01
-
-# What hands out images by number, `[3, S, S]` in [-1, 1]: a list, an ImageFolder, a part of one.
-Images = Sequence[torch.Tensor] | Dataset[torch.Tensor]
-
-
-@dataclass(frozen=True)
-class CalibrationConfig:
-    """How a pipeline is calibrated.
-
-    Attributes:
-        rotation_degrees: the largest rotation of the copies that the Gaussians see too.
-        seed: of everything random.
-        choose_settings: whether alpha, blur and cells are chosen on synthetic defects; else they stay as they are.
-        nuisance: how much of what is no defect copies of good images show.
-        ask_network: whether the U-Net's scores are candidates; not where it never saw the part.
-        defects_per_type: synthetic defects of each kind that settings are chosen on.
-        measure_growth: whether it is measured what fewer images would find.
-    """
-
-    rotation_degrees: float = 5.0
-    seed: int = 0
-    choose_settings: bool = True
-    nuisance: Nuisance = "mild"
-    ask_network: bool = True
-    defects_per_type: int = 16
-    measure_growth: bool = False
-
-    @classmethod
-    def of(cls, record: dict[str, Any] | None) -> "CalibrationConfig":
-        """As a checkpoint with this training record was calibrated."""
-        settings = record["config"] if record else {}
-        return cls(settings.get("rotation_degrees", cls.rotation_degrees))
-
-
-def count_copies(images: int, appearance: bool) -> int:
-    """Rotated and shifted copies of each image: the fewer images, the more; one where appearance is judged as well."""
-    return 1 if appearance else max(1, min(MOST_COPIES, round(VIEWS / images) - 1))
-
-
-def count_factors(images: int, appearance: bool) -> int:
-    """The most factors that so many images with their copies can speak for, when a fold of them is left out."""
-    views = min(images, MOST_IMAGES_SEEN) * (1 + count_copies(images, appearance))
-    return max(candidates(views * (FOLDS - 1) // FOLDS))
-
-
-def vary(image: torch.Tensor, degrees: float, generator: torch.Generator) -> torch.Tensor:
-    """A copy of `[1, 3, S, S]`, rotated and shifted at random; what comes in at the border is mirrored."""
-    turned = rotate(image, (2 * torch.rand(1, generator=generator) - 1) * degrees)
-    top, left = torch.randint(0, 2 * LARGEST_SHIFT + 1, (2,), generator=generator).tolist()
-    padded = F.pad(turned, (LARGEST_SHIFT,) * 4, mode="reflect")
-    return padded[..., top : top + image.shape[-2], left : left + image.shape[-1]]
-
-
-@torch.no_grad()
-def extract_residuals(pipe: DDADPipeline, images: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-    """The residuals' mean over the noise levels, of `[N, 3, S, S]`; `[N, C, h, w]`.
-
-    Gaussians are fitted to that mean: the residuals of the levels hardly differ.
-    """
-    features = pipe.extract_features(images)
-    predicted = pipe.predict_at(images, pipe.timesteps, pipe.get_noise(pipe.timesteps, generator))[-1]
-    return features - predicted.unflatten(0, (len(images), -1)).mean(dim=1)
-
-
-@torch.no_grad()
-def fit_components(pipe: DDADPipeline, images: Images) -> None:
-    """Finds the directions of the residuals that are modelled, on some of the good images."""
-    normality = pipe.normality
-    step = max(1, len(images) // COMPONENT_IMAGES)
-    chosen = [images[index][None].to(pipe.device) for index in range(0, len(images), step)]
-    residuals = torch.cat([extract_residuals(pipe, image, None) for image in chosen])
-    normality.basis.copy_(principal_components(normality.to_grid(residuals), normality.config.num_channels))
-
-
-@torch.no_grad()
-def gather(
-    pipe: DDADPipeline, train: Images, held_out: Images, copies: int, config: CalibrationConfig, report: Report | None
-) -> Views:
-    """The residuals of all images and their copies.
-
-    Every image has noise of its own: statistics hold under any.
-    """
-    normality = pipe.normality
-    images = [(train, index, False) for index in spread(len(train), MOST_IMAGES_SEEN)]
-    images += [(held_out, index, True) for index in range(len(held_out))]
-    values, small = [], []
-    for number, (source, index, _) in enumerate(track(images, "Fitting normality", report)):
-        generator = torch.Generator().manual_seed(1_000_003 * config.seed + number)
-        image = source[index][None]
-        small.append(shrink_image(image[0]))
-        views = [image, *(vary(image, config.rotation_degrees, generator) for _ in range(copies))]
-        residuals = extract_residuals(pipe, torch.cat(views).to(pipe.device), generator)
-        values.append(normality.reduce(residuals).cpu())  # [V, P, c]
-    judges = torch.tensor([judge for *_, judge in images])
-    fold = torch.tensor(assign_folds(group_lookalikes(small), judges.tolist()))
-    original = torch.arange(len(images) * (1 + copies)) % (1 + copies) == 0
-    return Views(torch.cat(values), fold.repeat_interleave(1 + copies), judges.repeat_interleave(1 + copies), original)
 
 
 def assign_folds(groups: Sequence[int], judges: Sequence[bool]) -> list[int]:
@@ -155,17 +42,40 @@ def assign_folds(groups: Sequence[int], judges: Sequence[bool]) -> list[int]:
     return folds
 
 
-def spread(count: int, most: int) -> list[int]:
-    """The numbers below `count`, or `most` of them evenly."""
-    return list(range(count)) if count <= most else torch.linspace(0, count - 1, most).long().tolist()
+@dataclass(frozen=True)
+class Gaussian:
+    """What features look like by some images, as `DDADGaussianModel` stores it.
+
+    Attributes:
+        mean: `[P, c]`.
+        covariance: of what the factors leave, shrunk, `[P, c, c]`.
+        factors: orthonormal, `[P c, k]`.
+        whitening: W of the covariance, `[P, c, c]`.
+    """
+
+    mean: torch.Tensor
+    covariance: torch.Tensor
+    factors: torch.Tensor
+    whitening: torch.Tensor
+
+    @classmethod
+    def of(cls, factors: Factors, moments: Moments, shrinkage: float) -> "Gaussian":
+        """From factors, and moments of what they leave of images that they have not seen."""
+        covariance = shrink(moments.gaussian()[1], shrinkage)
+        return cls(factors.mean, covariance, factors.basis, DDADGaussianModel.whiten(covariance).float())
+
+    def distance(self, reduced: torch.Tensor) -> torch.Tensor:
+        """The distance at each position, `[N, P, c]` -> `[N, P]`."""
+        return DDADGaussianModel.mahalanobis(reduced, self.mean, self.whitening, self.factors)
 
 
 @dataclass(frozen=True)
-class Fit:
-    """The residuals of good images, modelled.
+class Statistics:
+    """Good images' features, modelled.
 
     Attributes:
-        num_factors: how many factors make held-out images most likely.
+        views: of the images and their copies.
+        num_factors: how many factors make images most likely that have no part in them.
         shrinkage: and which shrinkage of the covariances of what they leave.
         log_likelihoods: of each number of factors at its best shrinkage.
         factors: for each fold those of all other images.
@@ -173,6 +83,7 @@ class Fit:
         rest: for each fold the moments of all that is not in it.
     """
 
+    views: Views
     num_factors: int
     shrinkage: float
     log_likelihoods: dict[int, float]
@@ -180,12 +91,36 @@ class Fit:
     everything: Moments
     rest: dict[int, Moments]
 
+    def of_all(self) -> Gaussian:
+        """By all images: what is stored."""
+        return Gaussian.of(fit_factors(self.views.values, self.num_factors), self.everything, self.shrinkage)
 
-def fit_residuals(views: Views) -> Fit:
+    def of_others(self, fold: int) -> Gaussian:
+        """By all images that are not in a fold."""
+        return Gaussian.of(self.factors[fold].first(self.num_factors), self.rest[fold], self.shrinkage)
+
+    def of_some(self, images: torch.Tensor) -> Gaussian:
+        """By some images alone, given by number."""
+        values = self.views.values
+        of_view = torch.arange(len(values)) // (len(values) // int(self.views.original.sum()))
+        chosen = values[torch.isin(of_view, images)]
+        factors = fit_factors(chosen, max(count for count in candidates(len(chosen)) if count <= self.num_factors))
+        return Gaussian.of(factors, moments_of(factors.unexplained(chosen)), self.shrinkage)
+
+    def distances(self, reduced: torch.Tensor, folds: torch.Tensor) -> torch.Tensor:
+        """The distances of images, each by what is not in its fold, `[N, K, P, c]` and `[N]` -> `[N, K, P]`."""
+        found = torch.empty(reduced.shape[:-1])
+        for fold in folds.unique().tolist():
+            chosen, gaussian = folds == fold, self.of_others(fold)
+            found[chosen] = gaussian.distance(reduced[chosen].flatten(0, 1)).unflatten(0, (-1, reduced.shape[1]))
+        return found
+
+
+def fit_statistics(views: Views) -> Statistics:
     """Chooses number of factors and shrinkage by the likelihood of images that neither has seen."""
     counts = candidates(min(int((views.fold != fold).sum()) for fold in views.folds))
     factors = cross_fit(views, max(counts))
-    best: Fit | None = None
+    best: Statistics | None = None
     likelihoods: dict[int, float] = {}
     for count in counts:
         left = unexplained(views, factors, count)
@@ -199,6 +134,6 @@ def fit_residuals(views: Views) -> Fit:
         freedom = math.log1p(-count / views.values[0].numel()) / 2
         likelihoods[count] = by_shrinkage[shrinkage] / int(views.original.sum()) + freedom
         if best is None or likelihoods[count] > likelihoods[best.num_factors] + LEAST_GAIN:
-            best = Fit(count, shrinkage, likelihoods, factors, everything, rest)
+            best = Statistics(views, count, shrinkage, likelihoods, factors, everything, rest)
     assert best is not None
     return best

@@ -57,7 +57,7 @@ class Moments:
             ValueError: if there are fewer than two images: a covariance needs two.
         """
         if self.count < 2:
-            raise ValueError(f"A model of normality needs at least 2 normal images, found {self.count}.")
+            raise ValueError(f"Gaussians need at least 2 normal images, found {self.count}.")
         mean = self.total / self.count
         outer = mean[:, :, None] * mean[:, None, :]
         return mean, (self.products - self.count * outer) / (self.count - 1)

@@ -5,9 +5,9 @@ Each image and each defect in it is judged by others alone, drawn at random from
 
 import torch
 
-from ddad.calibration.appearance import Appearance
 from ddad.calibration.choice import make_defects
-from ddad.calibration.fitting import CalibrationConfig, Images, spread
+from ddad.calibration.fitting import Statistics
+from ddad.calibration.observing import CalibrationConfig, Images, Observed, observe, spread
 from ddad.calibration.progress import Report, track
 from ddad.checkpoint.installed import DDADPipeline
 
@@ -19,47 +19,43 @@ LEAST_IMAGES = 3
 @torch.no_grad()
 def measure_growth(
     pipe: DDADPipeline,
-    held_out: Images,
-    appearance: Appearance,
-    shrinkage: float,
+    judged: Images,
+    observed: Observed,
+    folds: torch.Tensor,
+    statistics: Statistics,
     config: CalibrationConfig,
     report: Report | None = None,
 ) -> dict[int, float]:
     """The part of synthetic defects that is found, in percent, by how many images the statistics have seen.
 
     Args:
-        pipe: the pipeline, whose kind of appearance, blur and cells are chosen.
-        held_out: the images that judge, `[3, L, L]` in [-1, 1].
-        appearance: what was seen of all images.
-        shrinkage: of the covariances.
+        pipe: the pipeline, whose blur and cells are chosen.
+        judged: the images that judge, `[3, L, L]` in [-1, 1].
+        observed: these, as the networks see them.
+        folds: the fold of each.
+        statistics: of the appearance of all images.
         config: how the pipeline is calibrated.
-        report: told of the progress.
+        report: called with the progress.
     """
-    model, looks = pipe.appearance, appearance.looks
-    good = spread(len(held_out), MOST_IMAGES)
+    good = spread(len(judged), MOST_IMAGES)
     defective, _, sources = make_defects(
-        torch.stack([held_out[index] for index in good]), DEFECTS_PER_TYPE, config.seed + 1
+        torch.stack([judged[index] for index in good]), DEFECTS_PER_TYPE, config.seed + 1
     )
-    seen = [model.to_grid(pipe.extract_appearance(image[None].to(pipe.device))).cpu() for image in defective]
-    values = torch.cat([looks.judged[good].float(), *seen])  # [N, P, C]
-    reduced = values @ model.basis.float().cpu()
-    folds = torch.cat([looks.folds[good], looks.folds[good][sources]])
-    images = int(looks.views.original.sum())
-    by_image = looks.views.fold[looks.views.original]
-    found = {}
+    seen = observe(pipe, list(defective), False, "Pasting further defects", report)
+    reduced = torch.cat([observed.appearance[good], seen.appearance])[:, 0]  # [N, P, c]
+    own_folds = torch.cat([folds[good], folds[good][sources]])
+    by_image = statistics.views.fold[statistics.views.original]
+    images, found = len(by_image), {}
     counts = sorted({max(LEAST_IMAGES, images // 4), max(LEAST_IMAGES, images // 2), images})
     for count in track(counts, "Asking fewer images", report, unit="count"):
-        distances = {kind: torch.empty(values.shape[:2]) for kind in ("gaussian", "memory")}
-        for fold in folds.unique().tolist():
-            others, own = (by_image != fold).nonzero()[:, 0], folds == fold
+        distances = torch.empty(reduced.shape[:2])
+        for fold in own_folds.unique().tolist():
+            others, own = (by_image != fold).nonzero()[:, 0], own_folds == fold
             generator = torch.Generator().manual_seed(config.seed + fold)
             chosen = others[torch.randperm(len(others), generator=generator)[:count]]
-            statistics = appearance.of_some(chosen, shrinkage)
-            distances["gaussian"][own] = statistics.gaussian(reduced[own])
-            distances["memory"][own] = statistics.memory(values[own])
-        scales = {kind: (one[: len(good)].mean(), one[: len(good)].std()) for kind, one in distances.items()}
-        maps = model.combine(distances, scales).view(-1, 1, *(model.config.grid_size,) * 2)
-        scores = pipe.normality.image_score(pipe.smooth(maps, pipe.unet.config.sample_size)[:, 0])
-        threshold = torch.quantile(scores[: len(good)], pipe.normality.config.threshold_quantile)
+            distances[own] = statistics.of_some(chosen).distance(reduced[own])
+        maps = pipe.smooth(pipe.appearance.to_map(distances))[:, 0]
+        scores = pipe.calibration.image_score(maps)
+        threshold = torch.quantile(scores[: len(good)], pipe.calibration.config.threshold_quantile)
         found[count] = round(100 * float((scores[len(good) :] > threshold).float().mean()), 1)
     return found

@@ -1,7 +1,7 @@
 """A new part from a handful of good photographs: statistics, settings and threshold in a minute, without training.
 
-The verdict rests on how the part looks (`appearance_ddad`). The normal version comes from a base network, which has
-seen other products and never this one, until `ddad train` gives the part a network of its own.
+The verdict rests on how the part looks, in Gaussians of its features. The normal version comes from a base network
+that has seen other products and never this one, until `ddad train` gives the part a network of its own.
 """
 
 import dataclasses
@@ -19,9 +19,10 @@ import torch
 
 from ddad.calibration.advice import PartReport, find_other_kind, pooled_features
 from ddad.calibration.backbone import IMAGE_SIZES, create_appearance_extractor, with_settings
-from ddad.calibration.calibration import create_normality, held_out_scores, prediction_factor, recalibrate
-from ddad.calibration.fitting import CalibrationConfig
+from ddad.calibration.calibration import empty_components, held_out_scores, prediction_factor, recalibrate
+from ddad.calibration.observing import CalibrationConfig, shrink_to_unet
 from ddad.calibration.progress import Report, track
+from ddad.calibration_ddad import DDADCalibration
 from ddad.checkpoint.installed import DDADPipeline
 from ddad.checkpoint.loading import find_folder, load_weights
 from ddad.checkpoint.names import BUNDLED_BASE
@@ -31,9 +32,9 @@ from ddad.datasets.lookalikes import check_enough, group_lookalikes
 from ddad.denoising_ddad import DDADDenoiser
 from ddad.features_ddad import DDADFeatureExtractor
 from ddad.images_ddad import DDADImageProcessor, decoding, is_encoded, name_of, open_picture
-from ddad.normality_ddad import DDADNormalityModel
 from ddad.pipeline import ImageInput
 from ddad.refining_ddad import DDADRefiner
+from ddad.rendering_ddad import DDADRenderer
 from ddad.scheduling_ddad import DDADScheduler
 from ddad.unet_ddad import DDADUNet2DModel
 
@@ -83,14 +84,12 @@ def shorter_side(image: ImageInput) -> int:
 
 
 def read_once(
-    images: Sequence[ImageInput], processor: DDADImageProcessor, sizes: tuple[int, int], report: Report | None
-) -> list[ImagesInMemory]:
-    """The images at two sizes; large photographs are decoded once, and one at a time."""
-    kept = [ImagesInMemory() for _ in sizes]
+    images: Sequence[ImageInput], processor: DDADImageProcessor, size: int, report: Report | None
+) -> ImagesInMemory:
+    """The images at a size; large photographs are decoded once, and one at a time."""
+    kept = ImagesInMemory()
     for image in track(images, "Reading photographs", report):
-        original = processor.read_image(image)
-        for images_of_size, size in zip(kept, sizes, strict=True):
-            images_of_size.append(processor.preprocess(original, size)[0])
+        kept.append(processor.preprocess(processor.read_image(image), size)[0])
     return kept
 
 
@@ -104,7 +103,7 @@ def expect_false_alarms(judges: int, quantile: float) -> tuple[float, float, flo
     limits = (
         np.quantile(scores, quantile, axis=-1)
         if factor is None
-        else DDADNormalityModel.predictive_limit(scores, quantile, factor)
+        else DDADCalibration.predictive_limit(scores, quantile, factor)
     )
     above = 100 * scipy.stats.norm.sf(limits)
     low, high = np.quantile(above, (0.05, 0.95))
@@ -138,21 +137,19 @@ class Photographs:
     """Photographs of good parts as they are looked at.
 
     Attributes:
-        small: at the U-Net's size.
-        large: at that of appearance.
+        images: `[3, L, L]` in [-1, 1].
         names: how each is called in what is said of them.
         processor: what read them, and will read others.
     """
 
-    small: ImagesInMemory
-    large: ImagesInMemory
+    images: ImagesInMemory
     names: Sequence[str]
     processor: DDADImageProcessor
 
     @property
     def size(self) -> int:
         """Height and width at which appearance is looked at."""
-        return self.large[0].shape[-1]
+        return self.images[0].shape[-1]
 
 
 def fit_part(
@@ -173,7 +170,7 @@ def fit_part(
         image_size: at which appearance is looked at; None chooses by the images' own size, 384 at most.
         config: how it is calibrated; None takes the default.
         device: where networks are evaluated.
-        report: told of the progress.
+        report: called with the progress.
 
     Returns:
         The pipeline, its record as `save_checkpoint` takes it, and what was understood.
@@ -192,8 +189,7 @@ def fit_part(
     processor = DDADImageProcessor(max_value=measure_max_value(images))
     middle = sorted(map(shorter_side, images))[len(images) // 2]
     size = image_size or min(LARGEST, next(size for size, least in IMAGE_SIZES if middle >= least))
-    small, large = read_once(images, processor, (parts["unet"].config.sample_size, size), report)
-    photographs = Photographs(small, large, names, processor)
+    photographs = Photographs(read_once(images, processor, size, report), names, processor)
     return fit_photographs(photographs, parts, category, base, config, device, report, started)
 
 
@@ -216,44 +212,47 @@ def fit_photographs(
         base: where the parts came from.
         config: how.
         device: where.
-        report: told of the progress.
+        report: called with the progress.
         started: when the work began, by `time.monotonic`; None for now.
     """
     started = time.monotonic() if started is None else started
-    small = photographs.small
-    parts = dict(parts)
-    looker = parts.pop("appearance_extractor", None)
-    pipe = DDADPipeline(
-        **parts,
-        normality=create_normality(parts["feature_extractor"], TIMESTEPS, len(small), 0, QUANTILE, False),
-        denoiser=DDADDenoiser(),
-        image_processor=photographs.processor,
-        category=category,
-    ).to(device)
-    if looker is None:
+    images, parts = photographs.images, dict(parts)
+    extractor = parts.pop("appearance_extractor", None)
+    if extractor is None:
         extractor = create_appearance_extractor(photographs.size, parts["feature_extractor"])
     else:
-        extractor = with_settings(looker, image_size=photographs.size, grid_size=photographs.size // 16)
+        extractor = with_settings(extractor, image_size=photographs.size, grid_size=photographs.size // 16)
+    pipe = DDADPipeline(
+        **parts,
+        **empty_components(parts["feature_extractor"], extractor, TIMESTEPS, QUANTILE),
+        denoiser=DDADDenoiser(),
+        image_processor=photographs.processor,
+        renderer=DDADRenderer(),
+        category=category,
+        alpha=0.0,
+        feature_score="appearance",
+    ).to(device)
     config = dataclasses.replace(
         config or CalibrationConfig(), ask_network=False, defects_per_type=DEFECTS_PER_TYPE, measure_growth=True
     )
-    fitted, calibration = recalibrate(pipe, small, config, report, photographs.large, extractor)
-    groups = group_lookalikes(small[index] for index in range(len(small)))
+    fitted, calibration = recalibrate(pipe, images, config, report)
+    small = [shrink_to_unet(pipe, images[index][None])[0] for index in range(len(images))]
+    groups = group_lookalikes(small)
     members: dict[int, list[str]] = {}
     for name, group in zip(photographs.names, groups, strict=True):
         members.setdefault(group, []).append(name)
-    told = PartReport(
-        images=len(small),
+    part_report = PartReport(
+        images=len(images),
         image_auroc=calibration["choice"]["image_auroc"],
         found=calibration["growth"],
-        false_alarms=expect_false_alarms(fitted.normality.config.num_calibration_images, QUANTILE),
+        false_alarms=expect_false_alarms(fitted.calibration.config.num_calibration_images, QUANTILE),
         same_part=[group for group in members.values() if len(group) > 1],
         unlike=find_unlike(fitted, photographs.names),
         threshold=fitted.threshold,
         seconds=round(time.monotonic() - started, 1),
         other_kind=find_other_kind(pooled_features(pipe.feature_extractor, small), photographs.names),
     )
-    return fitted, describe(fitted, category, base, calibration, config, told), told
+    return fitted, describe(fitted, category, base, calibration, config, part_report), part_report
 
 
 def describe(
@@ -262,7 +261,7 @@ def describe(
     base: str | Path | None,
     calibration: dict[str, Any],
     config: CalibrationConfig,
-    told: PartReport,
+    part_report: PartReport,
 ) -> dict[str, Any]:
     """The record of a fitted part: that of a training of no step."""
     settings = {
@@ -279,12 +278,12 @@ def describe(
     return {
         "config": settings,
         "training_images": 0,
-        "calibration_images": pipe.normality.config.num_calibration_images,
-        "calibration": calibration | {"images": told.images},
-        "fitted": dataclasses.asdict(told),
+        "calibration_images": pipe.calibration.config.num_calibration_images,
+        "calibration": calibration | {"images": part_report.images},
+        "fitted": dataclasses.asdict(part_report),
         "losses": [],
         "images_seen": 0,
-        "seconds": told.seconds,
+        "seconds": part_report.seconds,
         "threshold": pipe.threshold,
         "parameters": sum(parameter.numel() for parameter in pipe.unet.parameters()),
         "device": str(pipe.device),

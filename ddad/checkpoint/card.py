@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from ddad.checkpoint.curve import draw_losses
 from ddad.checkpoint.loading import read_json
-from ddad.checkpoint.names import CURVE_NAME, EVALUATION_NAME, FIGURE_NAME, INDEX_NAME, RECORD_NAME, TAGS
+from ddad.checkpoint.names import CURVE_NAME, EVALUATION_NAME, FIGURE_NAME, RECORD_NAME, TAGS
 from ddad.evaluation.nuisance import describe_nuisances
 
 TEMPLATE = Path(__file__).with_name("card.md")
@@ -107,14 +107,13 @@ def front_matter(config: dict[str, Any], evaluation: dict[str, Any] | None, repo
 
 def describe_sight(folder: Path) -> str:
     """At which sizes a checkpoint looks at images, and what it does not see."""
-    index = read_json(folder / INDEX_NAME)
-    size = read_json(folder / "unet" / "config.json").get("sample_size", 256)
-    judged = f"The U-Net sees images at {size}x{size} pixels"
-    if index.get("appearance", [None])[0] is not None:
-        settings = read_json(folder / "appearance_extractor" / "config.json")
-        size = settings["image_size"]
-        judged = f"{judged}; appearance is judged by {settings['backbone']} at {size}x{size}"
-    return f"{judged}. A defect that is smaller than two of {size} pixels is not seen."
+    small = read_json(folder / "unet" / "config.json").get("sample_size", 256)
+    settings = read_json(folder / "appearance_extractor" / "config.json")
+    size = settings["image_size"]
+    return (
+        f"The U-Net sees images at {small}x{small} pixels; appearance is judged by {settings['backbone']} at"
+        f" {size}x{size}. A defect that is smaller than two of {size} pixels is not seen."
+    )
 
 
 def describe_making(record: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import importlib.metadata
+import inspect
 import json
 import os
 from collections.abc import Sequence
@@ -59,7 +60,9 @@ class DDADPipeline(published.DDADPipeline):
             ValueError: if a value makes no sense.
         """
         check_settings(cls, "the pipeline", kwargs)
-        return super().from_pipe(pipeline, **kwargs)  # type: ignore[return-value]
+        names = inspect.signature(cls.__init__).parameters
+        known: dict[str, Any] = {**pipeline.config, **pipeline.components}  # type: ignore[attr-defined]  # no types
+        return cls(**{**{name: value for name, value in known.items() if name in names}, **kwargs})
 
     @classmethod
     def fit(cls, images: Sequence[ImageInput], category: str = "my_part", **kwargs: Any) -> tuple["DDADPipeline", Any]:

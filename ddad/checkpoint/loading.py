@@ -5,6 +5,7 @@ import importlib
 import inspect
 import json
 import logging
+import math
 import threading
 from pathlib import Path
 from typing import Any
@@ -284,6 +285,35 @@ def load_weights(built: Any, folder: Path, **options: Any) -> Any:
         )
 
 
+SMALL = 1_000_000  # weights, of which no memory runs out
+
+
+def check_size(built: Any, folder: Path) -> None:
+    """Raises an OSError if settings ask for far more weights than files hold, before any memory is taken for them.
+
+    A few that are missing are named when the component is loaded.
+
+    Args:
+        built: the class of the component.
+        folder: holds it.
+    """
+    try:
+        with torch.device("meta"):  # in this thread alone
+            model = built.from_config(read_json(folder / built.config_name))
+    except Exception:
+        return  # what is wrong with the settings is said by who builds it
+    asked = sum(value.numel() for value in model.state_dict().values())
+    held = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            held += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+    if asked > 2 * held + SMALL:
+        raise OSError(
+            f"The checkpoint's {folder} cannot be loaded: its settings ask for {asked:,} weights, and its files hold"
+            f" {held:,}: download it again."
+        )
+
+
 def load_component(cls: Any, folder: Path, name: str, dtype: torch.dtype | None) -> Any:
     """One component.
 
@@ -298,6 +328,7 @@ def load_component(cls: Any, folder: Path, name: str, dtype: torch.dtype | None)
     check_settings(built, str(folder / name), read_json(path))
     if not issubclass(built, torch.nn.Module):
         return built.from_pretrained(folder / name)
+    check_size(built, folder / name)
     try:
         component, info = load_weights(built, folder / name, torch_dtype=dtype, output_loading_info=True)
     except Exception as error:

@@ -22,3 +22,5 @@ BUNDLED_BASE = Path(__file__).parents[2] / "checkpoints" / "base"
 # Of an unfinished training in a checkpoint's folder; in it the averaged weights as a network that can be loaded: what
 # the run has learnt so far.
 STATE_FOLDER, AVERAGE_NAME = "training_state", "average"
+# Beside it: how far the run is, a line of JSON each second.
+PROGRESS_NAME = "training_progress.jsonl"

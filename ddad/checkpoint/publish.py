@@ -54,7 +54,7 @@ def check_code(pipe: Any, folder: Path) -> None:
 def draw_figure(pipe: Any, image: str | Path) -> PIL.Image.Image:
     """An image, its heatmap and its normal version side by side."""
     result = pipe(image)
-    original = pipe.image_processor.to_image(pipe.image_processor.read_image(image), "pil")
+    original = pipe.renderer.to_image(pipe.image_processor.read_image(image), "pil")
     pictures = [original, result.overlay[0], result.denoised_image[0]]
     height = round(FIGURE_SIDE * original.height / original.width)
     row = PIL.Image.new("RGBA", (3 * (FIGURE_SIDE + FIGURE_GAP) - FIGURE_GAP, height))

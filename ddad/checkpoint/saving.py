@@ -94,6 +94,6 @@ def update_record(
     """The record of a pipeline that was calibrated anew: what was trained stays, what was measured is replaced."""
     return record | {
         "calibration": calibration | {"data": data, "images": images},
-        "calibration_images": pipe.normality.config.num_calibration_images,
+        "calibration_images": pipe.calibration.config.num_calibration_images,
         "threshold": pipe.threshold,
     }

@@ -55,8 +55,8 @@ def run_calibrate(arguments: argparse.Namespace) -> int:
     pipe = load_pipeline(arguments.checkpoint, arguments.device)
     config = dataclasses.replace(CalibrationConfig.of(record), nuisance=arguments.nuisance)
     strides = tuple(arguments.strides) if arguments.strides else None
-    looks = AppearanceConfig(
+    appearance = AppearanceConfig(
         arguments.appearance_size, arguments.appearance_backbone, arguments.backbone_weights, strides
     )
-    calibrate_checkpoint(pipe, record, dataset, arguments.output, config, looks)
+    calibrate_checkpoint(pipe, record, dataset, arguments.output, config, appearance)
     return 0

@@ -116,6 +116,7 @@ def make_contact_sheet(paths: Sequence[Path]) -> PIL.Image.Image:
     from diffusers.utils.pil_utils import make_image_grid  # and torch, which a command line's help must not wait for
 
     from ddad.images_ddad import DDADImageProcessor
+    from ddad.rendering_ddad import DDADRenderer
 
     processor, thumbnails = DDADImageProcessor(), []
     count = min(len(paths), CONTACT_IMAGES)
@@ -123,7 +124,7 @@ def make_contact_sheet(paths: Sequence[Path]) -> PIL.Image.Image:
         tile = PIL.Image.new("RGB", (CONTACT_SIDE, CONTACT_SIDE), "grey")
         try:
             image = processor.read_image(paths[number * len(paths) // count])
-            picture = processor.to_image(image, "pil")
+            picture = DDADRenderer.to_image(image, "pil")
             picture.thumbnail(tile.size)
             tile.paste(picture, ((tile.width - picture.width) // 2, (tile.height - picture.height) // 2))
         except ValueError as error:

@@ -28,7 +28,7 @@ def measure_errors(pipe: DDADPipeline, originals: Sequence[torch.Tensor]) -> dic
         "mse": residuals.square().mean(dim=2),
         "rgb": error.square().mean(dim=1).unflatten(0, (len(images), -1)),
     }
-    return {name: pipe.smooth(value, images.shape[-1]).cpu() for name, value in maps.items()}
+    return {name: pipe.smooth(value).cpu() for name, value in maps.items()}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from ddad.pipeline import DDADPipeline
 SIDE, GAP, CAPTION = 220, 8, 22
 ROWS = 4
 HEADS = ("image", "ground truth", "heatmap", "normal version")
-COLOURS = {"combined": "tab:red", "kl": "tab:blue", "mahalanobis": "tab:green", "rgb": "black"}
+COLOURS = {"combined": "tab:red", "kl": "tab:blue", "residual": "tab:green", "rgb": "black"}
 
 
 def choose_cases(scores: np.ndarray, defective: np.ndarray) -> dict[str, np.ndarray]:
@@ -47,7 +47,7 @@ def draw_sheet(pipe: DDADPipeline, samples: list[Sample], scores: np.ndarray) ->
         for index in chosen:
             sample = samples[index]
             result = pipe(sample.path)
-            original = pipe.image_processor.to_image(pipe.image_processor.read_image(sample.path), "pil")
+            original = pipe.renderer.to_image(pipe.image_processor.read_image(sample.path), "pil")
             known = sample.mask is not None or not sample.defective
             truth = read_mask(sample, (SIDE, SIDE)) if known else np.zeros((SIDE, SIDE), dtype=bool)
             pictures = [original, PIL.Image.fromarray(truth), result.overlay[0], result.denoised_image[0]]

@@ -91,7 +91,7 @@ def evaluate_denoising(pipe: DDADPipeline, good: list[Sample], defective: list[S
         "score_after": round(float(np.median(after)), 2),
         "distance_before": round(float(np.median([distance[0] for distance in distances])), 2),
         "distance_after": round(float(np.median([distance[1] for distance in distances])), 2),
-        "distance_normal": round(float(torch.tensor(pipe.normality.config.statistics["mahalanobis_mean"]).mean()), 2),
+        "distance_normal": round(float(torch.tensor(pipe.calibration.config.statistics["residual_mean"]).mean()), 2),
         "covered": round(float(np.median(covered)), 1) if covered else None,
         "changed_outside": round(float(np.median(outside)), 1) if outside else None,
         "sharpness": round(float(np.median(sharpness)), 2) if sharpness else None,

@@ -13,7 +13,7 @@ from ddad.evaluation.baselines import Baselines
 from ddad.pipeline import DDADPipeline
 
 # `combined` is the pipeline's own score; the others are parts of it alone.
-FORMS = ("combined", "appearance", "sum", "kl", "mahalanobis")
+FORMS = ("combined", "appearance", "sum", "kl", "residual")
 
 
 @dataclass(frozen=True)
@@ -35,24 +35,22 @@ def score_batch(
 ) -> dict[str, torch.Tensor]:
     """The maps of a batch in some forms, `[N, S, S]` each; nothing is computed that none of them needs.
 
-    A pipeline without appearance has no such form.
-
     Args:
         pipe: the pipeline.
         originals: images `[3, H, W]` in [0, 1].
         noise: one for each of the pipeline's noise levels, `[K, 3, S, S]`.
         forms: of `FORMS`.
     """
-    timesteps, normality = pipe.timesteps, pipe.normality
+    timesteps, calibration = pipe.timesteps, pipe.calibration
     parts = ("kl", pipe.config.feature_score)
-    known = (*normality.pixel_scores, *normality.feature_scores)
+    known = (*calibration.pixel_scores, *calibration.feature_scores)
     names = [name for name in known if name in forms or (name in parts and "combined" in forms)]
     fused: dict[str, torch.Tensor] = {}
     if names:
-        maps = dict(zip(names, pipe.calibrated_maps(originals, timesteps, noise, *names), strict=True))
+        maps = dict(zip(names, pipe.calibrated_maps(originals, timesteps, noise, names), strict=True))
         fused |= {name: value.mean(dim=1) for name, value in maps.items()}
     if "combined" in forms:
-        fused["combined"] = normality.fuse(*(maps[name] for name in parts), pipe.config.alpha)
+        fused["combined"] = calibration.fuse(*(maps[name] for name in parts), pipe.config.alpha)
     return {name: fused[name] for name in forms if name in fused}
 
 
@@ -69,7 +67,7 @@ def score_images(
         found = score_batch(pipe, images, noise) | ({} if baselines is None else baselines.maps(pipe, images))
         for name, value in found.items():
             maps.setdefault(name, []).append(value.float().cpu().numpy())
-            scores.setdefault(name, []).append(pipe.normality.image_score(value).float().cpu().numpy())
+            scores.setdefault(name, []).append(pipe.calibration.image_score(value).float().cpu().numpy())
         progress.update(len(images))
     progress.close()
     return ScoredImages(

@@ -15,6 +15,8 @@ from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
+from ddad.calibration.progress import Journal
+from ddad.checkpoint.names import PROGRESS_NAME
 from ddad.datasets.folder import ImageFolder, rotate
 from ddad.features_ddad import DDADFeatureExtractor
 from ddad.scheduling_ddad import DDADScheduler
@@ -158,6 +160,7 @@ def train_unet(
     unet.train()
     interruption = Interruption()
     started = time.monotonic() - record["seconds"]
+    journal = Journal(Path(config.output) / PROGRESS_NAME)
     progress = tqdm(
         total=config.steps, initial=step, desc="Training", disable=not accelerator.is_main_process, mininterval=1
     )
@@ -186,6 +189,8 @@ def train_unet(
         values = {name: round(value.item(), 5) for name, value in vars(losses).items()}
         progress.update()
         progress.set_postfix(values)
+        if accelerator.is_main_process:
+            journal("Training", step, config.steps, **values)
         if step % 10 == 0 or step == config.steps:
             record["losses"].append({"step": step, **values})
         record["seconds"] = round(time.monotonic() - started, 1)

@@ -5,15 +5,18 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ddad.calibration.backbone import choose_image_size, create_appearance_extractor, create_feature_extractor
-from ddad.calibration.calibration import batches, calibrate, create_appearance, create_normality, round_to_half
-from ddad.calibration.fitting import CalibrationConfig, Images
+from ddad.calibration.calibration import calibrate, empty_components, round_to_half
+from ddad.calibration.observing import CalibrationConfig
+from ddad.calibration.progress import Journal
 from ddad.checkpoint.installed import DDADPipeline
+from ddad.checkpoint.names import PROGRESS_NAME
 from ddad.checkpoint.saving import library_versions, load_record, save_checkpoint
 from ddad.datasets.folder import ImageFolder, measure_max_value
 from ddad.datasets.layouts import read_dataset
@@ -21,13 +24,11 @@ from ddad.datasets.lookalikes import group_lookalikes, split_images
 from ddad.denoising_ddad import DDADDenoiser
 from ddad.features_ddad import DDADFeatureExtractor
 from ddad.images_ddad import DDADImageProcessor
-from ddad.refining_ddad import DDADRefiner
-from ddad.scheduling_ddad import DDADScheduler
+from ddad.rendering_ddad import DDADRenderer
 from ddad.training.base_network import choose_base, describe_base, load_refiner
 from ddad.training.config import TrainConfig
 from ddad.training.loop import create_scheduler, train_unet
 from ddad.training.state import read_record, state_folder
-from ddad.unet_ddad import DDADUNet2DModel
 
 logger = logging.getLogger(__name__)
 
@@ -102,27 +103,24 @@ def train(config: TrainConfig) -> None:
     images = ImageFolder(train_paths, config.image_size, processor)
     features = create_feature_extractor(config.backbone)
     logger.info("Measuring the features of the good images.")
-    features.fit(batches(images))
+    features.fit(images[index][None] for index in range(len(images)))
     unet, record = train_unet(config, images, features)
     if int(os.environ.get("RANK", "0")) != 0:
         return
-    held_out = ImageFolder(calibration_paths, config.image_size, processor)
     size = config.appearance_size or choose_image_size(train_paths)
     extractor = create_appearance_extractor(
         size, features, config.appearance_backbone, config.backbone_weights, config.strides
     )
-    large = [ImageFolder(paths, size, processor) for paths in (train_paths, calibration_paths)]
-    pipe, calibration = build_pipeline(
-        config,
-        unet,
-        features,
-        create_scheduler(config),
-        (images, held_out),
-        processor,
-        extractor,
-        (large[0], large[1]),
-        load_refiner(config.base),
-    )
+    large = ImageFolder([*train_paths, *calibration_paths], size, processor)
+    held_out = list(range(len(train_paths), len(large)))
+    networks = {
+        "unet": unet,
+        "scheduler": create_scheduler(config),
+        "feature_extractor": features,
+        "image_processor": processor,
+        "refiner": load_refiner(config.base),
+    }
+    pipe, calibration = build_pipeline(config, networks, extractor, large, held_out)
     settings = dataclasses.asdict(config)
     settings["backbone_weights"] = Path(config.backbone_weights).name if config.backbone_weights else None
     # Where the data lay on the machine that trained is nobody's business.
@@ -140,58 +138,45 @@ def train(config: TrainConfig) -> None:
     }
     save_checkpoint(pipe, record, output)
     shutil.rmtree(state_folder(output), ignore_errors=True)
+    (output / PROGRESS_NAME).unlink(missing_ok=True)
     logger.info("Saved to %s.", output)
 
 
 def build_pipeline(
     config: TrainConfig,
-    unet: DDADUNet2DModel,
-    features: DDADFeatureExtractor,
-    scheduler: DDADScheduler,
-    images: tuple[Images, Images],
-    processor: DDADImageProcessor,
+    networks: dict[str, Any],
     extractor: DDADFeatureExtractor,
-    large: tuple[Images, Images],
-    refiner: DDADRefiner | None,
+    images: ImageFolder,
+    held_out: Sequence[int],
 ) -> tuple[DDADPipeline, dict[str, Any]]:
     """Fits, calibrates and assembles the pipeline of a run; all weights are exact in float16.
 
     Args:
         config: the settings.
-        unet: the trained network.
-        features: what it predicts.
-        scheduler: the diffusion process.
-        images: good images at the U-Net's size, those that trained and those held out.
-        processor: what reads them.
+        networks: what was trained, what it predicts, and other components of the pipeline.
         extractor: what appearance is judged by.
-        large: the same images at its size.
-        refiner: what adds detail to repairs.
+        images: good, at its size.
+        held_out: the numbers of those that did not train.
 
     Returns:
         The pipeline, and what was chosen.
     """
-    unet = unet.to(memory_format=torch.contiguous_format)
-    features = features.to(memory_format=torch.contiguous_format)
-    extractor = extractor.to(unet.device)
-    extractor.fit(batches(large[0]))
-    for network in filter(None, (unet, features, extractor, refiner)):
-        round_to_half(network)
-    count = sum(len(image) for image in images)
-    normality = create_normality(
-        features, config.timesteps, count, len(images[1]), config.threshold_quantile, appearance=True
+    for network in (networks["unet"], networks["feature_extractor"], extractor):
+        network.to(networks["unet"].device, memory_format=torch.contiguous_format)
+    trained = set(range(len(images))) - set(held_out)
+    extractor.fit(images[index][None].to(extractor.device) for index in sorted(trained))
+    everything = networks | empty_components(
+        networks["feature_extractor"], extractor, config.timesteps, config.threshold_quantile
     )
+    for network in everything.values():
+        if isinstance(network, torch.nn.Module):
+            round_to_half(network)
     pipe = DDADPipeline(
-        unet=unet,
-        scheduler=scheduler,
-        feature_extractor=features,
-        normality=normality.to(unet.device),
+        **everything,
         denoiser=DDADDenoiser(),
-        image_processor=processor,
-        appearance_extractor=extractor,
-        appearance=create_appearance(extractor).to(unet.device),
-        refiner=None if refiner is None else refiner.to(unet.device),
+        renderer=DDADRenderer(),
         category=config.category,
         feature_score="appearance",
-    )
+    ).to(networks["unet"].device)
     calibration = CalibrationConfig(config.rotation_degrees, config.seed, nuisance=config.nuisance)
-    return pipe, calibrate(pipe, *images, calibration, large=large)
+    return calibrate(pipe, images, held_out, calibration, Journal(Path(config.output) / PROGRESS_NAME))

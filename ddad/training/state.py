@@ -13,7 +13,7 @@ from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ddad.checkpoint.names import AVERAGE_NAME, STATE_FOLDER
+from ddad.checkpoint.names import AVERAGE_NAME, PROGRESS_NAME, STATE_FOLDER
 from ddad.unet_ddad import DDADUNet2DModel
 
 STATE_NAME, RECORD_NAME = "state.safetensors", "state.json"
@@ -96,6 +96,7 @@ def remove_state(output: str | Path) -> None:
     """Deletes what an unfinished run has saved, if there is one."""
     for ending in ("", ".new", ".old"):
         shutil.rmtree(state_folder(output).with_name(STATE_FOLDER + ending), ignore_errors=True)
+    (Path(output) / PROGRESS_NAME).unlink(missing_ok=True)
 
 
 def read_record(output: str | Path) -> dict[str, Any] | None:

@@ -102,7 +102,7 @@ def test_a_judge_without_the_device_gives_the_same_answer(folder, picture):
     plain = Categories(folder, "cpu").get("bolt").pipe
     scores = plain.score(picture)
     assert one.judge(scores, denoise=False).image_score == plain(scores, denoise=False).image_score
-    assert one.judge.normality.normal_maps(0.5, [20]).device.type == "cpu"
+    assert one.judge.calibration.held_out_maps(one.judge.judgement(0.5, [20])).device.type == "cpu"
     assert one.pipe.device.type == "meta"
 
 

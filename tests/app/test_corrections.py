@@ -17,8 +17,8 @@ from ddad.app.examples import Examples
 from ddad.app.many import ORDERS, WRONG, ManyImages
 from ddad.app.own_parts import OwnPart, OwnParts, Photographs
 from ddad.app.part import YourPart
+from ddad.app.single_events import SingleImage
 from ddad.app.visits import Judged, Run, Visit, Visits
-from ddad.app.work import SingleImage
 from tests.app.conftest import give
 from tests.conftest import create_tiny_pipeline
 

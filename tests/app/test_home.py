@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 import urllib.request
+from dataclasses import replace
 from types import SimpleNamespace
 
 import gradio as gr
@@ -16,20 +17,24 @@ import pytest
 from ddad.app.categories import Categories
 from ddad.app.home import HomeTraining, is_at_home
 from ddad.app.trainings import Training, describe, parts_folder
+from ddad.calibration.progress import Journal
 from tests.conftest import create_tiny_pipeline
 from tests.helpers import striped_images
 
 LOG = (
     "8 good images train.\nMeasuring the features of the good images.\n"
     "Training:   0%|          | 0/1000 [00:00<?, ?it/s]\r"
-    "Training:   1%|          | 9/1000 [00:10<18:20,  1.11s/it, pixel=0.021, variance=0.008, feature=0.5]\r"
     "Training:   2%|▏         | 20/1000 [00:22<18:09,  1.11s/it, pixel=0.019, variance=1e-05, feature=0.44]\r"
 )
+LINE = '\n{"what": "Training", "done": 20, "count": 1000, "left": 1089.0, "pixel": 0.019, "variance": 1e-05}'
 # Stands for `ddad train`, whose process is watched: it works until it is told to end.
 PROGRAM = """
 import pathlib, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-print("Training:  10%|# | 100/1000 [00:10<01:30,  9.9it/s, pixel=0.02, feature=0.4]", flush=True)
+output = pathlib.Path(sys.argv[1])
+output.mkdir(exist_ok=True)
+line = '{"what": "Training", "done": 100, "count": 1000, "left": 90.0, "pixel": 0.02, "feature": 0.4}'
+(output / "training_progress.jsonl").write_text(line)
 time.sleep(60)
 """
 
@@ -149,14 +154,21 @@ def test_how_far_it_is_stands_in_its_output(photographs):
     training = Training.create("bracket", photographs)
     assert training.glance().what == "Starting" and training.state == "unfinished"
     training.log.write_text(LOG, encoding="utf-8")
+    training.output.mkdir()
+    journal = Journal(training.progress)
+    for done in (9, 10, 1000):
+        journal("Training", done, 1000, pixel=0.02, variance=1e-5)
+    text = training.progress.read_text(encoding="utf-8")
+    assert [json.loads(line)["done"] for line in text.splitlines()] == [9, 1000]  # one a second at most, and the last
+    training.progress.write_text(text.splitlines()[0] + LINE + '\n{"what": "Trai', encoding="utf-8")
     glance = training.glance()
-    assert (glance.what, glance.done, glance.count, glance.left) == ("Training", 20, 1000, "18:09")
+    assert (glance.what, glance.done, glance.count, glance.left) == ("Training", 20, 1000, 1089.0)
     assert [loss["step"] for loss in glance.losses] == [9, 20] and glance.losses[1]["variance"] == 1e-5
     assert "Measuring the features" in describe(training, glance) and "*Go on*" in describe(training, glance)
+    assert "20 of 1000, 18 min left of this; loss: pixel 0.019" in describe(training, replace(glance, state="running"))
     with training.log.open("a", encoding="utf-8") as log:
         log.write("\nddad: error: 2 good images are too few.\n")
     assert "too few" in describe(training, training.glance())
-    training.output.mkdir()
     (training.output / "model_index.json").write_text("{}")
     assert training.state == "finished" and "*Open*" in describe(training, training.glance())
 

@@ -105,6 +105,7 @@ def test_a_folder_is_played_and_the_space_bar_says_wrong(open_page, defective, g
     expect(page.get_by_role("button", name="Correct 1 verdict that I marked as wrong")).to_be_visible()
 
 
+@pytest.mark.slow
 def test_the_camera_is_watched(open_page):
     """Chromium's own test camera: its pictures get verdicts as long as it runs."""
     page = open_page()

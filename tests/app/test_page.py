@@ -82,6 +82,7 @@ def test_a_good_example_stays_dark_and_as_it_was(open_page):
     assert coloured < 0.02
 
 
+@pytest.mark.slow
 def test_what_if(open_page, defective, solar_pipe):
     page = open_page()
     give(page, defective)
@@ -149,6 +150,7 @@ def test_stop_ends_the_work(open_page, defective):
     slider_images(page)
 
 
+@pytest.mark.slow
 def test_files_that_are_no_images_are_refused_kindly(open_page, defective, tmp_path):
     broken, text, small = (tmp_path / name for name in ("broken.png", "text.png", "small.png"))
     broken.write_bytes(defective.read_bytes()[:3000])
@@ -180,6 +182,7 @@ def test_a_link_opens_a_category_and_the_list_has_the_hub(open_page, defective, 
     assert score(page) != tiny
 
 
+@pytest.mark.slow
 def test_a_repository_is_described_before_it_is_opened(open_page, defective, hub):
     page = open_page()
     page.get_by_role("button", name=re.compile("Another category")).click()
@@ -367,7 +370,9 @@ def test_ones_own_image_is_judged_by_another_category(open_page, defective):
     expect(page.locator("#image img")).to_have_count(1)
 
 
-@pytest.mark.parametrize("way", ["elsewhere", "Escape", "same", "Tab"])
+@pytest.mark.parametrize(
+    "way", ["elsewhere", *(pytest.param(way, marks=pytest.mark.slow) for way in ("Escape", "same", "Tab"))]
+)
 def test_leaving_the_list_of_categories_changes_nothing(open_page, way):
     page = open_page()
     before = page.locator("#verdict").inner_text()

@@ -6,7 +6,7 @@ import PIL.Image
 import pytest
 
 from ddad.app.examples import Examples, read_results, write_results
-from ddad.app.work import introduce
+from ddad.app.single_events import introduce
 from tests.conftest import CHECKPOINT, ROOT, create_tiny_pipeline
 
 

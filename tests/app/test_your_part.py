@@ -263,7 +263,7 @@ def ignore(*_):
 def test_too_many_images_are_refused(tiny_pipe, parts, monkeypatch):
     monkeypatch.setattr(photographs, "MOST_IMAGES", 11)
     with pytest.raises(gr.Error, match="at most 11 images"):
-        photographs.read_good_images(tiny_pipe.image_processor, [64], Photographs([str(parts)]), ignore)
+        photographs.read_good_images(tiny_pipe.image_processor, 64, Photographs([str(parts)]), ignore)
 
 
 def test_learning_can_be_stopped(tiny_pipe, parts, tmp_path):
@@ -288,7 +288,7 @@ def test_photographs_are_left_out_by_name_also_of_a_zip(parts, tmp_path):
     given, added = Photographs([str(parts)]), tmp_path / "corrected_1.png"
     added.write_bytes((parts.parent / "03.png").read_bytes())
     changed = given.with_changes([str(added)], ["05.png"])
-    read = photographs.read_good_images(DDADImageProcessor(), [64], changed, ignore)
+    read = photographs.read_good_images(DDADImageProcessor(), 64, changed, ignore)
     assert len(read.names) == 12 and "05.png" not in read.names and read.names[-1] == "corrected_1.png"
     assert given.names_of([str(parts.parent / "05.png")]) == ["05.png"]
     (tmp_path / "gone.png").write_bytes(b"")

@@ -24,6 +24,7 @@ def test_no_hub_is_one_sentence(run, command, variables, message, tmp_path):
     assert any(part in said for part in message.split("|"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["list", "publish"])
 def test_no_network_is_said_at_once(run, command, checkpoint):
     arguments = {"list": ["list"], "publish": ["publish", checkpoint, "factory/tiny"]}[command]
@@ -59,7 +60,11 @@ def test_what_is_in_the_cache_is_loaded_while_the_hub_hangs(hub, run, checkpoint
 
 @pytest.mark.parametrize(
     ("status", "message"),
-    [(401, "does not accept your token"), (403, "Your token may not do this"), (404, "no such repository or file")],
+    [
+        (401, "does not accept your token"),
+        pytest.param(403, "Your token may not do this", marks=pytest.mark.slow),
+        pytest.param(404, "no such repository or file", marks=pytest.mark.slow),
+    ],
 )
 def test_refusals_say_what_to_do(hub, run, status, message):
     hub.faults += [("/api/models", status)] * 20

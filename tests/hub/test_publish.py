@@ -92,11 +92,11 @@ def test_publishing_again_sends_only_what_changed(hub, run, checkpoint):
     run("publish", checkpoint, "factory/tiny")
     assert published(hub) == first and not any(path.startswith("PUT") for path in hub.requests)
     pipe = DDADPipeline.from_pretrained(checkpoint)
-    pipe.normality.calibration_maps.mul_(2)
+    pipe.calibration.calibration_maps.mul_(2)
     pipe.save_pretrained(checkpoint)
     run("publish", checkpoint, "factory/tiny")
     changed = {name for name, data in published(hub).items() if first.get(name) != data}
-    assert changed == {"normality/diffusion_pytorch_model.safetensors", "checksums.json"}
+    assert changed == {"calibration/diffusion_pytorch_model.safetensors", "checksums.json"}
     assert len(hub.uploaded) == sent + 1
 
 
@@ -168,8 +168,8 @@ def test_flipped_missing_and_foreign_weights_are_found(checkpoint, tmp_path):
     with pytest.raises(OSError, match=r"unet.*was changed since it was saved \(its sha256 differs\)"):
         DDADPipeline.from_pretrained(flipped)
     missing = damaged("missing")
-    (missing / "normality" / "diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(OSError, match=r"normality/diffusion_pytorch_model.safetensors is missing"):
+    (missing / "residual" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(OSError, match=r"residual/diffusion_pytorch_model.safetensors is missing"):
         DDADPipeline.from_pretrained(missing)
     foreign = damaged("foreign")
     shutil.copy(weights, foreign / "unet" / "other.safetensors")

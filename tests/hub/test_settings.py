@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ddad import DDADPipeline
+from ddad import DDADGaussianModel, DDADPipeline
 from ddad.cli import main
 from tests.conftest import create_tiny_pipeline, sign
 
@@ -42,7 +42,7 @@ def test_changed_settings_are_named_and_accepted_by_refresh_alone(copy, name, se
 
 
 def test_refresh_accepts_no_changed_weights(copy, capsys):
-    path = next((copy / "normality").glob("*.safetensors"))
+    path = next((copy / "residual").glob("*.safetensors"))
     tensors = load_file(path)
     tensors["mean"] += 1
     save_file(tensors, path)
@@ -80,11 +80,11 @@ def test_a_checkpoint_of_0_2_whose_check_sums_are_of_weights_alone_loads(copy):
         ("unet/config.json", {"upsample_type": "none"}, r"must be 'conv' or 'resnet', found 'none'"),
         ("scheduler/scheduler_config.json", {"clip_sample": "yes"}, "must be a valid boolean, found 'yes'"),
         ("scheduler/scheduler_config.json", {"num_train_timesteps": 100}, "cannot be larger than"),
-        ("normality/config.json", {"statistics": {}}, "`statistics` must be of kl_mean"),
-        ("normality/config.json", {"timesteps": [20]}, "`statistics` need 1 values of kl_mean, found 2"),
-        ("normality/config.json", {"timesteps": [20, 1201]}, "not among the 250 steps"),
+        ("calibration/config.json", {"statistics": {}}, "`statistics` must be of .*kl_mean"),
+        ("calibration/config.json", {"timesteps": [20]}, "`statistics` need 1 values of kl_mean, found 2"),
+        ("calibration/config.json", {"timesteps": [20, 1201]}, "not among the 250 steps"),
         (
-            "normality/config.json",
+            "calibration/config.json",
             {"threshold_quantile": 95},
             "`threshold_quantile` of .* must be less than or equal to 1",
         ),
@@ -102,12 +102,11 @@ def test_a_setting_that_makes_no_sense_is_named(copy, name, settings, message):
 
 
 def test_components_that_do_not_belong_together_are_refused(tiny_pipe):
-    from ddad import DDADNormalityModel
-
-    config = tiny_pipe.normality.config
-    other = DDADNormalityModel(feature_channels=30, num_channels=12, timesteps=config.timesteps)
+    other = DDADGaussianModel(feature_channels=30, num_channels=12)
     with pytest.raises(ValueError, match="do not belong together: their feature channels are"):
-        DDADPipeline.from_pipe(tiny_pipe, normality=other)
+        DDADPipeline.from_pipe(tiny_pipe, residual=other)
+    with pytest.raises(ValueError, match="The appearance's components do not belong together: channels"):
+        DDADPipeline.from_pipe(tiny_pipe, appearance=other)
 
 
 VALUES = (

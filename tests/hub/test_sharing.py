@@ -31,6 +31,7 @@ def archive(checkpoint, tmp_path):
     return shutil.make_archive(str(tmp_path / "bracket"), "zip", checkpoint.parent, checkpoint.name)
 
 
+@pytest.mark.slow
 def test_what_was_learnt_becomes_a_private_repository_that_loads(archive, hub, run):
     assert hub.url in run(archive, "factory/bracket", "", "no", TOKEN, code=PUBLISH, HF_TOKEN=None)
     repository = hub.repositories["factory/bracket"]

@@ -100,15 +100,15 @@ def test_files_made_to_exhaust_or_confuse_are_refused(checkpoint, name, content,
 
 
 def test_networks_of_absurd_size_are_refused_without_being_built(checkpoint):
-    path = checkpoint / "normality" / "config.json"
+    path = checkpoint / "calibration" / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"num_calibration_images": 10**9}))  # 16 TB
     sign(checkpoint)
-    with pytest.raises(ValueError, match="`num_calibration_images` of .*normality must be less than or equal to"):
+    with pytest.raises(ValueError, match="`num_calibration_images` of .*calibration must be less than or equal to"):
         DDADPipeline.from_pretrained(checkpoint)
     path.write_text(json.dumps(config | {"num_calibration_images": 10**6}))  # 32 GB
     sign(checkpoint)
-    with pytest.raises(OSError, match="normality"):
+    with pytest.raises(OSError, match="calibration"):
         DDADPipeline.from_pretrained(checkpoint)
     path.write_text(json.dumps(config))
     path = checkpoint / "unet" / "config.json"

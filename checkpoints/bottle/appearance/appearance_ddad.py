@@ -1,1 +1,0 @@
-../../../ddad/appearance_ddad.py

@@ -1,0 +1,1 @@
+../../../ddad/rendering_ddad.py

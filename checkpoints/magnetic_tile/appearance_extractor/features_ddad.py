@@ -1,0 +1,1 @@
+../../../ddad/features_ddad.py

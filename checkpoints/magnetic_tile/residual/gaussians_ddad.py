@@ -1,0 +1,1 @@
+../../../ddad/gaussians_ddad.py

@@ -1,1 +1,0 @@
-../../../ddad/normality_ddad.py

@@ -1,0 +1,1 @@
+../../../ddad/calibration_ddad.py

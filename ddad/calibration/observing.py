@@ -1,0 +1,195 @@
+"""What the networks see of good images, their copies, and images with defects: features before any statistics."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from ddad.calibration.factors import Views
+from ddad.calibration.gaussians import principal_components
+from ddad.calibration.progress import Report, track
+from ddad.checkpoint.installed import DDADPipeline
+from ddad.datasets.folder import ImagesInMemory
+from ddad.datasets.nuisance import Nuisance, change_one, vary
+
+# Images that the principal components are found on.
+COMPONENT_IMAGES = 64
+# Copies are made until there are about so many views, at least one of an image: each takes a quarter of a second.
+VIEWS, MOST_COPIES = 900, 6
+# The U-Net, which takes longer, is asked about so many copies of each.
+RESIDUAL_COPIES = 1
+# More good images than these are not looked at by the statistics: they would fill the memory and add little.
+MOST_IMAGES_SEEN = 2000
+
+# What hands out images by number, `[3, L, L]` in [-1, 1]: a list, an ImageFolder, a part of one.
+Images = Sequence[torch.Tensor] | Dataset[torch.Tensor]
+
+
+@dataclass(frozen=True)
+class CalibrationConfig:
+    """How a pipeline is calibrated.
+
+    Attributes:
+        rotation_degrees: the largest rotation of the copies that the Gaussians see too.
+        seed: of everything random.
+        choose_settings: whether alpha, blur and cells are chosen on synthetic defects; else they stay as they are.
+        nuisance: how much of what is no defect copies of good images show.
+        ask_network: whether the U-Net's scores are candidates; not where it never saw the part.
+        defects_per_type: synthetic defects of each kind that settings are chosen on.
+        measure_growth: whether it is measured what fewer images would find.
+    """
+
+    rotation_degrees: float = 5.0
+    seed: int = 0
+    choose_settings: bool = True
+    nuisance: Nuisance = "mild"
+    ask_network: bool = True
+    defects_per_type: int = 16
+    measure_growth: bool = False
+
+    @classmethod
+    def of(cls, record: dict[str, Any] | None) -> "CalibrationConfig":
+        """As a checkpoint with this training record was calibrated."""
+        settings = record["config"] if record else {}
+        return cls(settings.get("rotation_degrees", cls.rotation_degrees))
+
+
+def spread(count: int, most: int) -> list[int]:
+    """The numbers below `count`, or `most` of them evenly."""
+    return list(range(count)) if count <= most else torch.linspace(0, count - 1, most).long().tolist()
+
+
+def count_copies(images: int) -> int:
+    """Copies of each image: the fewer images, the more."""
+    return max(1, min(MOST_COPIES, round(VIEWS / images) - 1))
+
+
+def shrink_to_unet(pipe: DDADPipeline, images: torch.Tensor) -> torch.Tensor:
+    """What the U-Net sees of images at the size of appearance, `[N, 3, L, L]` -> `[N, 3, S, S]`."""
+    size = (pipe.unet.config.sample_size,) * 2
+    return pipe.image_processor.resize(images, size).clamp(-1, 1)
+
+
+@torch.no_grad()
+def residuals_of(pipe: DDADPipeline, images: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    """The residuals' mean over the noise levels, of `[N, 3, S, S]`; `[N, C, h, w]`.
+
+    Gaussians are fitted to that mean: the residuals of the levels hardly differ.
+    """
+    features = pipe.extract_features(images)
+    predicted = pipe.predict_at(images, pipe.timesteps, pipe.get_noise(pipe.timesteps, generator))[-1]
+    return features - predicted.unflatten(0, (len(images), -1)).mean(dim=1)
+
+
+@torch.no_grad()
+def fit_components(pipe: DDADPipeline, images: Images) -> None:
+    """Finds the directions of features and of residuals that are modelled, on some of the good images."""
+    looks, residuals = [], []
+    for index in spread(len(images), COMPONENT_IMAGES):
+        image = images[index][None].to(pipe.device)
+        looks.append(pipe.appearance.to_grid(pipe.extract_appearance(image)))
+        residuals.append(pipe.residual.to_grid(residuals_of(pipe, shrink_to_unet(pipe, image), None)))
+    for model, values in ((pipe.appearance, looks), (pipe.residual, residuals)):
+        model.basis.copy_(principal_components(torch.cat(values), model.config.num_channels).half())
+
+
+@torch.no_grad()
+def view_images(
+    pipe: DDADPipeline, images: Images, folds: torch.Tensor, config: CalibrationConfig, report: Report | None
+) -> tuple[Views, Views]:
+    """The features of good images and their copies, and the residuals of fewer copies.
+
+    Every image has noise of its own: statistics hold under any.
+
+    Args:
+        pipe: the pipeline, whose components have their directions.
+        images: good.
+        folds: the fold of each.
+        config: how.
+        report: called with the progress.
+    """
+    copies = count_copies(len(images))
+    looks, residuals = [], []
+    for number, index in enumerate(track(range(len(images)), "Looking at good images", report)):
+        generator = torch.Generator().manual_seed(1_000_003 * config.seed + number)
+        image = images[index][None]
+        varied = (vary(image, config.rotation_degrees, config.nuisance, generator) for _ in range(copies))
+        views = torch.cat([image, *varied]).to(pipe.device)
+        looks.append(pipe.appearance.reduce(pipe.extract_appearance(views)).cpu())
+        small = shrink_to_unet(pipe, views[: 1 + RESIDUAL_COPIES])
+        residuals.append(pipe.residual.reduce(residuals_of(pipe, small, generator)).cpu())
+    first, second = (
+        Views(
+            torch.cat(values),
+            folds.repeat_interleave(each),
+            torch.arange(len(images) * each) % each == 0,
+        )
+        for values, each in ((looks, 1 + copies), (residuals, 1 + RESIDUAL_COPIES))
+    )
+    return first, second
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Images as the networks see them.
+
+    Attributes:
+        appearance: principal components of their features, `[N, 1, P, c]`.
+        residual: of their residuals at each noise level, `[N, K, P, c]`; None where the U-Net was not asked.
+        kl: the pixel score, not smoothed, `[N, K, S, S]`; None likewise.
+    """
+
+    appearance: torch.Tensor
+    residual: torch.Tensor | None
+    kl: torch.Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.appearance)
+
+    def select(self, index: Sequence[int]) -> "Observed":
+        """Some of them."""
+        parts = (self.appearance, self.residual, self.kl)
+        return Observed(*(None if part is None else part[list(index)] for part in parts))
+
+    def __add__(self, other: "Observed") -> "Observed":
+        """Both; the U-Net's part is left out if one lacks it."""
+        pairs = ((self.appearance, other.appearance), (self.residual, other.residual), (self.kl, other.kl))
+        return Observed(*(None if own is None or one is None else torch.cat([own, one]) for own, one in pairs))
+
+
+@torch.no_grad()
+def observe(pipe: DDADPipeline, images: Images, ask_network: bool, what: str, report: Report | None) -> Observed:
+    """Evaluates the networks on images, `[3, L, L]` in [-1, 1], each under the noise that all images are scored under.
+
+    Args:
+        pipe: the pipeline, whose components have their directions.
+        images: the images.
+        ask_network: whether the U-Net is asked too.
+        what: is being done, for the progress.
+        report: called with it.
+    """
+    timesteps, noise = pipe.timesteps, pipe.get_noise(pipe.timesteps)
+    looks, residuals, kl = [], [], []
+    for index in track(range(len(images)), what, report):
+        image = images[index][None].to(pipe.device)
+        looks.append(pipe.appearance.reduce(pipe.extract_appearance(image)).cpu())
+        if ask_network:
+            small = shrink_to_unet(pipe, image)
+            originals, noisy, levels, output, predicted = pipe.predict_at(small, timesteps, noise)
+            maps = pipe.scheduler.pixel_maps(originals, noisy, output, levels, ["kl"])["kl"]
+            kl.append(maps.float().cpu().transpose(0, 1))
+            residuals.append(pipe.residual.reduce(pipe.extract_features(small) - predicted).cpu()[None])
+    seen = torch.cat(looks)[:, None]
+    return Observed(seen, torch.cat(residuals), torch.cat(kl)) if ask_network else Observed(seen, None, None)
+
+
+def vary_half(images: Images, nuisance: Nuisance, seed: int) -> ImagesInMemory:
+    """Held-out images as they judge: every other one moved and changed, as tomorrow's photographs may be."""
+    judged = ImagesInMemory()
+    for index in range(len(images)):
+        generator = torch.Generator().manual_seed(7_000_003 * (seed + 1) + index)
+        image = images[index]
+        judged.append(image if index % 2 == 0 else change_one(image[None], index // 2, nuisance, generator)[0])
+    return judged

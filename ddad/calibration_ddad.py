@@ -1,0 +1,231 @@
+"""What was measured on good images to judge scores by: the units of each score, the image score, the threshold.
+
+Source: "Removing Anomalies as Noises for Industrial Defect Localization" (Lu et al., ICCV 2023) for the anomaly map.
+
+Score maps of held-out good images give each score its mean and standard deviation, the threshold, and the level down
+to which a defect reaches. The authors' program normalises by each image's own statistics instead, after which two
+images cannot be compared.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import ModelMixin
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from torch import nn
+
+
+@dataclass(frozen=True)
+class DDADJudgement:
+    """What a verdict is made of.
+
+    Attributes:
+        alpha: weight of the pixel score in [0, 1].
+        timesteps: the noise levels that score, ascending.
+        pixel_score: `"kl"`, or None where it weighs nothing and nobody asked for it: then it is not evaluated.
+        feature_score: `"appearance"`, `"residual"` or `"sum"`.
+    """
+
+    alpha: float
+    timesteps: tuple[int, ...]
+    pixel_score: str | None
+    feature_score: str
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """The names of the scores that are evaluated, the feature score last."""
+        return (self.feature_score,) if self.pixel_score is None else (self.pixel_score, self.feature_score)
+
+
+class DDADCalibration(ModelMixin, ConfigMixin):
+    """Noise levels, units of the scores, and the score maps of held-out good images, from which thresholds follow.
+
+    Args:
+        timesteps: the noise levels that score images, as timesteps of the training process; about {20, 200, 400} of
+            1000 in the paper.
+        num_calibration_images: held-out good images whose calibrated maps are kept, one for each score and level;
+            that of appearance is the same at all levels, and kept once.
+        calibration_size: height and width of those maps, and of the cells that image scores are made of: at 256x256 a
+            cell of 8x8 pixels has the 64 pixels of the authors' image score.
+        statistics: mean and standard deviation of each score on held-out good images, one for each of its maps, as
+            `{"kl_mean": [...], "kl_std": [...], "residual_mean": ...}`. Without them nothing can be judged.
+        threshold_quantile: the part of held-out good images that the measured threshold lets pass.
+        num_top_cells: an image's score is the mean of so many of its highest cells.
+        prediction_factor: where few images are held out, how many standard deviations above their mean the threshold
+            lies at least, with any settings; see `predictive_limit`.
+
+    Raises:
+        ValueError: if statistics do not fit `timesteps`, or there are fewer cells than make a score.
+    """
+
+    source_code = Path(__file__).read_text(encoding="utf-8")
+
+    pixel_scores = ("kl",)
+    feature_scores = ("residual", "appearance", "sum")  # `sum` is the mean of two, calibrated
+    scores = ("kl", "residual", "appearance")  # that are measured, in the order of the stored maps
+
+    @register_to_config
+    def __init__(
+        self,
+        timesteps: tuple[int, ...] = (20, 201, 401),  # noqa: ARG002 - kept in the config
+        num_calibration_images: int = 0,
+        calibration_size: int = 32,
+        statistics: dict[str, list[float]] | None = None,
+        threshold_quantile: float = 0.95,  # noqa: ARG002 - kept in the config
+        num_top_cells: int = 1,
+        prediction_factor: float | None = None,  # noqa: ARG002 - kept in the config
+    ):
+        super().__init__()
+        if statistics is not None:
+            self._check_statistics(statistics)
+        if num_top_cells > calibration_size**2:
+            raise ValueError(f"`num_top_cells` must be at most {calibration_size**2}, found {num_top_cells}.")
+        shape = (num_calibration_images, sum(map(self.num_maps, self.scores)), calibration_size, calibration_size)
+        self.calibration_maps = nn.Parameter(torch.zeros(shape), requires_grad=False)
+
+    # -------------------------------------------------------------------------------------------------------- scores
+
+    def num_maps(self, score: str) -> int:
+        """How many maps of a measured score an image has: one for each noise level, but for appearance."""
+        return 1 if score == "appearance" else len(self.config.timesteps)
+
+    @staticmethod
+    def parts(score: str) -> tuple[str, ...]:
+        """The measured scores whose mean a score is."""
+        return ("appearance", "residual") if score == "sum" else (score,)
+
+    def _check_statistics(self, statistics: dict[str, list[float]]) -> None:
+        wanted = {f"{score}_{name}": self.num_maps(score) for score in self.scores for name in ("mean", "std")}
+        if statistics.keys() != wanted.keys():
+            raise ValueError(f"`statistics` must be of {', '.join(sorted(wanted))}, found {', '.join(statistics)}.")
+        for name, values in statistics.items():
+            if len(values) != wanted[name]:
+                raise ValueError(f"`statistics` need {wanted[name]} values of {name}, found {len(values)}.")
+            if name.endswith("_std") and min(values) <= 0:
+                raise ValueError(f"`statistics` must have positive deviations, found {min(values)} of {name}.")
+
+    def judgement(
+        self, alpha: float, timesteps: Sequence[int], pixel_score: str | None, feature_score: str
+    ) -> DDADJudgement:
+        """A judgement that this calibration knows the scores of.
+
+        Args:
+            alpha: weight of the pixel score.
+            timesteps: noise levels.
+            pixel_score: its name; None evaluates it where it weighs something, or costs nothing more.
+            feature_score: its name.
+
+        Raises:
+            ValueError: it names the argument, the rule and the value found.
+        """
+        if self.config.statistics is None:
+            raise ValueError(
+                "This pipeline is not calibrated: train it with `ddad train`, which measures `statistics`."
+            )
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"`alpha` must lie in [0, 1], found {alpha}.")
+        if len(timesteps) == 0 or len(set(timesteps)) != len(timesteps):
+            raise ValueError(f"`timesteps` must be one or more different noise levels, found {list(timesteps)}.")
+        levels = list(self.config.timesteps)
+        unknown = [timestep for timestep in timesteps if timestep not in levels]
+        if unknown:
+            raise ValueError(f"`timesteps` {unknown} are not calibrated in this pipeline; choose from {levels}.")
+        for name, value, allowed in (
+            ("pixel_score", pixel_score or "kl", self.pixel_scores),
+            ("feature_score", feature_score, self.feature_scores),
+        ):
+            if value not in allowed:
+                raise ValueError(f"`{name}` must be one of {allowed}, found {value!r}.")
+        if pixel_score is None and (alpha > 0 or feature_score != "appearance"):
+            pixel_score = "kl"
+        return DDADJudgement(alpha, tuple(sorted(timesteps)), pixel_score, feature_score)
+
+    def index(self, timesteps: Sequence[int]) -> list[int]:
+        """Positions of noise levels among those that are calibrated."""
+        return [list(self.config.timesteps).index(timestep) for timestep in timesteps]
+
+    def standardise(self, score: str, maps: torch.Tensor, timesteps: Sequence[int]) -> torch.Tensor:
+        """Maps `[N, K, S, S]` in units of good images: minus their mean, over their standard deviation.
+
+        Those of appearance are `[N, 1, S, S]`.
+        """
+        index = self.index(timesteps) if self.num_maps(score) > 1 else [0]
+        mean, std = (
+            torch.tensor(self.config.statistics[f"{score}_{statistic}"], device=maps.device)[index].view(1, -1, 1, 1)
+            for statistic in ("mean", "std")
+        )
+        return (maps - mean) / std
+
+    # -------------------------------------------------------------------------------------- anomaly map, image score
+
+    @staticmethod
+    def fuse(pixel_maps: torch.Tensor, feature_maps: torch.Tensor, alpha: float) -> torch.Tensor:
+        """A = 1/K sum over noise levels of alpha pixel + (1 - alpha) feature (the paper's map), `[N, S, S]`."""
+        return (alpha * pixel_maps + (1 - alpha) * feature_maps).mean(dim=1)
+
+    def pool(self, maps: torch.Tensor) -> torch.Tensor:
+        """Means over the cells that image scores are made of, `[..., S, S]` -> `[..., 32, 32]`."""
+        return F.adaptive_avg_pool2d(maps, (self.config.calibration_size,) * 2)
+
+    def image_score(self, anomaly_maps: torch.Tensor) -> torch.Tensor:
+        """The mean of the highest cells of each map, `[N, S, S]` -> `[N]`."""
+        return self.top_cells(self.pool(anomaly_maps).flatten(1))
+
+    def top_cells(self, cells: torch.Tensor, count: int | None = None) -> torch.Tensor:
+        """The mean of the highest, `[N, cells]` -> `[N]`; None takes as many as make an image score."""
+        return cells.topk(count or self.config.num_top_cells, dim=1).values.mean(dim=1)
+
+    # ----------------------------------------------------------------------------------------------------- threshold
+
+    def held_out_maps(self, judgement: DDADJudgement) -> torch.Tensor | None:
+        """The anomaly maps of the held-out good images in cells, `[M, cells]`; None if none are stored."""
+        if not self.config.num_calibration_images:
+            return None
+        counts = [self.num_maps(score) for score in self.scores]
+        by_score = dict(zip(self.scores, self.calibration_maps.float().split(counts, dim=1), strict=True))
+        index = self.index(judgement.timesteps)
+        pixel, feature = (
+            torch.stack(
+                [by_score[part].expand(-1, len(self.config.timesteps), -1, -1) for part in self.parts(score)]
+            ).mean(dim=0)[:, index]
+            for score in (judgement.scores[0], judgement.feature_score)
+        )  # [M, K, 32, 32]; of weight zero, the first may be any
+        return self.fuse(pixel, feature, judgement.alpha).flatten(1)
+
+    def held_out_scores(self, judgement: DDADJudgement) -> torch.Tensor | None:
+        """The image scores of the held-out good images, each by the statistics of others, `[M]`; None without any."""
+        maps = self.held_out_maps(judgement)
+        return None if maps is None else self.top_cells(maps)
+
+    @staticmethod
+    def predictive_limit(scores: np.ndarray, quantile: float, factor: float) -> np.ndarray:
+        """Where a threshold lies by the scores of few good images, `[..., M]` -> `[...]`.
+
+        Their quantile lets too many of the next ones fail. So it lies no lower than mean + factor * deviation, with a
+        factor of sqrt(1 + 1/M) t_{M-1}(quantile) Student's predictive quantile ("Statistical Intervals",
+        Meeker, Hahn and Escobar, 2017, section 4.7).
+        """
+        predicted = scores.mean(axis=-1) + np.float64(factor) * scores.std(axis=-1, ddof=1)
+        return np.maximum(np.quantile(scores, quantile, axis=-1), predicted)
+
+    def threshold(self, judgement: DDADJudgement) -> float | None:
+        """The quantile `threshold_quantile` of the held-out images' scores, of few `predictive_limit`; or None."""
+        scores = self.held_out_scores(judgement)
+        if scores is None:
+            return None
+        quantile, factor = self.config.threshold_quantile, self.config.prediction_factor
+        if factor is None:
+            return float(torch.quantile(scores, quantile))
+        return float(self.predictive_limit(scores.numpy(), quantile, factor))
+
+    def mask_level(self, judgement: DDADJudgement) -> float | None:
+        """The 99 % quantile of the held-out images' cells: how low a region reaches from where it is certain."""
+        maps = self.held_out_maps(judgement)
+        if maps is None:
+            return None
+        cells = maps.flatten().sort().values  # torch.quantile refuses more than 16 M values
+        return float(cells[int(0.99 * (len(cells) - 1))])
