@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ddad.report.markdown import table
+
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- benchmarks begin: `make benchmark-table` -->", "<!-- benchmarks end -->"
@@ -41,12 +43,12 @@ def format_table(results: dict[str, Any]) -> str:
     # Ours first, whenever they were measured.
     methods = sorted(results["methods"].values(), key=lambda one: not one["name"].startswith("ddad"))
     columns = [key for key in COLUMNS if any(key in one for one in methods)]
-    lines = [f"| | {' | '.join(COLUMNS[key] for key in columns)} | |", "|---" * (len(columns) + 2) + "|"]
-    usual = max(one["test_images"] for one in methods)
+    usual, rows = max(one["test_images"] for one in methods), []
     for one in methods:
         note = one["note"] if one["test_images"] == usual else f"{one['note']}; {one['test_images']} test images"
-        lines.append(f"| {one['name']} | {' | '.join(format_value(key, one.get(key)) for key in columns)} | {note} |")
-    lines += [f"| {name} |{' |' * len(columns)} not run: {why} |" for name, why in NOT_RUN.items()]
+        rows.append([one["name"], *(format_value(key, one.get(key)) for key in columns), note])
+    rows += [[name, *[""] * len(columns), f"not run: {why}"] for name, why in NOT_RUN.items()]
+    shown = table(["", *(COLUMNS[key] for key in columns), ""], rows)
     machine = results["machine"]
     gpu = machine["gpu"] or "no GPU"
     caption = (
@@ -55,7 +57,7 @@ def format_table(results: dict[str, Any]) -> str:
         " Memory is the process's peak; the fit of our rows is the checkpoint's training, which is not in it."
         f" {results.get('note', '')}"
     )
-    return "\n".join([*lines, "", caption])
+    return f"{shown}\n\n{caption}"
 
 
 def render() -> str:

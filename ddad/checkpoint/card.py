@@ -11,6 +11,7 @@ from ddad.checkpoint.curve import draw_losses
 from ddad.checkpoint.loading import read_json
 from ddad.checkpoint.names import CURVE_NAME, EVALUATION_NAME, FIGURE_NAME, RECORD_NAME, TAGS
 from ddad.evaluation.nuisance import describe_nuisances
+from ddad.report.markdown import table
 
 TEMPLATE = Path(__file__).with_name("card.md")
 CURVE = f"![The terms of the loss over the steps of the training]({CURVE_NAME})"
@@ -28,13 +29,8 @@ METRICS = {
 def results_table(evaluation: dict[str, Any]) -> str:
     """What was measured of every score, as a Markdown table."""
     columns = [name for name in METRICS if name in evaluation["scores"]["combined"]]
-    lines = [
-        f"| score, in % | {' | '.join(METRICS[name][0] for name in columns)} |",
-        "|---" * (len(columns) + 1) + "|",
-    ]
-    for form, values in evaluation["scores"].items():
-        lines.append(f"| {form} | {' | '.join(f'{values[name]:.1f}' for name in columns)} |")
-    return "\n".join(lines)
+    rows = [[form, *(f"{values[name]:.1f}" for name in columns)] for form, values in evaluation["scores"].items()]
+    return table(["score, in %", *(METRICS[name][0] for name in columns)], rows)
 
 
 def denoising_sentence(report: dict[str, Any]) -> str:

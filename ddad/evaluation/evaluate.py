@@ -13,6 +13,7 @@ from ddad.evaluation.baselines import Baselines
 from ddad.evaluation.nuisance import describe_nuisances
 from ddad.evaluation.scoring import ScoredImages, score_images
 from ddad.pipeline import DDADPipeline
+from ddad.report.markdown import table
 
 COLUMNS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pro", "pro_5", "aupimo")
 
@@ -139,16 +140,21 @@ def format_tables(report: dict[str, Any]) -> str:
     """The measurements as two tables in Markdown, by score and by kind of defect, and a sentence on the threshold."""
     columns = [name for name in COLUMNS if name in report["scores"]["combined"]]
     heads = [name.replace("_", " ").replace("auroc", "AUROC").replace("pro", "PRO") for name in columns]
-    lines = [f"| score | {' | '.join(heads)} |", "|---" * (len(columns) + 1) + "|"]
-    for form, values in report["scores"].items():
-        lines.append(f"| {form} | {' | '.join(f'{values[name]:.1f}' for name in columns)} |")
-    lines += ["", f"| defect (combined score) | images | found | {' | '.join(heads)} |"]
-    lines.append("|---" * (len(columns) + 3) + "|")
-    for kind, values in report["defects"].items():
-        cells = [f"{values[name]:.1f}" if name in values else "" for name in columns]
-        lines.append(f"| {kind} | {values['images']} | {values['detected']} | {' | '.join(cells)} |")
+    by_score = [[form, *(f"{values[name]:.1f}" for name in columns)] for form, values in report["scores"].items()]
+    by_kind = [
+        [
+            kind,
+            str(values["images"]),
+            str(values["detected"]),
+            *(f"{values[name]:.1f}" if name in values else "" for name in columns),
+        ]
+        for kind, values in report["defects"].items()
+    ]
     at = report["at_threshold"]
-    lines += [
+    lines = [
+        table(["score", *heads], by_score),
+        "",
+        table(["defect (combined score)", "images", "found", *heads], by_kind),
         "",
         f"At the stored threshold {report['threshold']:.2f} {at['detected']} of {report['defective_images']} defective"
         f" images are found and {at['false_alarms']} of {report['good_images']} good ones called defective: F1"

@@ -7,6 +7,7 @@ from tqdm.auto import tqdm
 
 from ddad.datasets.nuisance import NUISANCES
 from ddad.pipeline import DDADPipeline
+from ddad.report.markdown import table
 
 # Each is inspected eleven times.
 MOST_IMAGES = 40
@@ -33,14 +34,9 @@ def evaluate_nuisances(pipe: DDADPipeline, good: Sequence[Path]) -> dict[str, fl
 def describe_nuisances(rates: dict[str, float | int]) -> str:
     """The rates as a table in Markdown."""
     names = [name for name in rates if name != "images"]
-    return "\n".join(
-        [
-            f"Of {rates['images']} good images so many are called defective, in percent, once all of them have changed"
-            " in one way (3 grey levels of noise, a tenth of light or contrast, JPEG of quality 50, shifted by 2 %,"
-            " zoomed by 3 %, blurred by a pixel):",
-            "",
-            f"| {' | '.join('as they are' if name == 'none' else name for name in names)} |",
-            "|---" * len(names) + "|",
-            f"| {' | '.join(f'{rates[name]:.0f}' for name in names)} |",
-        ]
+    heads = ["as they are" if name == "none" else name for name in names]
+    return (
+        f"Of {rates['images']} good images so many are called defective, in percent, once all of them have changed in"
+        " one way (3 grey levels of noise, a tenth of light or contrast, JPEG of quality 50, shifted by 2 %, zoomed by"
+        f" 3 %, blurred by a pixel):\n\n{table(heads, [[f'{rates[name]:.0f}' for name in names]])}"
     )
