@@ -18,7 +18,7 @@ from ddad.calibration.synthetic import DEFECT_TYPES, paste_defect
 from ddad.checkpoint.installed import DDADPipeline
 from ddad.evaluation.metrics import auroc, pixel_curves
 
-# What has ever been chosen: stronger blur, other weights, 64 cells and stronger shrinkages never were.
+# What bundled categories have chosen; stronger blur, other weights and more cells never were, or were superseded.
 ALPHAS = (0.0, 0.2, 0.3)
 BLURS = (1.0, 2.0)
 TOP_CELLS = (1, 4, 16)

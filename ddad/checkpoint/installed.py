@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard
 
@@ -19,6 +19,17 @@ from ddad.checkpoint.names import CHECKSUMS_NAME, INDEX_NAME, TAG, VERSIONS_NAME
 from ddad.checkpoint.settings import check_settings
 from ddad.pipeline import ImageInput
 
+if TYPE_CHECKING:  # published components cannot import each other, so their types stand here
+    from ddad.calibration_ddad import DDADCalibration
+    from ddad.denoising_ddad import DDADDenoiser
+    from ddad.features_ddad import DDADFeatureExtractor
+    from ddad.gaussians_ddad import DDADGaussianModel
+    from ddad.images_ddad import DDADImageProcessor
+    from ddad.refining_ddad import DDADRefiner
+    from ddad.rendering_ddad import DDADRenderer
+    from ddad.scheduling_ddad import DDADScheduler
+    from ddad.unet_ddad import DDADUNet2DModel
+
 VERSIONS_OF = ("torch", "diffusers", "timm")
 # What check sums are kept of, beside the index: weights, settings, and which file holds which weight.
 CHECKED_FILES = ("*/*.safetensors", "*/*config.json", "*/*.index*.json")
@@ -26,6 +37,18 @@ CHECKED_FILES = ("*/*.safetensors", "*/*config.json", "*/*.index*.json")
 
 class DDADPipeline(published.DDADPipeline):
     """The published pipeline, and what only an installed package can do: see `ddad.pipeline.DDADPipeline`."""
+
+    unet: "DDADUNet2DModel"
+    scheduler: "DDADScheduler"
+    feature_extractor: "DDADFeatureExtractor"
+    residual: "DDADGaussianModel"
+    appearance_extractor: "DDADFeatureExtractor"
+    appearance: "DDADGaussianModel"
+    calibration: "DDADCalibration"
+    denoiser: "DDADDenoiser"
+    image_processor: "DDADImageProcessor"
+    renderer: "DDADRenderer"
+    refiner: "DDADRefiner | None"
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> "DDADPipeline":
