@@ -37,8 +37,8 @@ FOLDERS = ("datasets", "report", "checkpoint", "calibration", "training", "evalu
 MAY_IMPORT = {
     "datasets": set(),
     "report": set(),
-    "evaluation": {"datasets"},
-    "checkpoint": {"datasets", "evaluation"},
+    "evaluation": {"datasets", "report"},
+    "checkpoint": {"datasets", "evaluation", "report"},
     "calibration": {"checkpoint", "datasets", "evaluation"},
     "training": {"calibration", "checkpoint", "datasets", "evaluation"},
     "app": {"calibration", "checkpoint", "datasets", "report"},
