@@ -22,6 +22,7 @@ VIEWS, MOST_COPIES = 900, 6
 RESIDUAL_COPIES = 1
 # More good images than these are not looked at by the statistics: they would fill the memory and add little.
 MOST_IMAGES_SEEN = 2000
+BATCH_SIZE = 4
 
 # What hands out images by number, `[3, L, L]` in [-1, 1]: a list, an ImageFolder, a part of one.
 Images = Sequence[torch.Tensor] | Dataset[torch.Tensor]
@@ -172,15 +173,17 @@ def observe(pipe: DDADPipeline, images: Images, ask_network: bool, what: str, re
     """
     timesteps, noise = pipe.timesteps, pipe.get_noise(pipe.timesteps)
     looks, residuals, kl = [], [], []
-    for index in track(range(len(images)), what, report):
-        image = images[index][None].to(pipe.device)
-        looks.append(pipe.appearance.reduce(pipe.extract_appearance(image)).cpu())
+    for first in track(range(0, len(images), BATCH_SIZE), what, report, unit="batch"):
+        chosen = range(first, min(first + BATCH_SIZE, len(images)))
+        batch = torch.stack([images[index] for index in chosen]).to(pipe.device)
+        looks.append(pipe.appearance.reduce(pipe.extract_appearance(batch)).cpu())
         if ask_network:
-            small = shrink_to_unet(pipe, image)
+            small = shrink_to_unet(pipe, batch)
             originals, noisy, levels, output, predicted = pipe.predict_at(small, timesteps, noise)
-            maps = pipe.scheduler.pixel_maps(originals, noisy, output, levels, ["kl"])["kl"]
-            kl.append(maps.float().cpu().transpose(0, 1))
-            residuals.append(pipe.residual.reduce(pipe.extract_features(small) - predicted).cpu()[None])
+            maps = pipe.scheduler.pixel_maps(originals, noisy, output, levels, ["kl"])["kl"]  # [N K, 1, S, S]
+            kl.append(maps.float().cpu().view(len(batch), len(timesteps), *maps.shape[2:]))
+            features = pipe.extract_features(small).repeat_interleave(len(timesteps), dim=0)
+            residuals.append(pipe.residual.reduce(features - predicted).cpu().unflatten(0, (len(batch), -1)))
     seen = torch.cat(looks)[:, None]
     return Observed(seen, torch.cat(residuals), torch.cat(kl)) if ask_network else Observed(seen, None, None)
 
