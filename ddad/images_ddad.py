@@ -124,6 +124,7 @@ def _open_float_tiff(source: Any, page: int | None) -> PIL.Image.Image:
 
     Raises:
         PIL.UnidentifiedImageError: for another kind of TIFF, and where tifffile is not installed.
+        PIL.Image.DecompressionBombError: for one with more pixels than `MOST_FLOATS`.
     """
     try:
         tifffile = importlib.import_module("tifffile")
@@ -141,9 +142,10 @@ def _open_float_tiff(source: Any, page: int | None) -> PIL.Image.Image:
         if len(shape) != 3 or shape[2] not in (3, 4) or kind is None or kind.kind != "f":
             raise PIL.UnidentifiedImageError("is a TIFF of another kind")
         height, width = shape[:2]
+        if width * height > MOST_FLOATS:  # before any memory is taken: a damaged header may claim anything
+            raise PIL.Image.DecompressionBombError
         picture = PIL.Image.new("RGB", (width, height))
-        if width * height <= MOST_FLOATS:  # a larger one is refused by its size
-            picture.info[VALUES] = found.asarray().astype(np.float32)
+        picture.info[VALUES] = found.asarray().astype(np.float32)
     return picture
 
 

@@ -179,3 +179,12 @@ def test_no_image_in_a_folder_that_is_called_tiff_is_called_no_image(tmp_path):
     (folder / "part.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match="is not an image that can be read"):
         processor.read_image(folder / "part.png")
+
+
+def test_floating_point_colours_that_claim_too_much_take_no_memory(tmp_path, monkeypatch):
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite(tmp_path / "large.tif", np.zeros((40, 50, 3), np.float32), photometric="rgb")
+    monkeypatch.setattr("ddad.images_ddad.MOST_FLOATS", 1999)
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", lambda *_, **__: pytest.fail("it was decoded"))
+    with pytest.raises(ValueError, match="large.tif has far too many pixels"):
+        DDADImageProcessor().read_image(tmp_path / "large.tif")
