@@ -149,7 +149,7 @@ def measure(
                 count,
                 {
                     "scores": pipe.calibration.top_cells(cells, count).numpy(),
-                    "pixel_auroc": float("nan") if curves is None else curves.auroc(),
+                    "pixel_auroc": float("nan") if curves is None else curves.auroc,
                     "pro": float("nan") if curves is None else curves.pro(),
                 },
             )

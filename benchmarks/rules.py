@@ -82,6 +82,10 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=ROOT / "benchmarks" / "results" / "evidence.csv")
     real, made = read(parser.parse_args().rows)
     names = sorted(real)
+    if len(names) < 3:
+        raise SystemExit(
+            "Rules are judged on categories that they have not seen: run benchmarks.evidence on three or more."
+        )
     correlations = []
     for name in names:
         settings = sorted(real[name])
