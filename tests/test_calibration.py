@@ -121,9 +121,12 @@ def test_the_command_adapts_a_checkpoint_to_a_changed_lamp(good, tmp_path, capsy
 
 
 @pytest.mark.parametrize(
-    ("count", "status", "message"), [(1, 2, "1 good images are too few"), (10, 0, "10 good images are few")]
+    ("count", "status", "message"),
+    [
+        (1, 2, "1 good images are too few"),
+        pytest.param(10, 0, "10 good images are few", marks=pytest.mark.slow),  # a whole calibration
+    ],
 )
-@pytest.mark.slow  # a whole calibration
 def test_few_images_are_warned_of_and_one_is_refused(count, status, message, tmp_path, capsys, caplog):
     checkpoint = tmp_path / "old"
     create_tiny_pipeline().save_pretrained(checkpoint)

@@ -48,6 +48,9 @@ def save_checkpoint(pipe: Any, record: dict[str, Any] | None, output: str | Path
     if record is not None:
         (fresh / RECORD_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         write_card(fresh)
+    for name in DDADPipeline.component_classes:  # of a fitted part whose place it takes, and which had more
+        if not (fresh / name).is_dir():
+            shutil.rmtree(output / name, ignore_errors=True)
     # The index goes last: a folder without it is no checkpoint.
     for path in sorted(fresh.iterdir(), key=lambda path: path.name == INDEX_NAME):
         target = output / path.name

@@ -42,7 +42,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 def run_calibrate(arguments: argparse.Namespace) -> int:
     """Says and shows what is taken for good, loads, calibrates, saves."""
     from ddad.calibration.calibration import AppearanceConfig, calibrate_checkpoint
-    from ddad.calibration.fitting import CalibrationConfig
+    from ddad.calibration.observing import CalibrationConfig
     from ddad.checkpoint.loading import find_folder
     from ddad.checkpoint.saving import check_output, load_record
 
