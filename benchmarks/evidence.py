@@ -11,7 +11,7 @@ the principal components that the Gaussians see. It is in no checkpoint; it is h
 import argparse
 import csv
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,8 @@ from ddad.calibration.observing import (
     vary_half,
     view_images,
 )
-from ddad.calibration.part import load_base
+from ddad.calibration.part import load_base, read_once
 from ddad.checkpoint.names import INDEX_NAME
-from ddad.datasets.folder import ImagesInMemory
 from ddad.datasets.layouts import read_dataset
 from ddad.datasets.lookalikes import group_lookalikes, shrink_image
 from ddad.evaluation.evaluate import percent, read_masks
@@ -175,21 +174,13 @@ def read_category(name: str, data: Path) -> tuple[list[Any], list[Any], np.ndarr
     return dataset.train_paths, [one.path for one in samples], defective, masks
 
 
-def load(processor: DDADImageProcessor, images: Sequence[Any], size: int) -> ImagesInMemory:
-    """Images at a size."""
-    kept = ImagesInMemory()
-    for image in images:
-        kept.append(processor.preprocess(processor.read_image(image), size)[0])
-    return kept
-
-
 def run(name: str, data: Path, backbone: str, size: int) -> Iterator[dict[str, Any]]:
     """All rows of a category at one size and backbone."""
     train, test, defective, real = read_category(name, data)
     train = [train[i] for i in spread(len(train), MOST_TRAIN)]
     processor, networks = DDADImageProcessor(), networks_of(name)
     extractor = create_appearance_extractor(size, networks["feature_extractor"], backbone)
-    images = load(processor, train, size)
+    images = read_once(train, processor, size, None)
     extractor.fit(images[number][None] for number in range(len(images)))
     pipe = DDADPipeline(
         **networks,
@@ -212,7 +203,7 @@ def run(name: str, data: Path, backbone: str, size: int) -> Iterator[dict[str, A
         torch.stack([judged[i] for i in range(len(judged))]), DEFECTS_PER_TYPE, config.seed
     )
     bad = observe(pipe, list(pasted), True, "Synthetic defects", None)
-    shown = observe(pipe, load(processor, test, size), True, "Test images", None)
+    shown = observe(pipe, read_once(test, processor, size, None), True, "Test images", None)
     own = folds[held_out]
     synthetic = F.adaptive_max_pool2d(torch.from_numpy(truth).float()[:, None], 64)[:, 0].numpy() > 0
     for with_factors in (True, False):

@@ -212,6 +212,7 @@ def calibrate(
     held_out: Sequence[int],
     config: CalibrationConfig,
     report: Report | None = None,
+    extractor: DDADFeatureExtractor | None = None,
 ) -> tuple[DDADPipeline, dict[str, Any]]:
     """Fits and measures everything that follows from good images without training.
 
@@ -221,6 +222,7 @@ def calibrate(
         held_out: the numbers of those that judge: in folds, each under factors and Gaussians of all others.
         config: how.
         report: called with the progress.
+        extractor: what judges appearance; None takes the pipeline's.
 
     Returns:
         The pipeline, calibrated, and what was chosen, for the record.
@@ -235,7 +237,7 @@ def calibrate(
     known = pipe.calibration.config
     fresh = empty_components(
         pipe.feature_extractor,
-        pipe.appearance_extractor,
+        pipe.appearance_extractor if extractor is None else extractor,
         pipe.timesteps,
         known.threshold_quantile,
         known.num_top_cells,
@@ -331,11 +333,7 @@ def recalibrate(
     extractor.fit(images[number][None] for number in numbers)
     for network in (pipe.unet, pipe.feature_extractor, extractor):
         round_to_half(network)
-    known = pipe.calibration.config
-    fresh = empty_components(
-        pipe.feature_extractor, extractor, pipe.timesteps, known.threshold_quantile, known.num_top_cells
-    )
-    return calibrate(DDADPipeline.from_pipe(pipe, **fresh, threshold=None), images, held_out, config, report)
+    return calibrate(pipe, images, held_out, config, report, extractor)
 
 
 @dataclass(frozen=True)
