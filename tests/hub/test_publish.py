@@ -102,7 +102,7 @@ def test_publishing_again_sends_only_what_changed(hub, run, checkpoint):
 
 @pytest.mark.slow  # half a minute of process starts
 def test_private_revision_and_pull_request(hub, run, checkpoint):
-    assert "401" in run("publish", checkpoint, "factory/other", status=2, HF_TOKEN="hf_wrong")
+    assert "does not accept your token" in run("publish", checkpoint, "factory/other", status=2, HF_TOKEN="hf_wrong")
     run("publish", checkpoint, "factory/secret", "--private")
     assert hub.repositories["factory/secret"].private
     run("factory/secret", code=LOAD)
