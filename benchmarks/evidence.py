@@ -11,13 +11,15 @@ the principal components that the Gaussians see. It is in no checkpoint; it is h
 import argparse
 import csv
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch.utils.data import Subset
 
 from ddad import DDADDenoiser, DDADImageProcessor, DDADPipeline, DDADRenderer
@@ -25,20 +27,26 @@ from ddad.calibration import factors
 from ddad.calibration.backbone import create_appearance_extractor
 from ddad.calibration.calibration import empty_components, round_to_half
 from ddad.calibration.choice import make_defects, standardised
+from ddad.calibration.factors import Views
 from ddad.calibration.fitting import Statistics, assign_folds, fit_statistics
+from ddad.calibration.gaussians import principal_components
 from ddad.calibration.observing import (
+    COMPONENT_IMAGES,
+    RESIDUAL_COPIES,
     CalibrationConfig,
     Observed,
-    fit_components,
+    count_copies,
     observe,
+    residuals_of,
     spread,
     vary_half,
-    view_images,
 )
 from ddad.calibration.part import load_base, read_once
 from ddad.checkpoint.names import INDEX_NAME
-from ddad.datasets.layouts import read_dataset
+from ddad.datasets.folder import ImagesInMemory
+from ddad.datasets.layouts import Sample, read_dataset, read_mask
 from ddad.datasets.lookalikes import group_lookalikes, shrink_image
+from ddad.datasets.nuisance import vary
 from ddad.evaluation.evaluate import percent, read_masks
 from ddad.evaluation.metrics import auroc, pixel_curves
 
@@ -154,6 +162,16 @@ def measure(
             )
 
 
+def readable(sample: Sample) -> bool:
+    """Whether its mask, if it has one, marks something."""
+    if sample.mask is not None:
+        try:
+            read_mask(sample, (256, 256))
+        except ValueError:
+            return False
+    return True
+
+
 def read_category(name: str, data: Path) -> tuple[list[Any], list[Any], np.ndarray, np.ndarray | None]:
     """Good images to train, test images, which are defective `[N]`, and masks `[N, 64, 64]` where there are any."""
     if name.startswith("solar_cell"):
@@ -165,7 +183,7 @@ def read_category(name: str, data: Path) -> tuple[list[Any], list[Any], np.ndarr
         kept = spread(len(test), MOST_TEST)
         return list(cells.train), [test[i] for i in kept], np.array(defective)[kept], None
     dataset = read_dataset(data / name)
-    samples = dataset.select("test")
+    samples = [one for one in dataset.select("test") if readable(one)]
     samples = [samples[i] for i in spread(len(samples), MOST_TEST)]
     masks = read_masks(samples, 256)
     if masks is not None:
@@ -174,73 +192,196 @@ def read_category(name: str, data: Path) -> tuple[list[Any], list[Any], np.ndarr
     return dataset.train_paths, [one.path for one in samples], defective, masks
 
 
-def run(name: str, data: Path, backbone: str, size: int) -> Iterator[dict[str, Any]]:
-    """All rows of a category at one size and backbone."""
-    train, test, defective, real = read_category(name, data)
-    train = [train[i] for i in spread(len(train), MOST_TRAIN)]
-    processor, networks = DDADImageProcessor(), networks_of(name)
-    extractor = create_appearance_extractor(size, networks["feature_extractor"], backbone)
-    images = read_once(train, processor, size, None)
-    extractor.fit(images[number][None] for number in range(len(images)))
-    pipe = DDADPipeline(
-        **networks,
-        **empty_components(networks["feature_extractor"], extractor, TIMESTEPS, 0.95),
-        denoiser=DDADDenoiser(),
-        image_processor=processor,
-        renderer=DDADRenderer(),
-        feature_score="appearance",
+@dataclass(frozen=True)
+class Pictures:
+    """All that is looked at of a category, at the largest size: other sizes are shrunk from it.
+
+    Attributes:
+        train: good, `[3, L, L]` in [-1, 1].
+        folds: the fold of each.
+        held_out: the numbers of those that judge.
+        judged: them, every other one moved and changed.
+        pasted: them with synthetic defects.
+        truth: the masks of those, `[N, 64, 64]` bool.
+        sources: the number in `judged` that each defect is in.
+        test: real test images.
+        defective: which of those are.
+        masks: of those, `[N, 64, 64]` bool; None where there are none.
+    """
+
+    train: ImagesInMemory
+    folds: torch.Tensor
+    held_out: list[int]
+    judged: ImagesInMemory
+    pasted: list[torch.Tensor]
+    truth: np.ndarray
+    sources: list[int]
+    test: ImagesInMemory
+    defective: np.ndarray
+    masks: np.ndarray | None
+
+    @classmethod
+    def read(cls, name: str, data: Path, size: int, config: CalibrationConfig) -> "Pictures":
+        """Of a category."""
+        train, test, defective, masks = read_category(name, data)
+        processor = DDADImageProcessor()
+        images = read_once([train[i] for i in spread(len(train), MOST_TRAIN)], processor, size, None)
+        groups = group_lookalikes(shrink_image(images[number]) for number in range(len(images)))
+        folds = torch.tensor(assign_folds(groups, [True] * len(images)))
+        held_out = spread(len(images), MOST_HELD_OUT)
+        judged = vary_half(Subset(images, held_out), config.nuisance, config.seed)
+        good = torch.stack([judged[i] for i in range(len(judged))])
+        pasted, truth, sources = make_defects(good, DEFECTS_PER_TYPE, config.seed)
+        small = F.adaptive_max_pool2d(torch.from_numpy(truth).float()[:, None], 64)[:, 0].numpy() > 0
+        shown = read_once(test, processor, size, None)
+        return cls(images, folds, held_out, judged, list(pasted), small, sources, shown, defective, masks)
+
+
+@torch.no_grad()
+def look(
+    pipe: DDADPipeline, pictures: Pictures, config: CalibrationConfig, ask_network: bool
+) -> tuple[Views, list[Any]]:
+    """Views of the good images, and what the networks see of those that judge, of pasted defects and of test images.
+
+    Args:
+        pipe: the pipeline, whose components get their directions.
+        pictures: of a category.
+        config: how copies are made.
+        ask_network: residuals of the U-Net and its pixel score, or the features of appearance.
+
+    Returns:
+        The views, `Views`, and three tensors or pairs of residuals and pixel scores.
+    """
+    size = (pipe.unet.config.sample_size if ask_network else pipe.appearance_extractor.config.image_size,) * 2
+    train, model = pictures.train, pipe.residual if ask_network else pipe.appearance
+
+    def shrink(images: torch.Tensor) -> torch.Tensor:
+        return pipe.image_processor.resize(images, size).clamp(-1, 1)
+
+    def see(images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        shrunk = shrink(images)
+        return residuals_of(pipe, shrunk, generator) if ask_network else pipe.extract_appearance(shrunk)
+
+    some = torch.cat([model.to_grid(see(train[i][None])) for i in spread(len(train), COMPONENT_IMAGES)])
+    model.basis.copy_(principal_components(some, model.config.num_channels).half())
+    copies = RESIDUAL_COPIES if ask_network else count_copies(len(train))
+    values = []
+    for number in range(len(train)):
+        generator, image = torch.Generator().manual_seed(number), train[number][None]
+        varied = [vary(image, config.rotation_degrees, config.nuisance, generator) for _ in range(copies)]
+        values.append(model.reduce(see(torch.cat([image, *varied]), generator)))
+    views = Views(
+        torch.cat(values),
+        pictures.folds.repeat_interleave(1 + copies),
+        torch.arange(len(train) * (1 + copies)) % (1 + copies) == 0,
     )
-    round_to_half(extractor)
-    config = CalibrationConfig()
-    groups = group_lookalikes(shrink_image(images[number]) for number in range(len(images)))
-    folds = torch.tensor(assign_folds(groups, [True] * len(images)))
-    fit_components(pipe, images)
-    looks, residuals = view_images(pipe, images, folds, config, None)
-    held_out = spread(len(images), MOST_HELD_OUT)
-    judged = vary_half(Subset(images, held_out), config.nuisance, config.seed)
-    good = observe(pipe, judged, True, "Held-out images", None)
-    pasted, truth, sources = make_defects(
-        torch.stack([judged[i] for i in range(len(judged))]), DEFECTS_PER_TYPE, config.seed
-    )
-    bad = observe(pipe, list(pasted), True, "Synthetic defects", None)
-    shown = observe(pipe, read_once(test, processor, size, None), True, "Test images", None)
-    own = folds[held_out]
-    synthetic = F.adaptive_max_pool2d(torch.from_numpy(truth).float()[:, None], 64)[:, 0].numpy() > 0
-    for with_factors in (True, False):
-        before = factors.NUM_FACTORS
-        factors.NUM_FACTORS = before if with_factors else (0,)
-        appearance, residual = fit_statistics(looks), fit_statistics(residuals)
-        factors.NUM_FACTORS = before
-        units = maps_of(good, own, appearance, residual)
-        by_others = maps_of(bad, own[sources], appearance, residual)
-        by_all = maps_of(shown, None, appearance, residual)
-        for blur in BLURS:
-            pairs = zip(
-                measure(pipe, {k: torch.cat([units[k], units[k], by_others[k]]) for k in units}, len(good),
-                        np.arange(len(good) + len(pasted)) >= len(good),
-                        np.concatenate([np.zeros((len(good), 64, 64), bool), synthetic]), blur),
-                measure(pipe, {k: torch.cat([units[k], by_all[k]]) for k in units}, len(good), defective, real, blur),
-                strict=True,
-            )  # fmt: skip
-            for (score, cells, made), (_, _, found) in pairs:
-                yield {
-                    "category": name,
-                    "backbone": backbone,
-                    "size": size,
-                    "factors": with_factors,
-                    "score": score,
-                    "blur": blur,
-                    "cells": cells,
-                    "real_image_auroc": percent(auroc(found["scores"][~defective], found["scores"][defective])),
-                    "real_pixel_auroc": percent(found["pixel_auroc"]),
-                    "real_pro": percent(found["pro"]),
-                    "synthetic_image_auroc": percent(auroc(made["scores"][: len(good)], made["scores"][len(good) :])),
-                    "synthetic_pro": percent(made["pro"]),
-                    "good_images": len(train),
-                    "held_out": len(held_out),
-                    "test_good": int((~defective).sum()),
-                    "test_defective": int(defective.sum()),
-                }
+    found = []
+    for images in (pictures.judged, pictures.pasted, pictures.test):
+        if ask_network:
+            seen = observe(pipe, [shrink(images[i][None])[0] for i in range(len(images))], True, "U-Net", None)
+            found.append((seen.residual, seen.kl))
+        else:
+            found.append(torch.cat([model.reduce(see(images[i][None])) for i in range(len(images))])[:, None])
+    return views, found
+
+
+def cached(path: Path | None, compute: Callable[[], tuple[Views, list[Any]]]) -> tuple[Views, list[Any]]:
+    """What `look` found, from a file or computed and written there, in float16; None computes it."""
+    if path is None or not path.is_file():
+        views, found = compute()
+        if path is None:
+            return views, found
+        values = {"views": views.values, "fold": views.fold, "original": views.original}
+        for number, one in enumerate(found):
+            values |= {
+                f"{number}.{place}": part for place, part in enumerate(one if isinstance(one, tuple) else [one])
+            }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        half = {key: (one.half() if one.is_floating_point() else one).contiguous() for key, one in values.items()}
+        save_file(half, path)
+    values = {key: one.float() if one.is_floating_point() else one for key, one in load_file(path).items()}
+    parts = [
+        [values[f"{number}.{place}"] for place in range(2) if f"{number}.{place}" in values] for number in range(3)
+    ]
+    found = [one[0] if len(one) == 1 else tuple(one) for one in parts]
+    return Views(values["views"], values["fold"], values["original"]), found
+
+
+def run(
+    name: str, data: Path, combinations: Sequence[tuple[str, int]], cache: Path | None
+) -> Iterator[list[dict[str, Any]]]:
+    """The rows of a category, for each of some backbones and sizes; the U-Net is evaluated once for all of them."""
+    networks, config = networks_of(name), CalibrationConfig()
+    pictures = Pictures.read(name, data, max(size for _, size in combinations), config)
+
+    def pipeline(backbone: str, size: int) -> DDADPipeline:
+        extractor = create_appearance_extractor(size, networks["feature_extractor"], backbone)
+        shrunk = (size, size)
+        extractor.fit(DDADImageProcessor.resize(one[None], shrunk).clamp(-1, 1) for one in list(pictures.train))
+        round_to_half(extractor)
+        return DDADPipeline(
+            **networks,
+            **empty_components(networks["feature_extractor"], extractor, TIMESTEPS, 0.95),
+            denoiser=DDADDenoiser(),
+            image_processor=DDADImageProcessor(),
+            renderer=DDADRenderer(),
+            feature_score="appearance",
+        )
+
+    def seen_by(pipe: DDADPipeline, what: str, ask_network: bool) -> tuple[Views, list[Any]]:
+        path = None if cache is None else cache / f"{name}-{what}.safetensors"
+        return cached(path, lambda: look(pipe, pictures, config, ask_network))
+
+    residuals, by_network = seen_by(pipeline("tf_efficientnet_lite0", 256), "network", True)
+    for backbone, size in combinations:
+        pipe = pipeline(backbone, size)
+        looks, by_appearance = seen_by(pipe, f"{backbone}-{size}", False)
+        seen = [Observed(one, *other) for one, other in zip(by_appearance, by_network, strict=True)]
+        rows = []
+        for with_factors in (True, False):
+            before = factors.NUM_FACTORS
+            factors.NUM_FACTORS = before if with_factors else (0,)
+            statistics = fit_statistics(looks), fit_statistics(residuals)
+            factors.NUM_FACTORS = before
+            shared = {"category": name, "backbone": backbone, "size": size, "factors": with_factors}
+            rows += [shared | row for row in judge(pipe, pictures, seen, statistics)]
+        yield rows
+
+
+def judge(
+    pipe: DDADPipeline, pictures: Pictures, seen: list[Observed], statistics: tuple[Statistics, Statistics]
+) -> Iterator[dict[str, Any]]:
+    """What every score measures on real and on synthetic defects under the same statistics."""
+    good, bad, shown = seen
+    own, count, defective = pictures.folds[pictures.held_out], len(good), pictures.defective
+    units = maps_of(good, own, *statistics)
+    by_others = maps_of(bad, own[pictures.sources], *statistics)
+    by_all = maps_of(shown, None, *statistics)
+    made_defective = np.arange(count + len(bad)) >= count
+    truth = np.concatenate([np.zeros((count, 64, 64), bool), pictures.truth])
+    for blur in BLURS:
+        made_maps = {name: torch.cat([units[name], units[name], by_others[name]]) for name in units}
+        real_maps = {name: torch.cat([units[name], by_all[name]]) for name in units}
+        pairs = zip(
+            measure(pipe, made_maps, count, made_defective, truth, blur),
+            measure(pipe, real_maps, count, defective, pictures.masks, blur),
+            strict=True,
+        )
+        for (score, cells, made), (_, _, real) in pairs:
+            yield {
+                "score": score,
+                "blur": blur,
+                "cells": cells,
+                "real_image_auroc": percent(auroc(real["scores"][~defective], real["scores"][defective])),
+                "real_pixel_auroc": percent(real["pixel_auroc"]),
+                "real_pro": percent(real["pro"]),
+                "synthetic_image_auroc": percent(auroc(made["scores"][:count], made["scores"][count:])),
+                "synthetic_pro": percent(made["pro"]),
+                "good_images": len(pictures.train),
+                "held_out": count,
+                "test_good": int((~defective).sum()),
+                "test_defective": int(defective.sum()),
+            }
 
 
 def main() -> None:
@@ -248,25 +389,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("categories", nargs="+")
     parser.add_argument("--data", type=Path, required=True, help="folder of data sets")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 384, 512])
-    parser.add_argument("--backbones", nargs="+", default=["tf_efficientnet_lite0", "tf_efficientnet_lite2"])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[512, 384, 256])
+    parser.add_argument("--backbones", nargs="+", default=["tf_efficientnet_lite2", "tf_efficientnet_lite0"])
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "evidence.csv")
+    parser.add_argument("--cache", type=Path, help="folder that keeps what the networks see of images")
     arguments = parser.parse_args()
     done = set()
     if arguments.output.is_file():
         with arguments.output.open(newline="", encoding="utf-8") as file:
             done = {(row["category"], row["backbone"], int(row["size"])) for row in csv.DictReader(file)}
-    for size, backbone, name in itertools.product(arguments.sizes, arguments.backbones, arguments.categories):
-        if (name, backbone, size) in done:
+    for name in arguments.categories:
+        combinations = [
+            (backbone, size)
+            for backbone, size in itertools.product(arguments.backbones, arguments.sizes)
+            if (name, backbone, size) not in done
+        ]
+        if not combinations:
             continue
-        rows = list(run(name, arguments.data, backbone, size))
-        fresh = not arguments.output.is_file()
-        with arguments.output.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, rows[0])
-            if fresh:
-                writer.writeheader()
-            writer.writerows(rows)
-        print(name, backbone, size, len(rows), "rows", flush=True)
+        for rows in run(name, arguments.data, combinations, arguments.cache):
+            fresh = not arguments.output.is_file()
+            with arguments.output.open("a", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, rows[0])
+                if fresh:
+                    writer.writeheader()
+                writer.writerows(rows)
+            print(name, rows[0]["backbone"], rows[0]["size"], len(rows), "rows", flush=True)
 
 
 if __name__ == "__main__":

@@ -28,12 +28,15 @@ class DDADJudgement:
         timesteps: the noise levels that score, ascending.
         pixel_score: `"kl"`, or None where it weighs nothing and nobody asked for it: then it is not evaluated.
         feature_score: `"appearance"`, `"residual"` or `"sum"`.
+        tolerance: `"strict"`: the threshold holds for photographs like the held-out ones; `"tolerant"`: as if every
+            other one of these were moved and taken under another lamp, lens or sensor.
     """
 
     alpha: float
     timesteps: tuple[int, ...]
     pixel_score: str | None
     feature_score: str
+    tolerance: str = "strict"
 
     @property
     def scores(self) -> tuple[str, ...]:
@@ -49,6 +52,8 @@ class DDADCalibration(ModelMixin, ConfigMixin):
             1000 in the paper.
         num_calibration_images: held-out good images whose calibrated maps are kept, one for each score and level;
             that of appearance is the same at all levels, and kept once.
+        num_changed_images: so many more maps are kept: of every second one of those images, changed as tomorrow's
+            photographs may be; 0 knows one tolerance alone.
         calibration_size: height and width of those maps, and of the cells that image scores are made of: at 256x256 a
             cell of 8x8 pixels has the 64 pixels of the authors' image score.
         statistics: mean and standard deviation of each score on held-out good images, one for each of its maps, as
@@ -67,6 +72,7 @@ class DDADCalibration(ModelMixin, ConfigMixin):
     pixel_scores = ("kl",)
     feature_scores = ("residual", "appearance", "sum")  # `sum` is the mean of two, calibrated
     scores = ("kl", "residual", "appearance")  # that are measured, in the order of the stored maps
+    tolerances = ("strict", "tolerant")
 
     @register_to_config
     def __init__(
@@ -78,13 +84,19 @@ class DDADCalibration(ModelMixin, ConfigMixin):
         threshold_quantile: float = 0.95,  # noqa: ARG002 - kept in the config
         num_top_cells: int = 1,
         prediction_factor: float | None = None,  # noqa: ARG002 - kept in the config
+        num_changed_images: int = 0,
     ):
         super().__init__()
         if statistics is not None:
             self._check_statistics(statistics)
         if num_top_cells > calibration_size**2:
             raise ValueError(f"`num_top_cells` must be at most {calibration_size**2}, found {num_top_cells}.")
-        shape = (num_calibration_images, sum(map(self.num_maps, self.scores)), calibration_size, calibration_size)
+        if num_changed_images not in (0, num_calibration_images // 2):
+            raise ValueError(
+                f"`num_changed_images` must be 0 or {num_calibration_images // 2}, found {num_changed_images}."
+            )
+        count = num_calibration_images + num_changed_images
+        shape = (count, sum(map(self.num_maps, self.scores)), calibration_size, calibration_size)
         self.calibration_maps = nn.Parameter(torch.zeros(shape), requires_grad=False)
 
     # -------------------------------------------------------------------------------------------------------- scores
@@ -109,7 +121,12 @@ class DDADCalibration(ModelMixin, ConfigMixin):
                 raise ValueError(f"`statistics` must have positive deviations, found {min(values)} of {name}.")
 
     def judgement(
-        self, alpha: float, timesteps: Sequence[int], pixel_score: str | None, feature_score: str
+        self,
+        alpha: float,
+        timesteps: Sequence[int],
+        pixel_score: str | None,
+        feature_score: str,
+        tolerance: str = "strict",
     ) -> DDADJudgement:
         """A judgement that this calibration knows the scores of.
 
@@ -118,6 +135,7 @@ class DDADCalibration(ModelMixin, ConfigMixin):
             timesteps: noise levels.
             pixel_score: its name; None evaluates it where it weighs something, or costs nothing more.
             feature_score: its name.
+            tolerance: its name.
 
         Raises:
             ValueError: it names the argument, the rule and the value found.
@@ -137,12 +155,18 @@ class DDADCalibration(ModelMixin, ConfigMixin):
         for name, value, allowed in (
             ("pixel_score", pixel_score or "kl", self.pixel_scores),
             ("feature_score", feature_score, self.feature_scores),
+            ("tolerance", tolerance, self.tolerances),
         ):
             if value not in allowed:
                 raise ValueError(f"`{name}` must be one of {allowed}, found {value!r}.")
         if pixel_score is None and (alpha > 0 or feature_score != "appearance"):
             pixel_score = "kl"
-        return DDADJudgement(alpha, tuple(sorted(timesteps)), pixel_score, feature_score)
+        if tolerance == "tolerant" and not self.config.num_changed_images:
+            raise ValueError(
+                "`tolerance` must be 'strict': this pipeline was calibrated on unchanged photographs alone; `ddad"
+                " calibrate` measures both."
+            )
+        return DDADJudgement(alpha, tuple(sorted(timesteps)), pixel_score, feature_score, tolerance)
 
     def index(self, timesteps: Sequence[int]) -> list[int]:
         """Positions of noise levels among those that are calibrated."""
@@ -182,11 +206,19 @@ class DDADCalibration(ModelMixin, ConfigMixin):
     # ----------------------------------------------------------------------------------------------------- threshold
 
     def held_out_maps(self, judgement: DDADJudgement) -> torch.Tensor | None:
-        """The anomaly maps of the held-out good images in cells, `[M, cells]`; None if none are stored."""
-        if not self.config.num_calibration_images:
+        """The anomaly maps of the held-out good images in cells, `[M, cells]`; None if none are stored.
+
+        Every second one is that of the changed image where the judgement is tolerant.
+        """
+        count = self.config.num_calibration_images
+        if not count:
             return None
+        stored = self.calibration_maps.float()
+        kept = stored[:count].clone()
+        if judgement.tolerance == "tolerant":
+            kept[1::2] = stored[count:]
         counts = [self.num_maps(score) for score in self.scores]
-        by_score = dict(zip(self.scores, self.calibration_maps.float().split(counts, dim=1), strict=True))
+        by_score = dict(zip(self.scores, kept.split(counts, dim=1), strict=True))
         index = self.index(judgement.timesteps)
         pixel, feature = (
             torch.stack(

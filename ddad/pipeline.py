@@ -24,6 +24,7 @@ from diffusers.utils import BaseOutput
 ImageInput = str | os.PathLike | PIL.Image.Image | np.ndarray | torch.Tensor
 PixelScore = Literal["kl"]
 FeatureScore = Literal["appearance", "residual", "sum"]
+Tolerance = Literal["strict", "tolerant"]
 
 
 def in_own_types(method: Callable) -> Callable:
@@ -172,6 +173,7 @@ class DDADPipeline(DiffusionPipeline):
         blur_sigma: standard deviation in pixels of the Gaussian that smoothes the score maps.
         feature_score: the feature score that is weighed against the pixel score: `"appearance"`, `"residual"` or
             `"sum"`; see a call.
+        tolerance: what the threshold makes room for, `"strict"` or `"tolerant"`; see a call.
     """
 
     source_code = Path(__file__).read_text(encoding="utf-8")
@@ -211,6 +213,7 @@ class DDADPipeline(DiffusionPipeline):
         threshold: float | None = None,
         blur_sigma: float = 4.0,
         feature_score: str = "residual",
+        tolerance: str = "strict",
     ):
         super().__init__()
         if not hasattr(scheduler, "pixel_maps"):
@@ -231,7 +234,12 @@ class DDADPipeline(DiffusionPipeline):
             refiner=refiner,
         )
         self.register_to_config(
-            category=category, alpha=alpha, threshold=threshold, blur_sigma=blur_sigma, feature_score=feature_score
+            category=category,
+            alpha=alpha,
+            threshold=threshold,
+            blur_sigma=blur_sigma,
+            feature_score=feature_score,
+            tolerance=tolerance,
         )
         self._check_weights()
         self._check_agreement()
@@ -264,6 +272,8 @@ class DDADPipeline(DiffusionPipeline):
             raise ValueError(f"The appearance's components do not belong together: channels {seen} and {judged}.")
         if self.config.feature_score not in self.calibration.feature_scores:
             raise ValueError(f"`feature_score` must be one of {self.calibration.feature_scores}.")
+        if self.config.tolerance not in self.calibration.tolerances:
+            raise ValueError(f"`tolerance` must be one of {self.calibration.tolerances}.")
         if self.calibration.config.calibration_size > self.unet.config.sample_size:
             raise ValueError("`calibration_size` of calibration must not exceed the `sample_size` of the U-Net.")
         last, count = self.denoiser.last_step, self.scheduler.config.num_inference_steps
@@ -296,6 +306,7 @@ class DDADPipeline(DiffusionPipeline):
         num_denoising_steps: int | None = None,
         pixel_score: PixelScore | None = None,
         feature_score: FeatureScore | None = None,
+        tolerance: Tolerance | None = None,
         batch_size: int = 4,
         generator: torch.Generator | None = None,
         output_type: Literal["pil", "np", "pt"] = "pil",
@@ -318,6 +329,9 @@ class DDADPipeline(DiffusionPipeline):
             pixel_score: `"kl"` measures it whatever its weight; None where it weighs something.
             feature_score: `"appearance"`, how unusual the features themselves are; `"residual"`, how unusual the
                 error of the U-Net's prediction of them; `"sum"`, the mean of both; None takes the pipeline's.
+            tolerance: what a measured threshold makes room for: `"strict"`, photographs like the good ones that it was
+                measured on; `"tolerant"`, also parts that lie elsewhere or under another lamp; None takes the
+                pipeline's.
             batch_size: images in one evaluation of the networks; it changes memory and speed alone.
             generator: source of the noise; None takes the same noise at every call. What `score` gave has its noise
                 already: then it is the source for denoising alone.
@@ -330,7 +344,7 @@ class DDADPipeline(DiffusionPipeline):
             TypeError, ValueError: for images that cannot be read and arguments that make no sense, before any work.
         """
         given = image if isinstance(image, DDADScores) else None
-        judgement = self.judgement(alpha, timesteps, pixel_score, feature_score, given)
+        judgement = self.judgement(alpha, timesteps, pixel_score, feature_score, tolerance, given)
         self._check_options(threshold, denoise, num_denoising_steps, batch_size, output_type)
         if given is not None and generator is not None and not denoise:
             raise ValueError("`generator` has no use: the scores given have their noise, and nothing is denoised.")
@@ -393,6 +407,7 @@ class DDADPipeline(DiffusionPipeline):
         timesteps: Sequence[int] | None = None,
         pixel_score: str | None = None,
         feature_score: str | None = None,
+        tolerance: str | None = None,
         given: DDADScores | None = None,
     ) -> Any:
         """What a verdict is made of (`DDADJudgement`): the arguments of a call, and the pipeline's own for the others.
@@ -402,6 +417,7 @@ class DDADPipeline(DiffusionPipeline):
             timesteps: noise levels.
             pixel_score: its name.
             feature_score: its name.
+            tolerance: its name.
             given: scores that are judged, whose kind and noise levels hold.
 
         Raises:
@@ -417,6 +433,7 @@ class DDADPipeline(DiffusionPipeline):
             list(own.timesteps if timesteps is None else timesteps),
             pixel_score,
             feature_score or (self.config.feature_score if given is None else given.feature_score),
+            tolerance or self.config.tolerance,
         )
         if given is not None and given.pixel_maps is None and (judgement.alpha > 0 or pixel_score is not None):
             raise ValueError("The pixel score was not evaluated: give `score` a `pixel_score` to weigh it.")

@@ -62,8 +62,19 @@ def test_all_of_it_follows_from_good_images(adapted, good):
     assert set(choice["alone"]) == {"kl", "residual", "appearance", "sum"}
     assert pipe.config.feature_score == choice["feature_score"]
     # The stored cells of held-out images have mean 0 for every score and level.
-    assert pipe.calibration.calibration_maps.float().mean(dim=(0, 2, 3)).abs().max() < 0.02
+    assert pipe.calibration.calibration_maps[:24].float().mean(dim=(0, 2, 3)).abs().max() < 0.02
     assert pipe.threshold > 0
+    # Every second one is stored changed too: a tolerant threshold counts it so.
+    assert config.num_changed_images == 12
+    strict, tolerant = (
+        pipe.calibration.held_out_scores(pipe.judgement(tolerance=one)) for one in ("strict", "tolerant")
+    )
+    assert torch.equal(strict[::2], tolerant[::2]) and not torch.isclose(strict[1::2], tolerant[1::2]).any()
+    assert strict[1::2].mean() < tolerant[1::2].mean()
+    shown = find_images(good)[0]
+    assert pipe(shown, denoise=False).threshold == pipe.threshold
+    told = pipe(shown, denoise=False, tolerance="tolerant").threshold
+    assert told == pipe.calibration.threshold(pipe.judgement(tolerance="tolerant")) != pipe.threshold
 
 
 def test_what_judges_has_not_been_seen(good, monkeypatch):

@@ -64,7 +64,7 @@ def held_out_result(pipe: DDADPipeline, index: int, score: float, size: tuple[in
         score: of it, as `held_out_scores` gives it.
         size: height and width that the map is wanted at.
     """
-    cells = pipe.calibration.held_out_maps(pipe.judgement())
+    cells = pipe.calibration.held_out_maps(pipe.judgement(tolerance="strict"))
     assert cells is not None  # every calibrated pipeline stores some
     side = pipe.calibration.config.calibration_size
     anomaly_map = DDADImageProcessor.resize(cells[index].view(1, 1, side, side), size)[0, 0].numpy()

@@ -24,6 +24,7 @@ class Places:
     threshold: gr.Slider
     alpha: gr.Slider
     levels: gr.CheckboxGroup
+    tolerance: gr.Radio
     film: gr.Gallery
     animation: gr.Image
     maps: gr.Gallery
@@ -33,6 +34,11 @@ class Places:
     def nothing(self) -> dict[Any, Any]:
         """Changes nothing."""
         return {self.shown: gr.skip()}
+
+    @property
+    def weights(self) -> list[Any]:
+        """By what the maps are combined, and for what photographs the threshold is measured."""
+        return [self.alpha, self.levels, self.tolerance]
 
     @property
     def results(self) -> list[Any]:
@@ -46,7 +52,7 @@ class Places:
     def all(self) -> list[Any]:
         """Everything."""
         return [
-            self.image, self.truth, *self.results, self.limit, self.threshold, self.alpha, self.levels, self.shown,
+            self.image, self.truth, *self.results, self.limit, self.threshold, *self.weights, self.shown,
         ]  # fmt: skip
 
     def cleared(self, answer: str) -> dict[Any, Any]:

@@ -35,6 +35,9 @@ MOVE_LINE = "place => ({__type__: 'update', slider_position: place})"
 SCROLL = """() => { if (window.innerWidth < 760)
     document.getElementById('verdict').scrollIntoView({behavior: 'smooth', block: 'start'}) }"""
 
+# What the threshold makes room for; see `DDADJudgement`.
+TOLERANCES = [("photographs as they are now", "strict"), ("other light, focus and position too", "tolerant")]
+
 
 def create_samples(shown: list[Example]) -> tuple[gr.Row, gr.Gallery]:
     """The row of examples, and where it stands."""
@@ -120,7 +123,8 @@ def create_controls(categories: Categories) -> tuple[Any, ...]:
         gr.Markdown(
             "These controls combine the maps that are already there, so they answer at once, and hold for this"
             " category in all tabs until you leave the page. *Alpha* weighs the pixel score against the feature score;"
-            " moving it or the noise levels measures the threshold anew on good parts."
+            " moving it or the noise levels measures the threshold anew on good parts. More room means fewer good"
+            " parts called defective when lamp, focus or position change, and more small defects missed."
         )
         with gr.Row():
             limit = gr.Number(
@@ -132,6 +136,10 @@ def create_controls(categories: Categories) -> tuple[Any, ...]:
                 0, 1, pipe.config.alpha, step=0.05, label="Alpha: 0 features, 1 pixels alone", buttons=[]
             )
             levels = gr.CheckboxGroup(pipe.timesteps, value=pipe.timesteps, label="Noise levels")
+            tolerance = gr.Radio(
+                TOLERANCES, value=pipe.config.tolerance, label="The threshold has room for", elem_id="tolerance",
+                interactive=pipe.calibration.config.num_changed_images > 0,
+            )  # fmt: skip
         with gr.Row():
             again = gr.Button("Make the normal version with these settings")
             reset = gr.Button("Back to the pipeline's own choice")
@@ -156,7 +164,7 @@ def create_controls(categories: Categories) -> tuple[Any, ...]:
             label="Maps", show_label=False, elem_id="maps", columns=3, height="auto", object_fit="contain",
             format="png", interactive=False,
         )  # fmt: skip
-    return limit, threshold, alpha, levels, again, reset, film_place, film, animation, maps_place, maps
+    return limit, threshold, alpha, levels, tolerance, again, reset, film_place, film, animation, maps_place, maps
 
 
 def add_single_image(categories: Categories, visits: Visits, examples: Examples, category: gr.Dropdown) -> SingleImage:
@@ -174,7 +182,7 @@ def add_single_image(categories: Categories, visits: Visits, examples: Examples,
             finished = examples.finished(categories.offered[0])
             values = {} if finished is None else work.stored_values(categories.offered[0], finished)
             answer, doubt, heatmap, slider, opacity, histogram, regions = create_results(values)
-            limit, threshold, alpha, levels, again, reset, film_place, film, animation, maps_place, maps = (
+            limit, threshold, alpha, levels, tolerance, again, reset, film_place, film, animation, maps_place, maps = (
                 create_controls(categories)
             )
     places = work.places = Places(
@@ -190,6 +198,7 @@ def add_single_image(categories: Categories, visits: Visits, examples: Examples,
         threshold,
         alpha,
         levels,
+        tolerance,
         film,
         animation,
         maps,
@@ -225,8 +234,8 @@ def add_single_image(categories: Categories, visits: Visits, examples: Examples,
     threshold.input(work.drag_threshold, [threshold, *views_inputs], results, **live)
     for redraw in (opacity.input, truth.input, truth.clear):
         redraw(work.redraw, views_inputs, results, **live)
-    for combine in (alpha.input, levels.input):
-        combine(work.choose_weights, [alpha, levels, *views_inputs], results, **live)
+    for combine in (alpha.input, levels.input, tolerance.input):
+        combine(work.choose_weights, [*places.weights, *views_inputs], results, **live)
     reset.click(work.choose_default, views_inputs, results, **live)
     for place, name, target in ((film_place, FILM, film), (maps_place, MAPS, maps)):
         place.expand(bind(work.open_place, name), None, results, **run_options(target))

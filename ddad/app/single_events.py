@@ -326,7 +326,7 @@ class SingleImage:
     def own_settings(self, category: str) -> Settings:
         """The category's own choice."""
         pipe = self.open(category).judge
-        return Settings(pipe.config.alpha, tuple(pipe.timesteps))
+        return Settings(pipe.config.alpha, tuple(pipe.timesteps), pipe.config.tolerance)
 
     def settings_of(self, visit: Visit, category: str) -> Settings:
         """What the visitor chose for a category, or its own choice."""
@@ -335,7 +335,9 @@ class SingleImage:
     def good_scores(self, category: str, settings: Settings) -> list[float]:
         """The scores of the good parts that the pipeline stores."""
         pipe = self.open(category).judge
-        scores = pipe.calibration.held_out_scores(pipe.judgement(settings.alpha, settings.timesteps))
+        scores = pipe.calibration.held_out_scores(
+            pipe.judgement(settings.alpha, settings.timesteps, tolerance=settings.tolerance)
+        )
         return [] if scores is None else scores.tolist()
 
     def histogram_of(self, category: str, settings: Settings, score: float, threshold: float) -> str:
@@ -403,6 +405,9 @@ class SingleImage:
             places.threshold: gr.Slider(value=round(threshold, 2), maximum=round(highest, 1)),
             places.alpha: settings.alpha,
             places.levels: gr.CheckboxGroup(choices=pipe.timesteps, value=list(settings.timesteps)),
+            places.tolerance: gr.Radio(
+                value=settings.tolerance, interactive=pipe.calibration.config.num_changed_images > 0
+            ),
         }
 
     def stored_values(self, category: str, example: Example) -> dict[str, Any]:
@@ -514,16 +519,22 @@ class SingleImage:
         return self.judge(visit, change, opacity, truth, sliders=True)
 
     def choose_weights(
-        self, alpha: float, timesteps: list[int], opacity: float, truth: str | None, request: gr.Request
+        self,
+        alpha: float,
+        timesteps: list[int],
+        tolerance: str,
+        opacity: float,
+        truth: str | None,
+        request: gr.Request,
     ) -> dict[Any, Any]:
-        """Another alpha or other noise levels, with the threshold that they have on good parts."""
+        """Another alpha, noise levels or tolerance, with the threshold that they have on good parts."""
         if not timesteps:
             gr.Warning("Choose at least one noise level.", title="Nothing to combine")
             return self.places.nothing
         visit = self.visits.of(request)
-        view = self.judge(visit, Settings(alpha, tuple(timesteps)), opacity, truth, sliders=True)
+        view = self.judge(visit, Settings(alpha, tuple(timesteps), tolerance), opacity, truth, sliders=True)
         # What is under the visitor's hand stays as it is by now.
-        return {place: value for place, value in view.items() if place not in (self.places.alpha, self.places.levels)}
+        return {place: value for place, value in view.items() if place not in self.places.weights}
 
     def choose_default(self, opacity: float, truth: str | None, request: gr.Request) -> dict[Any, Any]:
         """The pipeline's own choice of alpha, noise levels and threshold."""

@@ -57,10 +57,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a visitor chose for a category; `threshold` None is the one measured on good parts for the other two."""
+    """What a visitor chose for a category; `threshold` None is the one measured on good parts for the others."""
 
     alpha: float
     timesteps: tuple[int, ...]
+    tolerance: str
     threshold: float | None = None
 
     @property
@@ -71,7 +72,12 @@ class Settings:
     @property
     def arguments(self) -> dict[str, Any]:
         """The same as arguments of a pipeline's call."""
-        return {"alpha": self.alpha, "timesteps": list(self.timesteps), "threshold": self.threshold}
+        return {
+            "alpha": self.alpha,
+            "timesteps": list(self.timesteps),
+            "tolerance": self.tolerance,
+            "threshold": self.threshold,
+        }
 
 
 @dataclass

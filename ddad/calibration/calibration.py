@@ -110,25 +110,28 @@ def prediction_factor(count: int, quantile: float) -> float | None:
     return math.sqrt(1 + 1 / count) * float(scipy.stats.t.ppf(quantile, count - 1))
 
 
-def measured(calibration: DDADCalibration, maps: dict[str, torch.Tensor]) -> DDADCalibration:
+def measured(calibration: DDADCalibration, maps: dict[str, torch.Tensor], changed: int = 0) -> DDADCalibration:
     """The units of all scores, and the cells of the held-out images in them, exact in float16.
 
     Args:
         calibration: an empty one, for its settings.
-        maps: of each score, smoothed, `[M, K, S, S]`, of appearance `[M, 1, S, S]`.
+        maps: of each score, smoothed, `[M + changed, K, S, S]`, of appearance `[M + changed, 1, S, S]`.
+        changed: how many of these, the last, are of changed images, which give no units.
     """
     statistics, cells = {}, []
     for name in calibration.scores:
         values = maps[name].double()
-        mean, std = values.mean(dim=(0, 2, 3)), values.std(dim=(0, 2, 3), correction=0).clamp(min=1e-6)
+        good = values[: len(values) - changed]
+        mean, std = good.mean(dim=(0, 2, 3)), good.std(dim=(0, 2, 3), correction=0).clamp(min=1e-6)
         statistics |= {f"{name}_mean": mean.tolist(), f"{name}_std": std.tolist()}
         cells.append(calibration.pool((values - mean[:, None, None]) / std[:, None, None]))
     settings = {name: value for name, value in calibration.config.items() if not name.startswith("_")}
-    count, quantile = len(cells[0]), calibration.config.threshold_quantile
+    count, quantile = len(cells[0]) - changed, calibration.config.threshold_quantile
     stored = DDADCalibration(
         **settings
         | {
             "num_calibration_images": count,
+            "num_changed_images": changed,
             "statistics": statistics,
             "prediction_factor": prediction_factor(count, quantile) if count > 1 else None,
         }
@@ -139,8 +142,8 @@ def measured(calibration: DDADCalibration, maps: dict[str, torch.Tensor]) -> DDA
 
 
 def held_out_scores(pipe: DDADPipeline) -> np.ndarray:
-    """The image scores of the held-out good images, each by the statistics of others, `[M]`."""
-    scores = pipe.calibration.held_out_scores(pipe.judgement())
+    """The image scores of the held-out good images as they are, each by the statistics of others, `[M]`."""
+    scores = pipe.calibration.held_out_scores(pipe.judgement(tolerance="strict"))
     assert scores is not None  # every calibrated pipeline stores some
     return scores.numpy()
 
@@ -172,6 +175,19 @@ def score_maps(
     if observed.kl is not None:
         maps["kl"] = observed.kl
     return maps
+
+
+def with_unchanged(half_changed: Observed, unchanged: Observed) -> Observed:
+    """All held-out images as they are, then every second of them changed, as `DDADCalibration` stores them.
+
+    Args:
+        half_changed: M images, every second one changed.
+        unchanged: these as they are, M / 2.
+    """
+    places = range(len(half_changed))
+    parts = half_changed.select(places[::2]) + unchanged + half_changed.select(places[1::2])
+    first = len(places[::2])
+    return parts.select([*(place // 2 + first * (place % 2) for place in places), *range(len(places), len(parts))])
 
 
 def make_trials(
@@ -242,7 +258,8 @@ def calibrate(
         known.threshold_quantile,
         known.num_top_cells,
     )
-    pipe = DDADPipeline.from_pipe(pipe, **fresh, threshold=None)
+    tolerance = "strict" if config.nuisance == "none" else config.tolerance
+    pipe = DDADPipeline.from_pipe(pipe, **fresh, threshold=None, tolerance=tolerance)
     pipe.set_progress_bar_config(disable=True)
     pipe.residual.to(pipe.unet.device)
     pipe.appearance.to(pipe.unet.device)
@@ -280,11 +297,15 @@ def calibrate(
         )
     if config.measure_growth:
         record["growth"] = measure_growth(pipe, judged, observed, own, appearance, config, report)
+    changed = 0 if config.nuisance == "none" else len(judged) // 2
+    if changed:
+        plain = observe(pipe, Subset(images, sorted(judges)[1::2]), True, "Measuring unchanged images", report)
+        observed, own = with_unchanged(observed, plain), torch.cat([own, own[1::2]])
     maps = {name: pipe.smooth(one) for name, one in score_maps(pipe, observed, own, appearance, residual).items()}
     found = {
         "appearance": filled(pipe.appearance, appearance.of_all()),
         "residual": filled(pipe.residual, residual.of_all()),
-        "calibration": measured(pipe.calibration, maps),
+        "calibration": measured(pipe.calibration, maps, changed),
     }
     calibrated = DDADPipeline.from_pipe(pipe, **found)
     calibrated.set_progress_bar_config(disable=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.utils.data import Dataset
@@ -37,6 +37,7 @@ class CalibrationConfig:
         seed: of everything random.
         choose_settings: whether alpha, blur and cells are chosen on synthetic defects; else they stay as they are.
         nuisance: how much of what is no defect copies of good images show.
+        tolerance: what the threshold makes room for; see `DDADJudgement`.
         ask_network: whether the U-Net's scores are candidates; not where it never saw the part.
         defects_per_type: synthetic defects of each kind that settings are chosen on.
         measure_growth: whether it is measured what fewer images would find.
@@ -46,6 +47,7 @@ class CalibrationConfig:
     seed: int = 0
     choose_settings: bool = True
     nuisance: Nuisance = "mild"
+    tolerance: Literal["strict", "tolerant"] = "strict"
     ask_network: bool = True
     defects_per_type: int = 16
     measure_growth: bool = False

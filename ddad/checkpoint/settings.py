@@ -38,6 +38,7 @@ BOUNDS: dict[str, dict[str, Any]] = {
         "threshold": ANY,
         "blur_sigma": number(0, 64),
         "feature_score": Literal["appearance", "residual", "sum"],
+        "tolerance": Literal["strict", "tolerant"],
     },
     "DDADUNet2DModel": {
         "sample_size": whole(16, 2048),
@@ -85,6 +86,7 @@ BOUNDS: dict[str, dict[str, Any]] = {
     "DDADCalibration": {
         "timesteps": several(whole(0, 100_000)),
         "num_calibration_images": whole(0, 1_000_000),
+        "num_changed_images": whole(0, 1_000_000),
         "calibration_size": whole(1, 512),
         "statistics": dict[str, NUMBERS],
         "threshold_quantile": number(0, 1),

@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 
-from ddad.commands.shared import add_data, add_dry_run, load_pipeline, read_data, show_good
+from ddad.commands.shared import add_data, add_dry_run, add_tolerance, load_pipeline, read_data, show_good
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -34,6 +34,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         default="mild",
         help="how much noise, light, blur and shift is no defect (default: %(default)s)",
     )
+    add_tolerance(parser, "strict")
     parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU where there is one)")
     add_dry_run(parser)
     parser.set_defaults(run=run_calibrate)
@@ -53,7 +54,9 @@ def run_calibrate(arguments: argparse.Namespace) -> int:
         return 0
     record = load_record(find_folder(arguments.checkpoint, {}))
     pipe = load_pipeline(arguments.checkpoint, arguments.device)
-    config = dataclasses.replace(CalibrationConfig.of(record), nuisance=arguments.nuisance)
+    config = dataclasses.replace(
+        CalibrationConfig.of(record), nuisance=arguments.nuisance, tolerance=arguments.tolerance
+    )
     strides = tuple(arguments.strides) if arguments.strides else None
     appearance = AppearanceConfig(
         arguments.appearance_size, arguments.appearance_backbone, arguments.backbone_weights, strides

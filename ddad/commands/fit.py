@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from ddad.commands.shared import add_dry_run, add_layout, read_data, show_good
+from ddad.commands.shared import add_dry_run, add_layout, add_tolerance, read_data, show_good
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -22,6 +22,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--base", metavar="CHECKPOINT", help="folder or USER/NAME of the base network (default: checkpoints/base)"
     )
+    add_tolerance(parser, "strict")
     parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU where there is one)")
     add_dry_run(parser)
     parser.set_defaults(run=run_fit)
@@ -33,6 +34,7 @@ def run_fit(arguments: argparse.Namespace) -> int:
 
     import torch
 
+    from ddad.calibration.observing import CalibrationConfig
     from ddad.calibration.part import fit_part
     from ddad.checkpoint.saving import check_output, save_checkpoint
 
@@ -43,7 +45,8 @@ def run_fit(arguments: argparse.Namespace) -> int:
         return 0
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     category = arguments.category or Path(arguments.output).name
-    pipe, record, told = fit_part(dataset.train_paths, category, base=arguments.base, device=device)
+    config = CalibrationConfig(tolerance=arguments.tolerance)
+    pipe, record, told = fit_part(dataset.train_paths, category, base=arguments.base, config=config, device=device)
     save_checkpoint(pipe, record, arguments.output)
     print("\n".join([*told.sentences(), f"Saved to {arguments.output} after {told.seconds:.0f} s."]))
     if not told.works:

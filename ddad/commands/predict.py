@@ -9,7 +9,7 @@ import sys
 import typing
 from pathlib import Path
 
-from ddad.commands.shared import load_pipeline
+from ddad.commands.shared import add_tolerance, load_pipeline
 
 RESULTS_NAME = "results.jsonl"
 ENDINGS = ("_map.tiff", "_overlay.png", "_denoised.png")
@@ -56,7 +56,7 @@ def settings_of(arguments: argparse.Namespace) -> str:
     """What results follow from beside the images, in a word: the checkpoint as it is, and the settings."""
     from ddad.checkpoint.saving import describe_state
 
-    names = ("checkpoint", "alpha", "timesteps", "threshold", "no_denoise")
+    names = ("checkpoint", "alpha", "timesteps", "threshold", "tolerance", "no_denoise")
     folder = Path(arguments.checkpoint)
     values = [*(getattr(arguments, name) for name in names), describe_state(folder) if folder.is_dir() else None]
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
@@ -95,6 +95,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--alpha", type=float, help="weight of the pixel score in [0, 1] (default: the checkpoint's)")
     parser.add_argument("--timesteps", type=int, nargs="+", help="noise levels (default: the checkpoint's)")
     parser.add_argument("--threshold", type=float, help="score above which an image is anomalous (default: measured)")
+    add_tolerance(parser, None)
     parser.add_argument("--no-denoise", action="store_true", help="do not make the version without defects")
     parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU where there is one)")
     parser.set_defaults(run=run_predict)
@@ -140,6 +141,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
             alpha=arguments.alpha,
             timesteps=arguments.timesteps,
             threshold=arguments.threshold,
+            tolerance=arguments.tolerance,
             denoise=not arguments.no_denoise,
         )
         small = far_too_small((original.shape[2], original.shape[1]), pipe)

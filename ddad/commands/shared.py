@@ -40,6 +40,17 @@ def add_dry_run(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_tolerance(parser: argparse.ArgumentParser, default: str | None) -> None:
+    """`--tolerance`."""
+    parser.add_argument(
+        "--tolerance",
+        choices=("strict", "tolerant"),
+        default=default,
+        help="what the threshold has room for: strict, photographs like the good ones; tolerant, other light, focus"
+        f" and position too, at the price of small defects (default: {default or 'the checkpoint has its own'})",
+    )
+
+
 def read_data(arguments: argparse.Namespace) -> typing.Any:
     """The data set that a command was given, read and described."""
     from ddad.datasets.layouts import read_dataset

@@ -83,6 +83,12 @@ class TrainConfig:
     nuisance: Literal["none", "mild", "strong"] = dataclasses.field(
         default="mild", metadata={"help": "how much noise, light, blur and shift is no defect"}
     )
+    tolerance: Literal["strict", "tolerant"] = dataclasses.field(
+        default="strict",
+        metadata={
+            "help": "what the threshold makes room for: photographs as they are; tolerant: other light and place too"
+        },
+    )
     steps: int | None = dataclasses.field(
         default=None, metadata={"help": "optimisation steps (default: 1000 from a base, 2000 from random weights)"}
     )

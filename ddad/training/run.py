@@ -178,5 +178,7 @@ def build_pipeline(
         category=config.category,
         feature_score="appearance",
     ).to(networks["unet"].device)
-    calibration = CalibrationConfig(config.rotation_degrees, config.seed, nuisance=config.nuisance)
+    calibration = CalibrationConfig(
+        config.rotation_degrees, config.seed, nuisance=config.nuisance, tolerance=config.tolerance
+    )
     return calibrate(pipe, images, held_out, calibration, Journal(Path(config.output) / PROGRESS_NAME))
