@@ -1,0 +1,109 @@
+"""Does a threshold keep its promise: `python -m benchmarks.thresholds CATEGORY ... --data ... --cache ...`.
+
+Ten times the good images of a category are divided at random, look-alikes together: of seven tenths come statistics
+and threshold as `ddad fit` measures them; of the others it is counted how many lie above it. Beside it stands the
+interval that is promised for so many judges and so many images that are tried: nine of ten rates should lie inside.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.evidence import Pictures, cached
+from ddad import DDADCalibration, DDADImageProcessor
+from ddad.calibration.calibration import measured, prediction_factor
+from ddad.calibration.factors import Views
+from ddad.calibration.fitting import assign_folds, fit_statistics
+from ddad.calibration.observing import CalibrationConfig
+from ddad.datasets.lookalikes import group_lookalikes, shrink_image, split_images
+from ddad.report.markdown import table
+
+SPLITS, SIZE, QUANTILE = 10, 256, 0.95
+
+
+def promised(judges: int, tried: int) -> tuple[float, float]:
+    """The 90 % interval of the rate of `tried` good images above a threshold by `judges` normal scores, in percent."""
+    random = np.random.default_rng(0)
+    scores, factor = random.standard_normal((4000, judges)), prediction_factor(judges, QUANTILE)
+    limits = (
+        np.quantile(scores, QUANTILE, axis=-1)
+        if factor is None
+        else DDADCalibration.predictive_limit(scores, QUANTILE, factor)
+    )
+    rates = (random.standard_normal((4000, tried)) > limits[:, None]).mean(axis=1)
+    low, high = np.quantile(100 * rates, (0.05, 0.95))
+    return float(low), float(high)
+
+
+def smoothed(distances: torch.Tensor, blur: float) -> torch.Tensor:
+    """`[N, P]` -> maps `[N, 1, S, S]`."""
+    side = round(distances.shape[-1] ** 0.5)
+    return DDADImageProcessor.blur(DDADImageProcessor.resize(distances.view(-1, 1, side, side), (SIZE, SIZE)), blur)
+
+
+def rate_of(values: torch.Tensor, groups: list[int], copies: int, seed: int, blur: float, cells: int) -> list[float]:
+    """One division: judges, images tried, and the part of these above the threshold, in percent."""
+    numbers = list(range(len(groups)))
+    trained, tried = split_images(numbers, groups, round(0.3 * len(numbers)), seed)
+    folds = torch.tensor(assign_folds([groups[i] for i in trained], [True] * len(trained)))
+    by_image = values.unflatten(0, (len(numbers), 1 + copies))
+    views = Views(
+        by_image[trained].flatten(0, 1),
+        folds.repeat_interleave(1 + copies),
+        torch.arange(len(trained) * (1 + copies)) % (1 + copies) == 0,
+    )
+    statistics = fit_statistics(views)
+    good = smoothed(statistics.distances(by_image[trained, :1], folds)[:, 0], blur)
+    others = smoothed(statistics.of_all().distance(by_image[tried, 0]), blur)
+    calibration = measured(
+        DDADCalibration((20,), threshold_quantile=QUANTILE, num_top_cells=cells),
+        dict.fromkeys(DDADCalibration.scores, good),
+    )
+    judgement = calibration.judgement(0.0, (20,), None, "appearance")
+    threshold = calibration.threshold(judgement)
+    scores = calibration.image_score(calibration.standardise("appearance", others, (20,))[:, 0])
+    assert threshold is not None
+    return [len(trained), len(tried), 100 * float((scores > threshold).float().mean())]
+
+
+def main() -> None:
+    """Prints a row a category."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("categories", nargs="+")
+    parser.add_argument("--data", type=Path, required=True, help="folder of data sets")
+    parser.add_argument("--cache", type=Path, required=True, help="folder that benchmarks.evidence filled")
+    parser.add_argument("--features", default="tf_efficientnet_lite2-384")
+    parser.add_argument("--blur", type=float, default=2.0)
+    parser.add_argument("--cells", type=int, default=4)
+    arguments = parser.parse_args()
+    rows = []
+    for name in arguments.categories:
+        pictures = Pictures.read(name, arguments.data, SIZE, CalibrationConfig())
+        groups = group_lookalikes(shrink_image(pictures.train[number]) for number in range(len(pictures.train)))
+        views, _ = cached(arguments.cache / f"{name}-{arguments.features}.safetensors", lambda: None)
+        copies = len(views.values) // len(groups) - 1
+        found = []
+        for seed in range(SPLITS):
+            found.append(rate_of(views.values, groups, copies, seed, arguments.blur, arguments.cells))
+            print(name, *found[-1], flush=True)
+        intervals = [promised(int(judges), int(tried)) for judges, tried, _ in found]
+        inside = sum(low <= rate <= high for (low, high), (*_, rate) in zip(intervals, found, strict=True))
+        rates = [rate for *_, rate in found]
+        low, high = intervals[0]
+        rows.append(
+            [
+                name,
+                f"{found[0][0]:.0f} and {found[0][1]:.0f}",
+                f"{low:.0f} to {high:.0f}",
+                f"{np.mean(rates):.1f}",
+                f"{min(rates):.0f} to {max(rates):.0f}",
+                f"{inside} of {SPLITS}",
+            ]
+        )
+        print(table(["", "judges and tried", "promised, %", "mean", "measured", "inside"], rows), flush=True)
+
+
+if __name__ == "__main__":
+    main()
