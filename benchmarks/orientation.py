@@ -100,7 +100,7 @@ def measure(
     some = torch.cat([model.to_grid(pipe.extract_appearance(images[i][None])) for i in spread(len(images), 64)])
     model.basis.copy_(principal_components(some, model.config.num_channels).half())
     groups = group_lookalikes(shrink_image(image) for image in images)
-    folds, copies = torch.tensor(assign_folds(groups, [True] * len(images))), count_copies(len(images))
+    folds, copies = torch.tensor(assign_folds(groups, [True] * len(images))), count_copies(len(images), degrees)
     values = []
     for number, image in enumerate(images):
         generator = torch.Generator().manual_seed(number)

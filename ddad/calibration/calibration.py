@@ -7,6 +7,7 @@ images are scored in folds, each under Gaussians of all images but its own.
 """
 
 import copy
+import dataclasses
 import logging
 import math
 from collections.abc import Sequence
@@ -22,9 +23,10 @@ from torch.utils.data import Subset
 
 from ddad.calibration.backbone import choose_image_size, create_appearance_extractor
 from ddad.calibration.choice import MOST_IMAGES, Trials, choose, make_defects
-from ddad.calibration.fitting import Gaussian, Statistics, assign_folds, fit_statistics
+from ddad.calibration.fitting import LEAST_GAIN, Gaussian, Statistics, assign_folds, fit_statistics
 from ddad.calibration.growth import measure_growth
 from ddad.calibration.observing import (
+    ANY_ANGLE,
     MOST_IMAGES_SEEN,
     CalibrationConfig,
     Images,
@@ -42,6 +44,7 @@ from ddad.checkpoint.saving import check_output, save_checkpoint, update_record
 from ddad.datasets.folder import ImageFolder, measure_max_value
 from ddad.datasets.layouts import Dataset
 from ddad.datasets.lookalikes import check_enough, group_lookalikes, shrink_image, split_images
+from ddad.datasets.orientation import lie_in_any_orientation
 from ddad.features_ddad import DDADFeatureExtractor
 from ddad.gaussians_ddad import DDADGaussianModel
 from ddad.images_ddad import DDADImageProcessor
@@ -221,6 +224,32 @@ def make_trials(
     return Trials(len(good), torch.cat([torch.zeros(len(good), size, size), masks]), maps)
 
 
+def model_images(
+    pipe: DDADPipeline, images: Images, folds: torch.Tensor, config: CalibrationConfig, report: Report | None
+) -> tuple[list[Statistics], dict[str, Any]]:
+    """Statistics of appearance and of residuals, of good images and copies of them.
+
+    Copies are turned by any angle where the parts seem to lie so, and where that makes images more likely that have no
+    part in the statistics. A `rotation_degrees` of 0 asks for copies as they lie.
+
+    Returns:
+        The two, and for the record what was asked and found.
+    """
+
+    def model(degrees: float) -> list[Statistics]:
+        views = view_images(pipe, images, folds, dataclasses.replace(config, rotation_degrees=degrees), report)
+        return [fit_statistics(one) for one in views]
+
+    found = model(config.rotation_degrees)
+    seems = config.rotation_degrees > 0 and lie_in_any_orientation(images[place] for place in range(len(images)))
+    orientation: dict[str, Any] = {"seems_any": seems, "turned": False}
+    if seems:
+        turned = model(ANY_ANGLE)
+        likelihoods = [one[0].log_likelihoods[one[0].num_factors] for one in (found, turned)]
+        orientation |= {"log_likelihoods": likelihoods, "turned": likelihoods[1] > likelihoods[0] + LEAST_GAIN}
+    return (turned if orientation["turned"] else found), orientation
+
+
 @torch.no_grad()
 def calibrate(
     pipe: DDADPipeline,
@@ -270,12 +299,13 @@ def calibrate(
     groups = group_lookalikes(shrink_image(seen[place]) for place in range(len(seen)))
     folds = torch.tensor(assign_folds(groups, [number in judges for number in numbers]))
     fit_components(pipe, seen)
-    appearance, residual = (fit_statistics(views) for views in view_images(pipe, seen, folds, config, report))
+    (appearance, residual), orientation = model_images(pipe, seen, folds, config, report)
     judged = vary_half(Subset(images, sorted(judges)), config.nuisance, config.seed)
     own = torch.tensor([int(fold) for number, fold in zip(numbers, folds, strict=True) if number in judges])
     observed = observe(pipe, judged, True, "Measuring held-out images", report)
     record: dict[str, Any] = {
         "nuisance": config.nuisance,
+        "orientation": orientation,
         **{name: describe(one) for name, one in (("appearance", appearance), ("residual", residual))},
     }
     if config.choose_settings:

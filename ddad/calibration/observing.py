@@ -18,6 +18,8 @@ from ddad.datasets.nuisance import Nuisance, change_one, vary
 COMPONENT_IMAGES = 64
 # Copies are made until there are about so many views, at least one of an image: each takes a quarter of a second.
 VIEWS, MOST_COPIES = 900, 6
+# Of parts that lie in any orientation, turned by any angle, more of each.
+MOST_TURNED_COPIES, ANY_ANGLE = 24, 180.0
 # The U-Net, which takes longer, is asked about so many copies of each.
 RESIDUAL_COPIES = 1
 # More good images than these are not looked at by the statistics: they would fill the memory and add little.
@@ -64,9 +66,10 @@ def spread(count: int, most: int) -> list[int]:
     return list(range(count)) if count <= most else torch.linspace(0, count - 1, most).long().tolist()
 
 
-def count_copies(images: int) -> int:
-    """Copies of each image: the fewer images, the more."""
-    return max(1, min(MOST_COPIES, round(VIEWS / images) - 1))
+def count_copies(images: int, degrees: float = 0.0) -> int:
+    """Copies of each image, turned by so many degrees at most: the fewer images, the more."""
+    most = MOST_TURNED_COPIES if degrees >= ANY_ANGLE else MOST_COPIES
+    return max(1, min(most, round(VIEWS / images) - 1))
 
 
 def shrink_to_unet(pipe: DDADPipeline, images: torch.Tensor) -> torch.Tensor:
@@ -113,7 +116,7 @@ def view_images(
         config: how.
         report: called with the progress.
     """
-    copies = count_copies(len(images))
+    copies = count_copies(len(images), config.rotation_degrees)
     looks, residuals = [], []
     for number, index in enumerate(track(range(len(images)), "Looking at good images", report)):
         generator = torch.Generator().manual_seed(1_000_003 * config.seed + number)

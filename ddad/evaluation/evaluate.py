@@ -16,6 +16,8 @@ from ddad.pipeline import DDADPipeline
 from ddad.report.markdown import table
 
 COLUMNS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pro", "pro_5", "aupimo")
+# What a threshold of each tolerance makes room for.
+ROOM = {"strict": "photographs as they are", "tolerant": "other light, focus and position"}
 
 
 def percent(value: float) -> float:
@@ -123,6 +125,7 @@ def evaluate(pipe: DDADPipeline, dataset: Dataset) -> tuple[dict[str, Any], Scor
         },
         "best_f1": percent(best),
         "best_f1_threshold": round(best_threshold, 4),
+        "tolerances": at_tolerances(pipe, combined[~defective], combined[defective]),
         "defects": {},
     }
     for kind in sorted({sample.defect for sample in samples if sample.defective}):
@@ -134,6 +137,20 @@ def evaluate(pipe: DDADPipeline, dataset: Dataset) -> tuple[dict[str, Any], Scor
         measured = measure(scored.maps["combined"][chosen], combined[chosen], of_kind, kind_masks)
         report["defects"][kind] = row | measured
     return report, scored, masks
+
+
+def at_tolerances(pipe: DDADPipeline, good: np.ndarray, defective: np.ndarray) -> dict[str, dict[str, float | int]]:
+    """For each tolerance that is known its threshold, and how many good and defective images lie above it."""
+    known = pipe.calibration.tolerances if pipe.calibration.config.num_changed_images else ("strict",)
+    found = {}
+    for name in known:
+        threshold = pipe.calibration.threshold(pipe.judgement(tolerance=name))
+        found[name] = {
+            "threshold": round(threshold, 4),
+            "detected": int((defective > threshold).sum()),
+            "false_alarms": int((good > threshold).sum()),
+        }
+    return found
 
 
 def format_tables(report: dict[str, Any]) -> str:
@@ -161,6 +178,11 @@ def format_tables(report: dict[str, Any]) -> str:
         f" {at['f1']:.1f}. The best F1 that any threshold has on these images is {report['best_f1']:.1f}.",
         f"{report['good_images_seen']} of the good images show a part that trains: `ddad split` makes a test without.",
     ]
+    for name, other in report["tolerances"].items():
+        lines.append(
+            f"With room for {ROOM[name]} ({name}) the threshold is {other['threshold']:.2f}: {other['detected']}"
+            f" found, {other['false_alarms']} good ones called defective."
+        )
     if "nuisances" in report:
         lines += ["", describe_nuisances(report["nuisances"])]
     return "\n".join(lines)
