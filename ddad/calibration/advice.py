@@ -40,6 +40,7 @@ class PartReport:
         threshold: the image score above which a part is defective.
         seconds: that it took.
         other_kind: the smaller group, by name, where the photographs seem to show two kinds of part.
+        turned: whether the parts lie in any orientation, and copies turned by any angle were learnt too.
     """
 
     images: int
@@ -51,6 +52,7 @@ class PartReport:
     threshold: float
     seconds: float
     other_kind: list[str] = field(default_factory=list)
+    turned: bool = False
 
     @property
     def parts(self) -> int:
@@ -113,6 +115,8 @@ class PartReport:
             )
         if self.unlike:
             lines.append(f"Unlike the rest, and perhaps defective: {shown(self.unlike)}. Leave them out?")
+        if self.turned:
+            lines.append("The parts lie in any orientation: copies turned by any angle were learnt too.")
         counts = sorted(self.found)
         curve = ", ".join(f"with {count} images {self.found[count]:.0f} %" for count in counts)
         lines.append(f"Of defects pasted into your images as a test, {curve} are found.")

@@ -250,6 +250,7 @@ def fit_photographs(
         unlike=find_unlike(fitted, photographs.names),
         threshold=fitted.threshold,
         seconds=round(time.monotonic() - started, 1),
+        turned=calibration["orientation"]["turned"],
         other_kind=find_other_kind(pooled_features(pipe.feature_extractor, small), photographs.names),
     )
     return fitted, describe(fitted, category, base, calibration, config, part_report), part_report
