@@ -20,11 +20,14 @@ import torch
 import torch.nn.functional as F
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
+from huggingface_hub import ModelCard
 
 ImageInput = str | os.PathLike | PIL.Image.Image | np.ndarray | torch.Tensor
 PixelScore = Literal["kl"]
 FeatureScore = Literal["appearance", "residual", "sum"]
 Tolerance = Literal["strict", "tolerant"]
+# What a repository is found by on the Hub.
+TAGS = ("ddad", "anomaly-detection")
 
 
 def in_own_types(method: Callable) -> Callable:
@@ -759,3 +762,13 @@ class DDADPipeline(DiffusionPipeline):
             values.pop("_name_or_path", None)
             values |= index if path.name == self.config_name else {}
             path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    def _upload_folder(self, working_dir: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+        """Uploads a saved pipeline, with the tags by which `ddad list` and its page find it in its card."""
+        path = Path(working_dir) / "README.md"
+        if path.is_file():
+            card = ModelCard.load(path)
+            own = {*TAGS, *filter(None, [self.config.category])}
+            card.data.tags = sorted({*(card.data.tags or []), *own})
+            card.save(path)
+        return super()._upload_folder(working_dir, *args, **kwargs)

@@ -10,12 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import ModelCard
-
 import ddad
 from ddad import pipeline as published
 from ddad.checkpoint.loading import load_pipeline
-from ddad.checkpoint.names import CHECKSUMS_NAME, INDEX_NAME, TAG, VERSIONS_NAME
+from ddad.checkpoint.names import CHECKSUMS_NAME, INDEX_NAME, VERSIONS_NAME
 from ddad.checkpoint.settings import check_settings
 from ddad.pipeline import ImageInput
 
@@ -127,13 +125,3 @@ class DDADPipeline(published.DDADPipeline):
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
                 versions[name] = importlib.metadata.version(name)
         (folder / VERSIONS_NAME).write_text(json.dumps(versions, indent=2) + "\n", encoding="utf-8")
-
-    def _upload_folder(self, working_dir: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
-        """Uploads a saved pipeline, with the tags that the page and `ddad list` search for in its card."""
-        path = Path(working_dir) / "README.md"
-        if path.is_file():
-            card = ModelCard.load(path)
-            tags = [TAG, "anomaly-detection", *filter(None, [self.config.category])]  # type: ignore[attr-defined]
-            card.data.tags = sorted({*(card.data.tags or []), *tags})
-            card.save(path)
-        return super()._upload_folder(working_dir, *args, **kwargs)  # type: ignore[misc]  # diffusers is not typed

@@ -36,8 +36,8 @@ def in_disc(images: torch.Tensor) -> torch.Tensor:
     """The pixels that stay in the picture however it is turned, of mean 0 and norm 1, `[N, 1, S, S]` -> `[N, P]`."""
     axis = torch.linspace(-1, 1, images.shape[-1])
     values = images.flatten(1)[:, (axis[:, None] ** 2 + axis**2 <= 0.95).flatten()]
-    values = values - values.mean(dim=1, keepdim=True)
-    return values / values.norm(dim=1, keepdim=True).clamp(min=1e-6)
+    centred: torch.Tensor = values - values.mean(dim=1, keepdim=True)
+    return centred / centred.norm(dim=1, keepdim=True).clamp(min=1e-6)
 
 
 def nearest(images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
