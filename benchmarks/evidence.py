@@ -140,13 +140,14 @@ def measure(
         blur: of the maps.
     """
     size = (pipe.unet.config.sample_size,) * 2
-    fine = {
-        name: standardised(pipe.image_processor.blur(pipe.image_processor.resize(one, size), blur), good)[good:]
-        for name, one in maps.items()
-    }
+    fine, pooled = {}, {}
+    for name, one in maps.items():
+        smoothed = pipe.image_processor.blur(pipe.image_processor.resize(one, size), blur)
+        units = standardised(smoothed, good)[good:]
+        fine[name], pooled[name] = F.adaptive_avg_pool2d(units, 64), pipe.calibration.pool(units).flatten(1)
+    mixed = combine(pooled)  # the mean of pooled maps is the pooled mean of maps
     for name, one in combine(fine).items():
-        small = F.adaptive_avg_pool2d(one, 64).numpy()
-        cells = pipe.calibration.pool(one).flatten(1)
+        small, cells = one.numpy(), mixed[name]
         curves = None
         if truth is not None:  # a defective image without a mask counts for images alone
             known = truth.any(axis=(1, 2)) | ~defective

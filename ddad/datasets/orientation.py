@@ -36,11 +36,12 @@ def in_disc(images: torch.Tensor) -> torch.Tensor:
     """The pixels that stay in the picture however it is turned, of mean 0 and norm 1, `[N, 1, S, S]` -> `[N, P]`."""
     axis = torch.linspace(-1, 1, images.shape[-1])
     values = images.flatten(1)[:, (axis[:, None] ** 2 + axis**2 <= 0.95).flatten()]
-    centred: torch.Tensor = values - values.mean(dim=1, keepdim=True)
-    return centred / centred.norm(dim=1, keepdim=True).clamp(min=1e-6)
+    centred = values - values.mean(dim=1, keepdim=True)
+    normed: torch.Tensor = centred / centred.norm(dim=1, keepdim=True).clamp(min=1e-6)
+    return normed
 
 
 def nearest(images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     """The correlation of each image with the most alike of the others, which are by number the same parts; `[N]`."""
-    alike = images @ others.T
+    alike: torch.Tensor = images @ others.T
     return alike.fill_diagonal_(-1.0).amax(dim=1)
