@@ -2,8 +2,8 @@
 
 For a category every score is judged twice under the same statistics: by its real test images, and by defects pasted
 into held-out good ones, which is all that a choice can see. One row a combination of backbone, picture size, factors,
-score, blur and cells, appended to a CSV; what stands there is not run again. Without factors and with the
-strongest blur only at the largest size with the first backbone: neither is ahead there.
+score, blur and cells, appended to a CSV; what stands there is not run again. Without factors, with the memory and
+with the strongest blur only at the largest size with the first backbone: none of them is ahead there.
 
 `memory` is the distance to the nearest patch of good images ("PatchCore", Roth et al., 2022, section 3.3), measured on
 the principal components that the Gaussians see. It is in no checkpoint; it is here so that its absence has a reason.
@@ -52,7 +52,7 @@ from ddad.evaluation.evaluate import percent, read_masks
 from ddad.evaluation.metrics import auroc, pixel_curves
 
 ROOT = Path(__file__).parent.parent
-MOST_TRAIN, MOST_HELD_OUT, MOST_TEST, DEFECTS_PER_TYPE = 160, 48, 160, 12
+MOST_TRAIN, MOST_COPIES, MOST_HELD_OUT, MOST_TEST, DEFECTS_PER_TYPE = 120, 4, 40, 120, 10
 BLURS, CELLS = (1.0, 2.0, 4.0), (1, 4, 16)
 PATCHES = 10_000
 TIMESTEPS = (20, 201, 401)
@@ -81,9 +81,10 @@ def some_patches(statistics: Statistics, fold: int | None) -> torch.Tensor:
 
 
 def maps_of(
-    seen: Observed, folds: torch.Tensor | None, appearance: Statistics, residual: Statistics
+    seen: Observed, folds: torch.Tensor | None, statistics: tuple[Statistics, Statistics], with_memory: bool
 ) -> dict[str, torch.Tensor]:
     """The maps of images by all statistics, or each by those of what is not in its fold, `[N, K, g, g]`."""
+    appearance, residual = statistics
     count, maps = len(seen), {}
     for name, statistics in (("appearance", appearance), ("residual", residual)):
         reduced = getattr(seen, name)
@@ -93,6 +94,10 @@ def maps_of(
             distances = statistics.distances(reduced, folds)
         side = round(distances.shape[-1] ** 0.5)
         maps[name] = distances.unflatten(-1, (side, side))
+    assert seen.kl is not None
+    maps["kl"] = seen.kl
+    if not with_memory:
+        return maps
     reduced = seen.appearance[:, 0]
     if folds is None:
         nearest = memory_distance(reduced, some_patches(appearance, None))
@@ -101,8 +106,7 @@ def maps_of(
         for fold in folds.unique().tolist():
             nearest[folds == fold] = memory_distance(reduced[folds == fold], some_patches(appearance, fold))
     maps["memory"] = nearest.view(count, 1, *maps["appearance"].shape[2:])
-    assert seen.kl is not None
-    return maps | {"kl": seen.kl}
+    return maps
 
 
 def combine(fine: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -113,6 +117,7 @@ def combine(fine: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         "appearance+0.2kl": ("appearance", "kl"),
         "sum of three": ("appearance", "residual", "kl"),
     }
+    means = {name: parts for name, parts in means.items() if all(part in fine for part in parts)}
     weights = {"appearance+0.2kl": (0.8, 0.2)}
     mixed = {
         name: sum(w * fine[part] for w, part in zip(weights.get(name, [1 / len(parts)] * 3), parts, strict=False))
@@ -266,7 +271,7 @@ def look(
 
     some = torch.cat([model.to_grid(see(train[i][None])) for i in spread(len(train), COMPONENT_IMAGES)])
     model.basis.copy_(principal_components(some, model.config.num_channels).half())
-    copies = RESIDUAL_COPIES if ask_network else count_copies(len(train))
+    copies = RESIDUAL_COPIES if ask_network else min(MOST_COPIES, count_copies(len(train)))
     values = []
     for number in range(len(train)):
         generator, image = torch.Generator().manual_seed(number), train[number][None]
@@ -361,9 +366,9 @@ def judge(
     """What every score measures on real and on synthetic defects under the same statistics."""
     good, bad, shown = seen
     own, count, defective = pictures.folds[pictures.held_out], len(good), pictures.defective
-    units = maps_of(good, own, *statistics)
-    by_others = maps_of(bad, own[pictures.sources], *statistics)
-    by_all = maps_of(shown, None, *statistics)
+    units = maps_of(good, own, statistics, everything)
+    by_others = maps_of(bad, own[pictures.sources], statistics, everything)
+    by_all = maps_of(shown, None, statistics, everything)
     made_defective = np.arange(count + len(bad)) >= count
     truth = np.concatenate([np.zeros((count, 64, 64), bool), pictures.truth])
     for blur in BLURS if everything else BLURS[:2]:
