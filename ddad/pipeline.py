@@ -617,6 +617,8 @@ class DDADPipeline(DiffusionPipeline):
     def _judge(self, scores: DDADScores, alpha: float, levels: tuple[float, float]) -> DDADVerdict:
         pixel = scores.feature_maps if scores.pixel_maps is None else scores.pixel_maps  # of weight zero, any will do
         anomaly_maps = self.calibration.fuse(pixel, scores.feature_maps, alpha)
+        if not torch.isfinite(anomaly_maps).all():
+            raise ValueError("The scores are no numbers: weights of the checkpoint are damaged. Download it again.")
         return DDADVerdict(anomaly_maps, self.calibration.image_score(anomaly_maps).tolist(), *levels)
 
     # ------------------------------------------------------------------------------------------------------ 3. repair
