@@ -98,6 +98,14 @@ def test_a_new_part_is_learnt_looked_at_and_taken_home(open_page, parts, tmp_pat
     pipe = DDADPipeline.from_pretrained(tmp_path / "Striped_bolt")
     assert f"Score {pipe(image, denoise=False).image_score[0]:.1f}" in said
     assert f"threshold of {pipe.threshold:.1f}" in said and pipe.config.category == "Striped_bolt"
+    # More room for other light and places is another threshold, which the part brings along.
+    page.get_by_role("tab", name="One image").click()
+    page.get_by_role("button", name=re.compile("What if")).click()
+    page.get_by_label("other light, focus and position too").check()
+    tolerant = pipe.calibration.threshold(pipe.judgement(tolerance="tolerant"))
+    limit = page.get_by_label(re.compile("^Threshold: score above"))
+    expect(limit).to_have_value(re.compile(rf"^{tolerant:.2f}".rstrip("0") + "0*$"))
+    assert tolerant != pipe.threshold
 
 
 @pytest.mark.slow
