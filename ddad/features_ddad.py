@@ -122,7 +122,11 @@ class DDADFeatureExtractor(ModelMixin, ConfigMixin):
     def extract(self, images: torch.Tensor) -> torch.Tensor:
         """Features before standardisation: images `[N, 3, H, W]` in [-1, 1] -> `[N, C, grid_size, grid_size]`."""
         if len(images) > 1 and images.device.type == "cpu":  # of one image activations stay in the processor's caches
-            return torch.cat([self.extract(image) for image in images.split(1)])
+            return torch.cat([self.extract_together(image) for image in images.split(1)])
+        return self.extract_together(images)
+
+    def extract_together(self, images: torch.Tensor) -> torch.Tensor:
+        """The same in one evaluation of the backbone."""
         images = images.contiguous(memory_format=torch.channels_last)
         wanted = self.config.image_size
         if wanted is not None and images.shape[-1] != wanted:

@@ -585,9 +585,9 @@ class DDADPipeline(DiffusionPipeline):
             x_0, x_t and timesteps repeated, the model's output, and its predicted features on the grid of F(x); each
             `[N * K, ...]`, the noise levels of an image one after the other.
         """
-        levels = torch.tensor(list(timesteps), device=images.device).repeat(len(images))  # [N * K]
+        levels = torch.tensor(list(timesteps), device=images.device).repeat(images.shape[0])  # [N * K]
         originals = images.repeat_interleave(len(timesteps), dim=0)  # [N * K, 3, S, S]
-        noisy = self.scheduler.add_noise(originals, noise.repeat(len(images), 1, 1, 1), levels)
+        noisy = self.scheduler.add_noise(originals, noise.repeat(images.shape[0], 1, 1, 1), levels)
         output = self.unet(noisy.to(self.unet.dtype), levels)
         grid = (self.feature_extractor.config.grid_size,) * 2
         features = F.interpolate(output.features.float(), size=grid, mode="bilinear", align_corners=False)

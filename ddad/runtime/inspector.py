@@ -1,0 +1,131 @@
+"""An exported category: its graph, its threshold, and what it says of an image."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+from ddad.runtime import pictures
+from ddad.runtime.engines import Evaluate, create
+from ddad.runtime.regions import Region, find_regions
+
+METADATA_NAME = "metadata.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found on an image.
+
+    Attributes:
+        image: `[3, H, W]` in [0, 1], as it was read.
+        small_map: the anomaly map as the graph gives it, `[S, S]`.
+        image_score: how anomalous the image is, in standard deviations of good images.
+        threshold: the score above which it is called anomalous.
+        opacity: of the heatmap.
+    """
+
+    image: np.ndarray
+    small_map: np.ndarray
+    image_score: float
+    threshold: float
+    opacity: float
+
+    @property
+    def is_anomalous(self) -> bool:
+        """Whether the score is above the threshold."""
+        return self.image_score > self.threshold
+
+    @cached_property
+    def anomaly_map(self) -> np.ndarray:
+        """At the image's own size, `[H, W]`."""
+        return pictures.enlarge(self.small_map, self.image.shape[1:])
+
+    @cached_property
+    def regions(self) -> list[Region]:
+        """Where it lies above the threshold, the strongest first; none on an image that is good."""
+        return find_regions(self.anomaly_map, self.threshold) if self.is_anomalous else []
+
+    @cached_property
+    def overlay(self) -> PIL.Image.Image:
+        """The image under the heatmap, on a scale fixed by the threshold."""
+        return pictures.overlay(self.image, self.anomaly_map, self.threshold, self.opacity)
+
+
+class Inspector:
+    """Inspects images by an exported category.
+
+    Args:
+        metadata: what `ddad export` wrote beside the graph.
+        evaluate: what evaluates the graph.
+        engine: its name.
+
+    Attributes:
+        threshold: the score above which an image is anomalous; may be set.
+    """
+
+    def __init__(self, metadata: dict[str, Any], evaluate: Evaluate, engine: str):
+        self.metadata, self.engine, self._evaluate = metadata, engine, evaluate
+        self.threshold: float = metadata["threshold"]
+
+    @property
+    def category(self) -> str:
+        """The product."""
+        return self.metadata["category"]
+
+    def set_false_alarms(self, rate: float) -> float:
+        """Sets the threshold above which so large a part of good images lies, in [0, 1]; it is returned.
+
+        Between the rates that were measured the threshold is interpolated.
+
+        Raises:
+            ValueError: for a rate beyond those.
+        """
+        rates, thresholds = (np.array(self.metadata["thresholds"][name]) for name in ("rates", "thresholds"))
+        if not rates.min() <= rate <= rates.max():
+            raise ValueError(f"`rate` must lie in [{rates.min():g}, {rates.max():g}], found {rate}.")
+        order = np.argsort(rates)
+        self.threshold = float(np.interp(rate, rates[order], thresholds[order]))
+        return self.threshold
+
+    def inspect(self, image: pictures.ImageInput) -> Inspection:
+        """What is found on an image of any size.
+
+        Raises:
+            ValueError: if it cannot be read.
+        """
+        pixels = pictures.read(image, self.metadata["max_value"])
+        maps, scores = self._evaluate(pixels[None])
+        return Inspection(pixels, maps[0], float(scores[0]), self.threshold, self.metadata["opacity"])
+
+
+def load(folder: str | os.PathLike, engine: str | None = None, threads: int | None = None) -> Inspector:
+    """Loads an exported category.
+
+    Args:
+        folder: that `ddad export` wrote.
+        engine: `"onnx"` or `"openvino"`; None takes the fastest that is installed.
+        threads: at most so many; None leaves it to the engine.
+
+    Raises:
+        OSError: if the folder is none, or a file of it was changed.
+        ImportError: if no engine is installed.
+    """
+    folder = Path(folder)
+    path = folder / METADATA_NAME
+    if not path.is_file():
+        raise OSError(f"{folder} is no exported category: {METADATA_NAME} is missing. `ddad export` writes one.")
+    metadata = json.loads(path.read_text(encoding="utf-8"))
+    if metadata.get("format") != FORMAT:
+        raise OSError(f"{path} has format {metadata.get('format')}, and this version reads {FORMAT}: export it again.")
+    for name, digest in metadata["sha256"].items():
+        if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
+            raise OSError(f"{folder / name} is not the file that was exported: copy the folder once more.")
+    name, evaluate = create(folder, engine, threads)
+    return Inspector(metadata, evaluate, name)

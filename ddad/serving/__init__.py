@@ -1,0 +1,1 @@
+"""A pipeline's verdict as one graph, for machines without PyTorch."""

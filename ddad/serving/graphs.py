@@ -1,0 +1,161 @@
+"""A pipeline as graphs of plain operators: pixels of any size in, anomaly map and image score out.
+
+They compute what `DDADPipeline` computes, with every constant unpacked and every size but the picture's own fixed.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ddad.images_ddad import DDADImageProcessor
+from ddad.pipeline import DDADPipeline
+
+
+def resize_matrix(size: int, length: torch.Tensor) -> torch.Tensor:
+    """The matrix that resizes `length` pixels to `size`, `[size, length]`: bilinear, averaging where it shrinks.
+
+    Row o weighs pixel i by a triangle around its centre, max(0, 1 - |i + 1/2 - (o + 1/2) s| / max(s, 1)) with
+    s = length / size, normalised: what PyTorch and Pillow call antialiased bilinear resizing.
+    """
+    scale = length.float() / size
+    centres = (torch.arange(size) + 0.5) * scale
+    pixels = torch.arange(length) + 0.5  # type: ignore[arg-type]
+    weights = (1 - (pixels[None] - centres[:, None]).abs() / scale.clamp(min=1.0)).clamp(min=0)
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+def resize(images: torch.Tensor, size: int) -> torch.Tensor:
+    """`[N, C, H, W]` of any size -> `[N, C, size, size]`, as products with two matrices."""
+    height, width = images.shape[-2:]
+    down, right = (resize_matrix(size, torch.scalar_tensor(n)) for n in (height, width))
+    return down @ images @ right.T
+
+
+class Gaussians(nn.Module):
+    """`DDADGaussianModel` with its weights unpacked."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.grid = model.config.grid_size
+        mean, whitening, factors = (value.detach().clone() for value in model.unpacked())
+        self.register_buffer("basis", model.basis.detach().float())
+        self.register_buffer("mean", mean)
+        self.register_buffer("whitening", whitening)
+        self.register_buffer("factors", factors)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """`[N, C, h, w]` -> the distance at each position, `[N, 1, g, g]`."""
+        grid = F.adaptive_avg_pool2d(features, (self.grid, self.grid)).flatten(2).transpose(1, 2)
+        centred = grid @ self.basis - self.mean
+        if self.factors.shape[1]:
+            flat = centred.flatten(1)
+            centred = (flat - (flat @ self.factors) @ self.factors.T).unflatten(1, self.mean.shape)
+        whitened = torch.matmul(self.whitening, centred.unsqueeze(-1)).squeeze(-1)  # [N, P, c]
+        distance = (whitened.square().sum(dim=2) + 1e-12).sqrt()
+        return distance.unflatten(1, (1, self.grid, self.grid))
+
+
+class Verdict(nn.Module):
+    """Pixels to anomaly map and image score, as `pipe(image, denoise=False)` with the pipeline's own settings.
+
+    Where the verdict rests on the U-Net it is evaluated once, with the noise that every image is scored under.
+
+    Args:
+        pipe: the pipeline, on the CPU in float32.
+    """
+
+    def __init__(self, pipe: DDADPipeline):
+        super().__init__()
+        self.judgement, self.calibration, self.scheduler = pipe.judgement(), pipe.calibration, pipe.scheduler
+        self.size, self.blur_sigma = pipe.unet.config.sample_size, pipe.config.blur_sigma
+        weights = {"pixel": self.judgement.alpha, "feature": 1 - self.judgement.alpha}
+        self.weights = {
+            self.judgement.scores[0 if kind == "pixel" else -1]: weight for kind, weight in weights.items() if weight
+        }
+        self.measured = {part for score in self.weights for part in self.calibration.parts(score)}
+        self.appearance_extractor = pipe.appearance_extractor
+        self.appearance = Gaussians(pipe.appearance)
+        if self.measured != {"appearance"}:
+            self.networks = copy.copy(pipe)
+            self.networks.scheduler = fixed_levels(pipe.scheduler, self.judgement.timesteps)
+            self.scheduler = self.networks.scheduler
+            self.unet, self.feature_extractor = pipe.unet, pipe.feature_extractor
+            self.residual = Gaussians(pipe.residual)
+            self.register_buffer("noise", pipe.get_noise(self.judgement.timesteps))
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`[N, 3, H, W]` in [0, 1] -> the anomaly map `[N, S, S]` and the image score `[N]`."""
+        maps = {}
+        if "appearance" in self.measured:
+            seen = resize(images, self.appearance_extractor.config.image_size).clamp(0, 1) * 2 - 1
+            maps["appearance"] = self.appearance(features(self.appearance_extractor, seen))
+        if self.measured != {"appearance"}:
+            maps |= self.ask_unet(resize(images, self.size).clamp(0, 1) * 2 - 1)
+        timesteps = self.judgement.timesteps
+        fine = {name: self.calibration.standardise(name, self.smooth(maps[name]), timesteps) for name in self.measured}
+        anomaly_map = sum(
+            weight / len(self.calibration.parts(score)) * fine[part].mean(dim=1)
+            for score, weight in self.weights.items()
+            for part in self.calibration.parts(score)
+        )
+        return anomaly_map, self.calibration.image_score(anomaly_map)
+
+    def ask_unet(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The pixel score and the residual of `[N, 3, S, S]` in [-1, 1], `[N, K, ...]`."""
+        timesteps = self.judgement.timesteps
+        originals, noisy, levels, output, predicted = self.networks.predict_at(images, timesteps, self.noise)
+        maps = {}
+        if "kl" in self.measured:
+            kl = self.scheduler.pixel_maps(originals, noisy, output, levels, ["kl"])["kl"]
+            maps["kl"] = kl.unflatten(0, (-1, len(timesteps)))[:, :, 0]
+        if "residual" in self.measured:
+            clean = features(self.feature_extractor, images).repeat_interleave(len(timesteps), dim=0)
+            maps["residual"] = self.residual(clean - predicted).unflatten(0, (-1, len(timesteps)))[:, :, 0]
+        return maps
+
+    def smooth(self, maps: torch.Tensor) -> torch.Tensor:
+        """`[N, K, g, g]` -> `[N, K, S, S]`."""
+        large = F.interpolate(maps, size=(self.size, self.size), mode="bilinear", align_corners=False)
+        return DDADImageProcessor.blur(large, self.blur_sigma)
+
+
+def fixed_levels(scheduler: Any, timesteps: Sequence[int]) -> Any:
+    """The process at some noise levels alone, repeated for every image, without the search for them."""
+    fixed = copy.copy(scheduler)
+    bars = [values.float() for values in scheduler.alpha_bars(torch.tensor(timesteps))]
+    fixed.alpha_bars = lambda levels: tuple(one.repeat(levels.shape[0] // len(timesteps), 1, 1, 1) for one in bars)
+    return fixed
+
+
+def features(extractor: Any, images: torch.Tensor) -> torch.Tensor:
+    """As `extractor(images)`, in one evaluation whatever the batch."""
+    values = extractor.extract_together(images)
+    return (values - extractor.feature_mean.view(1, -1, 1, 1)) / extractor.feature_std.view(1, -1, 1, 1)
+
+
+class NormalVersion:
+    """The networks of the normal version, as they are called: the loop over steps is the caller's.
+
+    Attributes:
+        unet: noisy images `[N, 3, S, S]` and timesteps `[N]` to the prediction `[N, 6, S, S]` and features.
+        refiner: repaired images in [-1, 1], mask and noise to images with detail; None where there is none.
+    """
+
+    def __init__(self, pipe: DDADPipeline):
+        self.unet, self.refiner = Plain(pipe.unet), pipe.refiner
+
+
+class Plain(nn.Module):
+    """A U-Net that returns a tuple."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `DDADUNet2DModel`."""
+        return self.network(noisy, timesteps, return_dict=False)
