@@ -116,9 +116,10 @@ def combine(fine: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         "appearance+memory": ("appearance", "memory"),
         "appearance+0.2kl": ("appearance", "kl"),
         "sum of three": ("appearance", "residual", "kl"),
+        "two thirds appearance": ("appearance", "residual"),
     }
     means = {name: parts for name, parts in means.items() if all(part in fine for part in parts)}
-    weights = {"appearance+0.2kl": (0.8, 0.2)}
+    weights = {"appearance+0.2kl": (0.8, 0.2), "two thirds appearance": (2 / 3, 1 / 3)}
     mixed = {
         name: sum(w * fine[part] for w, part in zip(weights.get(name, [1 / len(parts)] * 3), parts, strict=False))
         for name, parts in means.items()
