@@ -21,12 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.evidence import MOST_HELD_OUT, cached, read_category
+from benchmarks.evidence import MOST_HELD_OUT, cached, fit, read_category
 from ddad import DDADImageProcessor
-from ddad.calibration import factors
 from ddad.calibration.choice import standardised
 from ddad.calibration.factors import Views
-from ddad.calibration.fitting import fit_statistics
 from ddad.calibration.observing import spread
 from ddad.evaluation.evaluate import percent
 from ddad.evaluation.metrics import auroc, pixel_curves
@@ -137,10 +135,7 @@ def distances(
     views: Views, judges: torch.Tensor, folds: torch.Tensor, test: torch.Tensor, most_factors: bool = True
 ) -> torch.Tensor:
     """Of the good images that judge by statistics of others, then of test images by all, `[N, 1, g, g]`."""
-    before = factors.NUM_FACTORS
-    factors.NUM_FACTORS = before if most_factors else (0,)
-    statistics = fit_statistics(views)
-    factors.NUM_FACTORS = before
+    statistics = fit(views, most_factors)
     good = statistics.distances(judges[:, None], folds)[:, 0]
     found = torch.cat([good, statistics.of_all().distance(test)])
     side = round(found.shape[1] ** 0.5)

@@ -348,13 +348,19 @@ def run(
         rows = []
         everything = size == max(size for _, size in combinations) and backbone == combinations[0][0]
         for with_factors in (True, False) if everything else (True,):
-            before = factors.NUM_FACTORS
-            factors.NUM_FACTORS = before if with_factors else (0,)
-            statistics = fit_statistics(looks), fit_statistics(residuals)
-            factors.NUM_FACTORS = before
+            statistics = fit(looks, with_factors), fit(residuals, with_factors)
             shared = {"category": name, "backbone": backbone, "size": size, "factors": with_factors}
             rows += [shared | row for row in judge(pipe, pictures, seen, statistics, everything)]
         yield rows
+
+
+def fit(views: Views, with_factors: bool = True) -> Statistics:
+    """Statistics of views, with as many factors as the likelihood chooses or none."""
+    before = factors.NUM_FACTORS
+    factors.NUM_FACTORS = before if with_factors else (0,)
+    statistics = fit_statistics(views)
+    factors.NUM_FACTORS = before
+    return statistics
 
 
 def judge(

@@ -13,10 +13,11 @@ import torch
 
 from benchmarks.evidence import Pictures, cached
 from ddad import DDADCalibration, DDADImageProcessor
-from ddad.calibration.calibration import measured, prediction_factor
+from ddad.calibration.calibration import measured
 from ddad.calibration.factors import Views
 from ddad.calibration.fitting import assign_folds, fit_statistics
 from ddad.calibration.observing import CalibrationConfig
+from ddad.calibration.part import simulate_thresholds
 from ddad.datasets.lookalikes import group_lookalikes, shrink_image, split_images
 from ddad.report.markdown import table
 
@@ -25,14 +26,8 @@ SPLITS, SIZE, QUANTILE = 10, 256, 0.95
 
 def promised(judges: int, tried: int) -> tuple[float, float]:
     """The 90 % interval of the rate of `tried` good images above a threshold by `judges` normal scores, in percent."""
-    random = np.random.default_rng(0)
-    scores, factor = random.standard_normal((4000, judges)), prediction_factor(judges, QUANTILE)
-    limits = (
-        np.quantile(scores, QUANTILE, axis=-1)
-        if factor is None
-        else DDADCalibration.predictive_limit(scores, QUANTILE, factor)
-    )
-    rates = (random.standard_normal((4000, tried)) > limits[:, None]).mean(axis=1)
+    limits = simulate_thresholds(judges, QUANTILE)
+    rates = (np.random.default_rng(1).standard_normal((len(limits), tried)) > limits[:, None]).mean(axis=1)
     low, high = np.quantile(100 * rates, (0.05, 0.95))
     return float(low), float(high)
 

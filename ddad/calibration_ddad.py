@@ -120,6 +120,11 @@ class DDADCalibration(ModelMixin, ConfigMixin):
             if name.endswith("_std") and min(values) <= 0:
                 raise ValueError(f"`statistics` must have positive deviations, found {min(values)} of {name}.")
 
+    @property
+    def known_tolerances(self) -> tuple[str, ...]:
+        """Those whose threshold is measured: changed images are needed for any but the strict one."""
+        return self.tolerances if self.config.num_changed_images else self.tolerances[:1]
+
     def judgement(
         self,
         alpha: float,
@@ -161,7 +166,7 @@ class DDADCalibration(ModelMixin, ConfigMixin):
                 raise ValueError(f"`{name}` must be one of {allowed}, found {value!r}.")
         if pixel_score is None and (alpha > 0 or feature_score != "appearance"):
             pixel_score = "kl"
-        if tolerance == "tolerant" and not self.config.num_changed_images:
+        if tolerance not in self.known_tolerances:
             raise ValueError(
                 "`tolerance` must be 'strict': this pipeline was calibrated on unchanged photographs alone; `ddad"
                 " calibrate` measures both."

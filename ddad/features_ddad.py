@@ -154,7 +154,11 @@ class DDADFeatureExtractor(ModelMixin, ConfigMixin):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Standardised features: images `[N, 3, H, W]` in [-1, 1] -> `[N, C, grid_size, grid_size]`."""
-        return (self.extract(images) - self.feature_mean.view(1, -1, 1, 1)) / self.feature_std.view(1, -1, 1, 1)
+        return self.standardise(self.extract(images))
+
+    def standardise(self, features: torch.Tensor) -> torch.Tensor:
+        """`[N, C, h, w]` in standard deviations of each channel on normal images."""
+        return (features - self.feature_mean.view(1, -1, 1, 1)) / self.feature_std.view(1, -1, 1, 1)
 
     @torch.no_grad()
     def fit(self, batches: Iterable[torch.Tensor]) -> None:

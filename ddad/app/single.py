@@ -138,7 +138,7 @@ def create_controls(categories: Categories) -> tuple[Any, ...]:
             levels = gr.CheckboxGroup(pipe.timesteps, value=pipe.timesteps, label="Noise levels")
             tolerance = gr.Radio(
                 TOLERANCES, value=pipe.config.tolerance, label="The threshold has room for", elem_id="tolerance",
-                interactive=pipe.calibration.config.num_changed_images > 0,
+                interactive=len(pipe.calibration.known_tolerances) > 1,
             )  # fmt: skip
         with gr.Row():
             again = gr.Button("Make the normal version with these settings")

@@ -406,7 +406,7 @@ class SingleImage:
             places.alpha: settings.alpha,
             places.levels: gr.CheckboxGroup(choices=pipe.timesteps, value=list(settings.timesteps)),
             places.tolerance: gr.Radio(
-                value=settings.tolerance, interactive=pipe.calibration.config.num_changed_images > 0
+                value=settings.tolerance, interactive=len(pipe.calibration.known_tolerances) > 1
             ),
         }
 

@@ -44,6 +44,7 @@ from ddad.checkpoint.saving import check_output, save_checkpoint, update_record
 from ddad.datasets.folder import ImageFolder, measure_max_value
 from ddad.datasets.layouts import Dataset
 from ddad.datasets.lookalikes import check_enough, group_lookalikes, shrink_image, split_images
+from ddad.datasets.orientation import MOST_IMAGES as MOST_COMPARED
 from ddad.datasets.orientation import lie_in_any_orientation
 from ddad.features_ddad import DDADFeatureExtractor
 from ddad.gaussians_ddad import DDADGaussianModel
@@ -106,11 +107,14 @@ def filled(model: DDADGaussianModel, gaussian: Gaussian) -> DDADGaussianModel:
     return stored
 
 
+def predictive_quantile(count: int, quantile: float) -> float:
+    """Student's, in standard deviations above the mean of so many scores; see `DDADCalibration.predictive_limit`."""
+    return math.sqrt(1 + 1 / count) * float(scipy.stats.t.ppf(quantile, count - 1))
+
+
 def prediction_factor(count: int, quantile: float) -> float | None:
     """How far above the mean a threshold by so many scores lies at least; None where they are many."""
-    if count >= FEW_IMAGES:
-        return None
-    return math.sqrt(1 + 1 / count) * float(scipy.stats.t.ppf(quantile, count - 1))
+    return None if count >= FEW_IMAGES else predictive_quantile(count, quantile)
 
 
 def measured(calibration: DDADCalibration, maps: dict[str, torch.Tensor], changed: int = 0) -> DDADCalibration:
@@ -241,7 +245,8 @@ def model_images(
         return [fit_statistics(one) for one in views]
 
     found = model(config.rotation_degrees)
-    seems = config.rotation_degrees > 0 and lie_in_any_orientation(images[place] for place in range(len(images)))
+    compared = spread(len(images), MOST_COMPARED)
+    seems = config.rotation_degrees > 0 and lie_in_any_orientation(images[place] for place in compared)
     orientation: dict[str, Any] = {"seems_any": seems, "turned": False}
     if seems:
         turned = model(ANY_ANGLE)

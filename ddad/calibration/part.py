@@ -93,18 +93,21 @@ def read_once(
     return kept
 
 
+def simulate_thresholds(judges: int, quantile: float) -> np.ndarray:
+    """Thresholds by so many normal scores, of 4,000 draws."""
+    scores = np.random.default_rng(0).standard_normal((4000, judges))
+    factor = prediction_factor(judges, quantile)
+    if factor is None:
+        return np.quantile(scores, quantile, axis=-1)
+    return DDADCalibration.predictive_limit(scores, quantile, factor)
+
+
 def expect_false_alarms(judges: int, quantile: float) -> tuple[float, float, float]:
     """Mean and 90 % interval of the part of further good images above a threshold, in percent.
 
     Simulated for normal scores: so many of them, the threshold that they give, and what lies above it.
     """
-    scores = np.random.default_rng(0).standard_normal((4000, judges))
-    factor = prediction_factor(judges, quantile)
-    limits = (
-        np.quantile(scores, quantile, axis=-1)
-        if factor is None
-        else DDADCalibration.predictive_limit(scores, quantile, factor)
-    )
+    limits = simulate_thresholds(judges, quantile)
     above = 100 * scipy.stats.norm.sf(limits)
     low, high = np.quantile(above, (0.05, 0.95))
     return round(float(above.mean()), 1), round(float(low), 1), round(float(high), 1)

@@ -141,9 +141,8 @@ def evaluate(pipe: DDADPipeline, dataset: Dataset) -> tuple[dict[str, Any], Scor
 
 def at_tolerances(pipe: DDADPipeline, good: np.ndarray, defective: np.ndarray) -> dict[str, dict[str, float | int]]:
     """For each tolerance that is known its threshold, and how many good and defective images lie above it."""
-    known = pipe.calibration.tolerances if pipe.calibration.config.num_changed_images else ("strict",)
     found = {}
-    for name in known:
+    for name in pipe.calibration.known_tolerances:
         threshold = pipe.calibration.threshold(pipe.judgement(tolerance=name))
         found[name] = {
             "threshold": round(threshold, 4),

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,17 +9,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import scipy.stats
 import torch
 from torch import nn
 
 import ddad
+from ddad.calibration.calibration import predictive_quantile
 from ddad.checkpoint.installed import DDADPipeline
 from ddad.checkpoint.saving import check_output, library_versions
 from ddad.pipeline import ImageInput
 from ddad.runtime import load
 from ddad.runtime.inspector import FORMAT, METADATA_NAME
-from ddad.serving.graphs import NormalVersion, Verdict
+from ddad.serving.graphs import NoisyToClean, Verdict
 
 Format = Literal["onnx", "openvino"]
 OPSET = 18
@@ -56,22 +55,21 @@ def export_pipeline(
     picture = torch.rand(2, 3, 96, 112)
     write_graph(verdict, {"images": (picture, (0, 2, 3))}, ["anomaly_map", "image_score"], folder / "verdict.onnx")
     if with_networks:
-        networks = NormalVersion(pipe)
         size = pipe.unet.config.sample_size
         noisy, levels = torch.randn(2, 3, size, size), torch.tensor([20, 201])
         write_graph(
-            networks.unet,
+            NoisyToClean(pipe.unet),
             {"noisy": (noisy, (0,)), "timesteps": (levels, (0,))},
             ["output", "features"],
             folder / "unet.onnx",
         )
-        if networks.refiner is not None:
+        if pipe.refiner is not None:
             parts = {
                 "images": (noisy, (0, 2, 3)),
                 "mask": (noisy[:, :1], (0, 2, 3)),
                 "noise": (noisy[:, :1], (0, 2, 3)),
             }
-            write_graph(networks.refiner, parts, ["detailed"], folder / "refiner.onnx")
+            write_graph(pipe.refiner, parts, ["detailed"], folder / "refiner.onnx")
     if form == "openvino":
         import openvino
 
@@ -142,7 +140,7 @@ def threshold_at(pipe: DDADPipeline, held_out: np.ndarray, rate: float) -> float
     """The threshold above which so large a part of good images is expected."""
     if pipe.calibration.config.prediction_factor is None:
         return float(np.quantile(held_out, 1 - rate))
-    factor = math.sqrt(1 + 1 / len(held_out)) * scipy.stats.t.ppf(1 - rate, len(held_out) - 1)
+    factor = predictive_quantile(len(held_out), 1 - rate)
     return float(pipe.calibration.predictive_limit(held_out, 1 - rate, factor))
 
 

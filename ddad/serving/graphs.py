@@ -36,27 +36,18 @@ def resize(images: torch.Tensor, size: int) -> torch.Tensor:
 
 
 class Gaussians(nn.Module):
-    """`DDADGaussianModel` with its weights unpacked."""
+    """`DDADGaussianModel` with its weights unpacked, as constants of the graph."""
 
     def __init__(self, model: Any):
         super().__init__()
-        self.grid = model.config.grid_size
-        mean, whitening, factors = (value.detach().clone() for value in model.unpacked())
-        self.register_buffer("basis", model.basis.detach().float())
-        self.register_buffer("mean", mean)
-        self.register_buffer("whitening", whitening)
-        self.register_buffer("factors", factors)
+        self.model = model
+        for name, value in zip(("mean", "whitening", "factors"), model.unpacked(), strict=True):
+            self.register_buffer(name, value.detach().clone())
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """`[N, C, h, w]` -> the distance at each position, `[N, 1, g, g]`."""
-        grid = F.adaptive_avg_pool2d(features, (self.grid, self.grid)).flatten(2).transpose(1, 2)
-        centred = grid @ self.basis - self.mean
-        if self.factors.shape[1]:
-            flat = centred.flatten(1)
-            centred = (flat - (flat @ self.factors) @ self.factors.T).unflatten(1, self.mean.shape)
-        whitened = torch.matmul(self.whitening, centred.unsqueeze(-1)).squeeze(-1)  # [N, P, c]
-        distance = (whitened.square().sum(dim=2) + 1e-12).sqrt()
-        return distance.unflatten(1, (1, self.grid, self.grid))
+        reduced = self.model.reduce(features)
+        return self.model.to_map(self.model.mahalanobis(reduced, self.mean, self.whitening, self.factors))
 
 
 class Verdict(nn.Module):
@@ -70,7 +61,7 @@ class Verdict(nn.Module):
 
     def __init__(self, pipe: DDADPipeline):
         super().__init__()
-        self.judgement, self.calibration, self.scheduler = pipe.judgement(), pipe.calibration, pipe.scheduler
+        self.judgement, self.calibration = pipe.judgement(), pipe.calibration
         self.size, self.blur_sigma = pipe.unet.config.sample_size, pipe.config.blur_sigma
         weights = {"pixel": self.judgement.alpha, "feature": 1 - self.judgement.alpha}
         self.weights = {
@@ -82,7 +73,6 @@ class Verdict(nn.Module):
         if self.measured != {"appearance"}:
             self.networks = copy.copy(pipe)
             self.networks.scheduler = fixed_levels(pipe.scheduler, self.judgement.timesteps)
-            self.scheduler = self.networks.scheduler
             self.unet, self.feature_extractor = pipe.unet, pipe.feature_extractor
             self.residual = Gaussians(pipe.residual)
             self.register_buffer("noise", pipe.get_noise(self.judgement.timesteps))
@@ -110,7 +100,7 @@ class Verdict(nn.Module):
         originals, noisy, levels, output, predicted = self.networks.predict_at(images, timesteps, self.noise)
         maps = {}
         if "kl" in self.measured:
-            kl = self.scheduler.pixel_maps(originals, noisy, output, levels, ["kl"])["kl"]
+            kl = self.networks.scheduler.pixel_maps(originals, noisy, output, levels, ["kl"])["kl"]
             maps["kl"] = kl.unflatten(0, (-1, len(timesteps)))[:, :, 0]
         if "residual" in self.measured:
             clean = features(self.feature_extractor, images).repeat_interleave(len(timesteps), dim=0)
@@ -133,24 +123,11 @@ def fixed_levels(scheduler: Any, timesteps: Sequence[int]) -> Any:
 
 def features(extractor: Any, images: torch.Tensor) -> torch.Tensor:
     """As `extractor(images)`, in one evaluation whatever the batch."""
-    values = extractor.extract_together(images)
-    return (values - extractor.feature_mean.view(1, -1, 1, 1)) / extractor.feature_std.view(1, -1, 1, 1)
+    return extractor.standardise(extractor.extract_together(images))
 
 
-class NormalVersion:
-    """The networks of the normal version, as they are called: the loop over steps is the caller's.
-
-    Attributes:
-        unet: noisy images `[N, 3, S, S]` and timesteps `[N]` to the prediction `[N, 6, S, S]` and features.
-        refiner: repaired images in [-1, 1], mask and noise to images with detail; None where there is none.
-    """
-
-    def __init__(self, pipe: DDADPipeline):
-        self.unet, self.refiner = Plain(pipe.unet), pipe.refiner
-
-
-class Plain(nn.Module):
-    """A U-Net that returns a tuple."""
+class NoisyToClean(nn.Module):
+    """A U-Net that returns a tuple: what it predicts, and features."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
