@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.methods import Images, Method, judged_by
 from benchmarks.neighbours import Spade
-from benchmarks.ours import AnoDDPM, AuthorsProgram, Ours, WithoutUNet
+from benchmarks.ours import AnoDDPM, AuthorsProgram, Ours
 from benchmarks.rivals import Dfm, Padim, Patchcore
 from benchmarks.tables import RESULTS
 from benchmarks.trained import CFlow, CutPaste, Stfpm
@@ -34,12 +34,14 @@ from ddad.images_ddad import DDADImageProcessor
 SLOW_SAMPLES = 60
 PARTS = "parts"
 ORDER = (
-    "combined", PARTS, "without_unet", "padim_anomalib", "patchcore_anomalib", "dfm_anomalib", "spade", "authors",
+    "combined", PARTS, "padim_anomalib", "patchcore_anomalib", "dfm_anomalib", "spade", "authors",
     "anoddpm", "stfpm_anomalib", "cflow_anomalib", "cutpaste",
 )  # fmt: skip
 NOTES = {
     "kl": "the paper's pixel score, calibrated",
-    "appearance": "statistics of the features themselves, at a size of their own",
+    "appearance": "the features themselves, at a size of their own: two thirds Gaussians, one third memory",
+    "gaussians": "factors and a Gaussian at every position of them",
+    "memory": "distance to the nearest remembered patch, less its radius",
     "sum": "the mean of appearance and feature residual",
     "residual": "feature residual under factors and Gaussians",
     "mse": "feature residual squared: the paper's feature score, calibrated",
@@ -51,7 +53,6 @@ def create_methods(pipe: DDADPipeline, checkpoint: Path, seconds: float) -> dict
     """The methods by the names that `--methods` takes."""
     return {
         "combined": lambda: Ours(pipe, checkpoint, f"alpha {pipe.config.alpha}, blur {pipe.config.blur_sigma}"),
-        "without_unet": lambda: WithoutUNet(pipe, checkpoint),
         "authors": lambda: AuthorsProgram(pipe),
         "anoddpm": lambda: AnoDDPM(pipe),
         "padim_anomalib": lambda: Padim(pipe),

@@ -21,9 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.evidence import MOST_HELD_OUT, cached, fit, read_category
+from benchmarks.evidence import MOST_HELD_OUT, cached, fit, read_category, standardised
 from ddad import DDADImageProcessor
-from ddad.calibration.choice import standardised
 from ddad.calibration.factors import Views
 from ddad.calibration.observing import spread
 from ddad.evaluation.evaluate import percent

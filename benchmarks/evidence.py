@@ -3,10 +3,7 @@
 For a category every score is judged twice under the same statistics: by its real test images, and by defects pasted
 into held-out good ones, which is all that a choice can see. One row a combination of backbone, picture size, factors,
 score, blur and cells, appended to a CSV; what stands there is not run again. Without factors, with the memory and
-with the strongest blur only at the largest size with the first backbone: none of them is ahead there.
-
-`memory` is the distance to the nearest patch of good images ("PatchCore", Roth et al., 2022, section 3.3), measured on
-the principal components that the Gaussians see. It is in no checkpoint; it is here so that its absence has a reason.
+with the strongest blur only at the largest size with the first backbone.
 """
 
 import argparse
@@ -27,7 +24,6 @@ from ddad import DDADDenoiser, DDADImageProcessor, DDADPipeline, DDADRenderer
 from ddad.calibration import factors
 from ddad.calibration.backbone import create_appearance_extractor
 from ddad.calibration.calibration import empty_components, round_to_half
-from ddad.calibration.choice import make_defects, standardised
 from ddad.calibration.factors import Views
 from ddad.calibration.fitting import Statistics, assign_folds, fit_statistics
 from ddad.calibration.gaussians import principal_components
@@ -43,6 +39,8 @@ from ddad.calibration.observing import (
     vary_half,
 )
 from ddad.calibration.part import load_base, read_once
+from ddad.calibration.patches import distances_by_others, remember
+from ddad.calibration.synthetic import make_defects
 from ddad.checkpoint.names import INDEX_NAME
 from ddad.datasets.folder import ImagesInMemory
 from ddad.datasets.layouts import Sample, read_dataset, read_mask
@@ -54,8 +52,18 @@ from ddad.evaluation.metrics import auroc, pixel_curves
 ROOT = Path(__file__).parent.parent
 MOST_TRAIN, MOST_COPIES, MOST_HELD_OUT, MOST_TEST, DEFECTS_PER_TYPE = 120, 4, 40, 120, 10
 BLURS, CELLS = (1.0, 2.0, 4.0), (1, 4, 16)
-PATCHES = 10_000
 TIMESTEPS = (20, 201, 401)
+# Weighted means that are candidates; `appearance` is what the product takes.
+MIXTURES = {
+    "appearance": {"gaussians": 2 / 3, "memory": 1 / 3},
+    "gaussians+memory": {"gaussians": 1 / 2, "memory": 1 / 2},
+    "gaussians+residual": {"gaussians": 1 / 2, "residual": 1 / 2},
+    "two thirds gaussians, residual": {"gaussians": 2 / 3, "residual": 1 / 3},
+    "gaussians+0.2kl": {"gaussians": 0.8, "kl": 0.2},
+    "gaussians+residual+kl": {"gaussians": 1 / 3, "residual": 1 / 3, "kl": 1 / 3},
+    "three quarters appearance, residual": {"gaussians": 1 / 2, "memory": 1 / 4, "residual": 1 / 4},
+    "gaussians+memory+residual": {"gaussians": 1 / 3, "memory": 1 / 3, "residual": 1 / 3},
+}
 
 
 def networks_of(category: str) -> dict[str, Any]:
@@ -68,16 +76,11 @@ def networks_of(category: str) -> dict[str, Any]:
     return {name: getattr(pipe, name) for name in ("unet", "scheduler", "feature_extractor")}
 
 
-def memory_distance(reduced: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
-    """The distance to the nearest patch, `[N, P, c]` and `[M, c]` -> `[N, P]`."""
-    return torch.stack([torch.cdist(one, patches).amin(dim=1) for one in reduced])
-
-
-def some_patches(statistics: Statistics, fold: int | None) -> torch.Tensor:
-    """Patches of all views that are not in a fold."""
-    views = statistics.views
-    values = (views.values if fold is None else views.values[views.fold != fold]).flatten(0, 1)
-    return values[torch.randperm(len(values), generator=torch.Generator().manual_seed(0))[:PATCHES]]
+def standardised(maps: torch.Tensor, good: int) -> torch.Tensor:
+    """`[N, K, S, S]` -> `[N, S, S]`: the mean over levels, in standard deviations of the first `good` images there."""
+    normal = maps[:good]
+    mean = normal.mean(dim=(0, 2, 3), keepdim=True)
+    return ((maps - mean) / normal.std(dim=(0, 2, 3), keepdim=True).clamp(min=1e-6)).mean(dim=1)
 
 
 def maps_of(
@@ -85,9 +88,10 @@ def maps_of(
 ) -> dict[str, torch.Tensor]:
     """The maps of images by all statistics, or each by those of what is not in its fold, `[N, K, g, g]`."""
     appearance, residual = statistics
-    count, maps = len(seen), {}
-    for name, statistics in (("appearance", appearance), ("residual", residual)):
-        reduced = getattr(seen, name)
+    maps = {}
+    for name, statistics in (("gaussians", appearance), ("residual", residual)):
+        reduced = seen.residual if name == "residual" else seen.appearance
+        assert reduced is not None
         if folds is None:
             distances = statistics.of_all().distance(reduced.flatten(0, 1)).unflatten(0, reduced.shape[:2])
         else:
@@ -98,32 +102,21 @@ def maps_of(
     maps["kl"] = seen.kl
     if not with_memory:
         return maps
-    reduced = seen.appearance[:, 0]
+    views, reduced = appearance.views, seen.appearance[:, 0]
     if folds is None:
-        nearest = memory_distance(reduced, some_patches(appearance, None))
+        nearest = remember(views.values, views.image).distance(reduced)
     else:
-        nearest = torch.empty(reduced.shape[:2])
-        for fold in folds.unique().tolist():
-            nearest[folds == fold] = memory_distance(reduced[folds == fold], some_patches(appearance, fold))
-    maps["memory"] = nearest.view(count, 1, *maps["appearance"].shape[2:])
+        nearest = distances_by_others(views, reduced, folds)
+    maps["memory"] = nearest.view(maps["gaussians"].shape)
     return maps
 
 
 def combine(fine: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Single scores and the means of them that are candidates, `[N, S, S]` each in units of good images."""
-    means = {
-        "sum": ("appearance", "residual"),
-        "appearance+memory": ("appearance", "memory"),
-        "appearance+0.2kl": ("appearance", "kl"),
-        "sum of three": ("appearance", "residual", "kl"),
-        "two thirds appearance": ("appearance", "residual"),
-    }
-    means = {name: parts for name, parts in means.items() if all(part in fine for part in parts)}
-    weights = {"appearance+0.2kl": (0.8, 0.2), "two thirds appearance": (2 / 3, 1 / 3)}
-    mixed = {
-        name: sum(w * fine[part] for w, part in zip(weights.get(name, [1 / len(parts)] * 3), parts, strict=False))
-        for name, parts in means.items()
-    }
+    mixed = {}
+    for name, weights in MIXTURES.items():
+        if weights.keys() <= fine.keys():
+            mixed[name] = sum(weight * fine[part] for part, weight in weights.items())
     return fine | mixed
 
 
@@ -333,7 +326,6 @@ def run(
             denoiser=DDADDenoiser(),
             image_processor=DDADImageProcessor(),
             renderer=DDADRenderer(),
-            feature_score="appearance",
         )
 
     def seen_by(pipe: DDADPipeline, what: str, ask_network: bool) -> tuple[Views, list[Any]]:
@@ -350,7 +342,7 @@ def run(
         for with_factors in (True, False) if everything else (True,):
             statistics = fit(looks, with_factors), fit(residuals, with_factors)
             shared = {"category": name, "backbone": backbone, "size": size, "factors": with_factors}
-            rows += [shared | row for row in judge(pipe, pictures, seen, statistics, everything)]
+            rows += [shared | row for row in judge(pipe, pictures, seen, statistics, everything and with_factors)]
         yield rows
 
 

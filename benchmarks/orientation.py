@@ -94,7 +94,6 @@ def measure(
         denoiser=DDADDenoiser(),
         image_processor=DDADImageProcessor(),
         renderer=DDADRenderer(),
-        feature_score="appearance",
     )
     model = pipe.appearance
     some = torch.cat([model.to_grid(pipe.extract_appearance(images[i][None])) for i in spread(len(images), 64)])

@@ -1,6 +1,5 @@
 """The pipeline's own scores, and what the paper compares with inside the same model."""
 
-import copy
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +8,7 @@ import torch.nn.functional as F
 
 from benchmarks.methods import Images, network_size, top_pixels
 from ddad import DDADPipeline
-from ddad.calibration.calibration import recalibrate
-from ddad.calibration.observing import CalibrationConfig
-from ddad.datasets.folder import ImageFolder
 from ddad.evaluation.scoring import score_batch
-from ddad.unet_ddad import DDADUNet2DOutput
 
 
 class Ours:
@@ -37,39 +32,6 @@ class Ours:
     def size(self) -> int:
         """The checkpoint's weights on disk."""
         return sum(path.stat().st_size for path in self.checkpoint.rglob("*.safetensors"))
-
-
-class WithoutUNet(Ours):
-    """Our statistics on the features themselves: what the feature score is worth without a diffusion model.
-
-    Everything is fitted as `ddad calibrate` does, with a U-Net that predicts nothing: the residual is the features.
-    """
-
-    name, form = "our statistics without the U-Net", "residual"
-
-    def __init__(self, pipe: DDADPipeline, checkpoint: Path):
-        blind = copy.copy(pipe.unet)
-
-        def forward(sample: torch.Tensor, _: torch.Tensor) -> DDADUNet2DOutput:
-            grid = (pipe.feature_extractor.config.grid_size,) * 2
-            channels = pipe.feature_extractor.feature_channels
-            return DDADUNet2DOutput(
-                sample=sample.new_zeros(len(sample), 6, *sample.shape[2:]),
-                features=sample.new_zeros(len(sample), channels, *grid),
-            )
-
-        blind.forward = forward
-        blind_pipe = DDADPipeline.from_pipe(pipe, unet=blind)
-        super().__init__(blind_pipe, checkpoint, "factors and Gaussians of the features themselves")
-
-    def fit(self, images: Images) -> None:
-        """Calibrates on all good images."""
-        folder = ImageFolder(images.paths, self.pipe.appearance_extractor.config.image_size)
-        self.pipe, _ = recalibrate(self.pipe, folder, CalibrationConfig(choose_settings=False))
-
-    def size(self) -> int:
-        """The backbone and the statistics."""
-        return network_size(self.pipe.feature_extractor, self.pipe.residual)
 
 
 class AnoDDPM:

@@ -54,7 +54,7 @@ def rate_of(values: torch.Tensor, groups: list[int], copies: int, seed: int, blu
     others = smoothed(statistics.of_all().distance(by_image[tried, 0]), blur)
     calibration = measured(
         DDADCalibration((20,), threshold_quantile=QUANTILE, num_top_cells=cells),
-        dict.fromkeys(DDADCalibration.scores, good),
+        dict.fromkeys(DDADCalibration.all_scores, good),
     )
     judgement = calibration.judgement(0.0, (20,), None, "appearance")
     threshold = calibration.threshold(judgement)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ddad.features_ddad import DDADFeatureExtractor
     from ddad.gaussians_ddad import DDADGaussianModel
     from ddad.images_ddad import DDADImageProcessor
+    from ddad.memory_ddad import DDADMemory
     from ddad.pipeline import DDADPipelineOutput, DDADScores
     from ddad.rendering_ddad import DDADRenderer
     from ddad.scheduling_ddad import DDADScheduler
@@ -23,6 +24,7 @@ __all__ = [
     "DDADFeatureExtractor",
     "DDADGaussianModel",
     "DDADImageProcessor",
+    "DDADMemory",
     "DDADPipeline",
     "DDADPipelineOutput",
     "DDADRenderer",
@@ -38,6 +40,7 @@ _MODULES = {
     "DDADFeatureExtractor": "features_ddad",
     "DDADGaussianModel": "gaussians_ddad",
     "DDADImageProcessor": "images_ddad",
+    "DDADMemory": "memory_ddad",
     "DDADPipeline": "checkpoint.installed",
     "DDADPipelineOutput": "pipeline",
     "DDADRenderer": "rendering_ddad",

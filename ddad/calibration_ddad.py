@@ -27,7 +27,7 @@ class DDADJudgement:
         alpha: weight of the pixel score in [0, 1].
         timesteps: the noise levels that score, ascending.
         pixel_score: `"kl"`, or None where it weighs nothing and nobody asked for it: then it is not evaluated.
-        feature_score: `"appearance"`, `"residual"` or `"sum"`.
+        feature_score: one of `DDADCalibration.feature_scores`.
         tolerance: `"strict"`: the threshold holds for photographs like the held-out ones; `"tolerant"`: as if every
             other one of these were moved and taken under another lamp, lens or sensor.
     """
@@ -51,13 +51,14 @@ class DDADCalibration(ModelMixin, ConfigMixin):
         timesteps: the noise levels that score images, as timesteps of the training process; about {20, 200, 400} of
             1000 in the paper.
         num_calibration_images: held-out good images whose calibrated maps are kept, one for each score and level;
-            that of appearance is the same at all levels, and kept once.
+            those of appearance and memory are the same at all levels, and kept once.
         num_changed_images: so many more maps are kept: of every second one of those images, changed as tomorrow's
             photographs may be; 0 knows one tolerance alone.
         calibration_size: height and width of those maps, and of the cells that image scores are made of: at 256x256 a
             cell of 8x8 pixels has the 64 pixels of the authors' image score.
         statistics: mean and standard deviation of each score on held-out good images, one for each of its maps, as
-            `{"kl_mean": [...], "kl_std": [...], "residual_mean": ...}`. Without them nothing can be judged.
+            `{"kl_mean": [...], "kl_std": [...], "residual_mean": ...}`; those of `memory` may be missing. Without any
+            nothing can be judged.
         threshold_quantile: the part of held-out good images that the measured threshold lets pass.
         num_top_cells: an image's score is the mean of so many of its highest cells.
         prediction_factor: where few images are held out, how many standard deviations above their mean the threshold
@@ -70,8 +71,8 @@ class DDADCalibration(ModelMixin, ConfigMixin):
     source_code = Path(__file__).read_text(encoding="utf-8")
 
     pixel_scores = ("kl",)
-    feature_scores = ("residual", "appearance", "sum")  # `sum` is the mean of two, calibrated
-    scores = ("kl", "residual", "appearance")  # that are measured, in the order of the stored maps
+    feature_scores = ("residual", "appearance", "gaussians", "memory", "sum")  # see `weights`
+    all_scores = ("kl", "residual", "appearance", "memory")  # that are measured, in the order of the stored maps
     tolerances = ("strict", "tolerant")
 
     @register_to_config
@@ -103,12 +104,30 @@ class DDADCalibration(ModelMixin, ConfigMixin):
 
     def num_maps(self, score: str) -> int:
         """How many maps of a measured score an image has: one for each noise level, but for appearance."""
-        return 1 if score == "appearance" else len(self.config.timesteps)
+        return 1 if score in ("appearance", "memory") else len(self.config.timesteps)
 
-    @staticmethod
-    def parts(score: str) -> tuple[str, ...]:
-        """The measured scores whose mean a score is."""
-        return ("appearance", "residual") if score == "sum" else (score,)
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """Those that are measured here: pipelines before 0.3 know no memory."""
+        statistics = self.config.statistics
+        remembers = statistics is None or "memory_mean" in statistics
+        return self.all_scores if remembers else self.all_scores[:-1]
+
+    def weights(self, score: str) -> dict[str, float]:
+        """The measured scores whose weighted mean a score is, each in units of good images.
+
+        `appearance` is two thirds Gaussians and one third memory, weights under which neither finding parts nor places
+        suffers on any of nine products (`benchmarks.evidence`); `sum` is the mean of it and the residual.
+        """
+        looks = {"appearance": 2 / 3, "memory": 1 / 3} if "memory" in self.scores else {"appearance": 1.0}
+        if score == "sum":
+            return {name: weight / 2 for name, weight in looks.items()} | {"residual": 0.5}
+        return {"appearance": looks, "gaussians": {"appearance": 1.0}}.get(score, {score: 1.0})
+
+    def combine(self, score: str, maps: dict[str, torch.Tensor]) -> torch.Tensor:
+        """A score's maps from those of the measured ones, all of one shape."""
+        parts = [weight * maps[name] for name, weight in self.weights(score).items()]
+        return torch.stack(parts).sum(dim=0) if len(parts) > 1 else parts[0]
 
     def _check_statistics(self, statistics: dict[str, list[float]]) -> None:
         wanted = {f"{score}_{name}": self.num_maps(score) for score in self.scores for name in ("mean", "std")}
@@ -164,7 +183,12 @@ class DDADCalibration(ModelMixin, ConfigMixin):
         ):
             if value not in allowed:
                 raise ValueError(f"`{name}` must be one of {allowed}, found {value!r}.")
-        if pixel_score is None and (alpha > 0 or feature_score != "appearance"):
+        parts = self.weights(feature_score)
+        if not parts.keys() <= set(self.scores):
+            raise ValueError(
+                "`feature_score` must not be 'memory': this pipeline remembers no patches; `ddad calibrate` adds them."
+            )
+        if pixel_score is None and (alpha > 0 or "residual" in parts):
             pixel_score = "kl"
         if tolerance not in self.known_tolerances:
             raise ValueError(
@@ -180,7 +204,7 @@ class DDADCalibration(ModelMixin, ConfigMixin):
     def standardise(self, score: str, maps: torch.Tensor, timesteps: Sequence[int]) -> torch.Tensor:
         """Maps `[N, K, S, S]` in units of good images: minus their mean, over their standard deviation.
 
-        Those of appearance are `[N, 1, S, S]`.
+        Those of appearance and memory are `[N, 1, S, S]`.
         """
         index = self.index(timesteps) if self.num_maps(score) > 1 else [0]
         mean, std = (
@@ -223,14 +247,13 @@ class DDADCalibration(ModelMixin, ConfigMixin):
         if judgement.tolerance == "tolerant":
             kept[1::2] = stored[count:]
         counts = [self.num_maps(score) for score in self.scores]
-        by_score = dict(zip(self.scores, kept.split(counts, dim=1), strict=True))
-        index = self.index(judgement.timesteps)
-        pixel, feature = (
-            torch.stack(
-                [by_score[part].expand(-1, len(self.config.timesteps), -1, -1) for part in self.parts(score)]
-            ).mean(dim=0)[:, index]
-            for score in (judgement.scores[0], judgement.feature_score)
-        )  # [M, K, 32, 32]; of weight zero, the first may be any
+        levels = len(self.config.timesteps)
+        by_score = {
+            name: maps.expand(-1, levels, -1, -1)[:, self.index(judgement.timesteps)]
+            for name, maps in zip(self.scores, kept.split(counts, dim=1), strict=True)
+        }
+        # [M, K, 32, 32]; of weight zero, the first may be any
+        pixel, feature = (self.combine(score, by_score) for score in (judgement.scores[0], judgement.feature_score))
         return self.fuse(pixel, feature, judgement.alpha).flatten(1)
 
     def held_out_scores(self, judgement: DDADJudgement) -> torch.Tensor | None:

@@ -24,7 +24,7 @@ from huggingface_hub import ModelCard
 
 ImageInput = str | os.PathLike | PIL.Image.Image | np.ndarray | torch.Tensor
 PixelScore = Literal["kl"]
-FeatureScore = Literal["appearance", "residual", "sum"]
+FeatureScore = Literal["appearance", "residual", "gaussians", "memory", "sum"]
 Tolerance = Literal["strict", "tolerant"]
 # What a repository is found by on the Hub.
 TAGS = ("ddad", "anomaly-detection")
@@ -169,13 +169,14 @@ class DDADPipeline(DiffusionPipeline):
         renderer: draws results (`DDADRenderer`).
         refiner: adds detail to repairs at the photographs' own size (`DDADRefiner`); None leaves them as smooth as the
             U-Net predicts them.
+        memory: patches of good images' features (`DDADMemory`), the other part of how unusual an image looks; None
+            judges appearance by its Gaussians alone.
         category: the product that the model was trained on.
         alpha: weight of the pixel score against the feature score; 0.5 in the paper.
         threshold: the image score above which an image is anomalous; None measures it on the held-out normal images
             that are stored in `calibration`, for any `alpha` and `timesteps`.
         blur_sigma: standard deviation in pixels of the Gaussian that smoothes the score maps.
-        feature_score: the feature score that is weighed against the pixel score: `"appearance"`, `"residual"` or
-            `"sum"`; see a call.
+        feature_score: the feature score that is weighed against the pixel score; see a call.
         tolerance: what the threshold makes room for, `"strict"` or `"tolerant"`; see a call.
     """
 
@@ -192,11 +193,12 @@ class DDADPipeline(DiffusionPipeline):
         "image_processor": ("images_ddad", "DDADImageProcessor"),
         "renderer": ("rendering_ddad", "DDADRenderer"),
         "refiner": ("refining_ddad", "DDADRefiner"),
+        "memory": ("memory_ddad", "DDADMemory"),
     }
-    _optional_components = ["refiner"]  # noqa: RUF012 - the form that diffusers asks for
+    _optional_components = ["refiner", "memory"]  # noqa: RUF012 - the form that diffusers asks for
     model_cpu_offload_seq = "appearance_extractor->feature_extractor->unet->refiner"
     # Small, and not always called through its `forward`, which is where offloading would bring it to the device.
-    _exclude_from_cpu_offload = ["residual", "appearance", "calibration"]  # noqa: RUF012 - the form that diffusers asks for
+    _exclude_from_cpu_offload = ["residual", "appearance", "memory", "calibration"]  # noqa: RUF012
 
     def __init__(  # type: ignore[no-untyped-def]  # diffusers compares annotations with what it loads
         self,
@@ -211,6 +213,7 @@ class DDADPipeline(DiffusionPipeline):
         image_processor,
         renderer,
         refiner=None,
+        memory=None,
         category: str = "",
         alpha: float = 0.5,
         threshold: float | None = None,
@@ -235,6 +238,7 @@ class DDADPipeline(DiffusionPipeline):
             image_processor=image_processor,
             renderer=renderer,
             refiner=refiner,
+            memory=memory,
         )
         self.register_to_config(
             category=category,
@@ -273,6 +277,10 @@ class DDADPipeline(DiffusionPipeline):
         seen, judged = self.appearance_extractor.feature_channels, self.appearance.config.feature_channels
         if seen != judged:
             raise ValueError(f"The appearance's components do not belong together: channels {seen} and {judged}.")
+        if self.memory is not None and self.memory.config.num_channels != self.appearance.config.num_channels:
+            raise ValueError("The appearance's components do not belong together: `memory` has other channels.")
+        if self.memory is None and self.calibration.config.statistics and "memory" in self.calibration.scores:
+            raise ValueError("The calibration was measured with a `memory`, which is missing.")
         if self.config.feature_score not in self.calibration.feature_scores:
             raise ValueError(f"`feature_score` must be one of {self.calibration.feature_scores}.")
         if self.config.tolerance not in self.calibration.tolerances:
@@ -330,8 +338,9 @@ class DDADPipeline(DiffusionPipeline):
                 and leaves an image without defects as it is; `"whole"` is the paper's form.
             num_denoising_steps: the most gradient steps; None takes the denoiser's.
             pixel_score: `"kl"` measures it whatever its weight; None where it weighs something.
-            feature_score: `"appearance"`, how unusual the features themselves are; `"residual"`, how unusual the
-                error of the U-Net's prediction of them; `"sum"`, the mean of both; None takes the pipeline's.
+            feature_score: `"appearance"`, how unusual the features themselves are, by Gaussians and by remembered
+                patches (`"gaussians"` or `"memory"` alone); `"residual"`, how unusual the error of the U-Net's
+                prediction of features is; `"sum"`, the mean of appearance and residual; None takes the pipeline's.
             tolerance: what a measured threshold makes room for: `"strict"`, photographs like the good ones that it was
                 measured on; `"tolerant"`, also parts that lie elsewhere or under another lamp; None takes the
                 pipeline's.
@@ -484,7 +493,7 @@ class DDADPipeline(DiffusionPipeline):
         )
 
     def _ask_unet(self, scores: Sequence[str]) -> bool:
-        return any(part != "appearance" for score in scores for part in self.calibration.parts(score))
+        return not {"kl", "residual"}.isdisjoint(set().union(*map(self.calibration.weights, scores)))
 
     def calibrated_maps(
         self,
@@ -503,19 +512,18 @@ class DDADPipeline(DiffusionPipeline):
             scores: the names of the maps.
             prepared: what the U-Net sees of the images, where that is at hand.
         """
-        parts = [self.calibration.parts(name) for name in scores]
-        measured = set().union(*parts)
+        measured = set().union(*map(self.calibration.weights, scores))
         maps: dict[str, torch.Tensor] = {}
         if self._ask_unet(scores):
             prepared = self.prepare(images) if prepared is None else prepared
-            maps |= self.score_maps(prepared, timesteps, noise, measured - {"appearance"})
-        if "appearance" in measured:
-            maps["appearance"] = self.appearance_maps(images)
+            maps |= self.score_maps(prepared, timesteps, noise, measured & {"kl", "residual"})
+        if looks := measured & {"appearance", "memory"}:
+            maps |= self.appearance_maps(images, looks)
         calibrated = {
             name: self.calibration.standardise(name, maps[name], timesteps).cpu().expand(-1, len(timesteps), -1, -1)
             for name in measured
         }
-        return [torch.stack([calibrated[part] for part in names]).mean(dim=0) for names in parts]
+        return [self.calibration.combine(name, calibrated) for name in scores]
 
     @torch.no_grad()
     def score_maps(
@@ -541,10 +549,19 @@ class DDADPipeline(DiffusionPipeline):
         by_level = {name: value.view(len(images), len(timesteps), *value.shape[-2:]) for name, value in maps.items()}
         return {name: self.smooth(value) for name, value in by_level.items()}
 
-    def appearance_maps(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
-        """How unusual images `[3, H, W]` in [0, 1] look, without the U-Net; smoothed, `[N, 1, S, S]`."""
-        distances = [self.appearance(self.extract_appearance(self.prepare_appearance([image]))) for image in images]
-        return self.smooth(torch.cat(distances))
+    def appearance_maps(self, images: Sequence[torch.Tensor], scores: set[str]) -> dict[str, torch.Tensor]:
+        """How unusual images `[3, H, W]` in [0, 1] look, without the U-Net; smoothed, `[N, 1, S, S]` by name.
+
+        Args:
+            images: as they were read.
+            scores: `appearance`, by its Gaussians, `memory`, or both.
+        """
+        found: dict[str, list[torch.Tensor]] = {name: [] for name in scores}
+        for image in images:
+            reduced = self.appearance.reduce(self.extract_appearance(self.prepare_appearance([image])))
+            for name, distances in found.items():
+                distances.append(self.appearance.to_map(getattr(self, name).distance(reduced)))
+        return {name: self.smooth(torch.cat(distances)) for name, distances in found.items()}
 
     def prepare(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
         """Images `[3, H, W]` in [0, 1] of any size -> what the U-Net sees, `[N, 3, S, S]` in [-1, 1]."""

@@ -70,7 +70,7 @@ def adapted():
 
 def test_a_verdict_by_appearance_does_not_ask_the_unet(adapted, monkeypatch):
     pipe, record, parts = adapted
-    assert pipe.config.feature_score == record["choice"]["feature_score"]
+    assert pipe.config.feature_score == "appearance" and record["synthetic"]["image_auroc"] > 50
     stained = parts[0].clone()
     stained[:, 30:60, 30:60] = 1.0
     options = {"alpha": 0.0, "feature_score": "appearance", "denoise": False}
@@ -88,18 +88,34 @@ def test_a_verdict_by_appearance_does_not_ask_the_unet(adapted, monkeypatch):
     )
 
 
-def test_the_sum_is_the_mean_of_two_calibrated_scores(adapted):
-    pipe, _, parts = adapted
-    single = [
-        pipe(parts[0], alpha=0.0, feature_score=name, denoise=False) for name in ("appearance", "residual", "sum")
-    ]
-    maps = [output.anomaly_map[0] for output in single]
-    np.testing.assert_allclose((maps[0] + maps[1]) / 2, maps[2], atol=1e-4)
-    cells = [
-        pipe.calibration.held_out_maps(pipe.judgement(0.0, feature_score=name))
-        for name in ("appearance", "residual", "sum")
-    ]
-    torch.testing.assert_close((cells[0] + cells[1]) / 2, cells[2])
+@pytest.mark.parametrize(
+    ("whole", "parts"),
+    [("sum", {"appearance": 1 / 2, "residual": 1 / 2}), ("appearance", {"gaussians": 2 / 3, "memory": 1 / 3})],
+)
+def test_a_score_is_the_weighted_mean_of_others(adapted, whole, parts):
+    pipe, _, images = adapted
+
+    def both(name):
+        output = pipe(images[0], alpha=0.0, feature_score=name, denoise=False)
+        cells = pipe.calibration.held_out_maps(pipe.judgement(0.0, feature_score=name))
+        return torch.from_numpy(output.anomaly_map[0]), cells
+
+    for together, *single in zip(both(whole), *map(both, parts), strict=True):
+        expected = sum(weight * one for weight, one in zip(parts.values(), single, strict=True))
+        torch.testing.assert_close(together, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_pipeline_without_memory_judges_by_its_gaussians(adapted, picture):
+    """As those that were saved before there was one."""
+    old = create_tiny_pipeline()
+    assert old.memory is None and old.calibration.weights("appearance") == {"appearance": 1.0}
+    assert old(picture, feature_score="appearance", alpha=0.0, denoise=False).image_score == pytest.approx(
+        old(picture, feature_score="gaussians", alpha=0.0, denoise=False).image_score
+    )
+    with pytest.raises(ValueError, match="`feature_score` must not be 'memory': this pipeline remembers no patches"):
+        old(picture, feature_score="memory")
+    with pytest.raises(ValueError, match="The calibration was measured with a `memory`, which is missing"):
+        DDADPipeline.from_pipe(adapted[0], memory=None)
 
 
 def test_appearance_is_saved_loaded_and_repaired_from(adapted, tmp_path):
@@ -114,7 +130,8 @@ def test_appearance_is_saved_loaded_and_repaired_from(adapted, tmp_path):
     first, second = pipe(stained, num_denoising_steps=2), loaded(stained, num_denoising_steps=2)
     assert second.image_score[0] == pytest.approx(first.image_score[0], rel=1e-4)
     assert loaded.threshold == pytest.approx(pipe.threshold)
-    assert (tmp_path / "saved" / "appearance" / "gaussians_ddad.py").is_file()
+    for folder, file in (("appearance", "gaussians_ddad.py"), ("memory", "memory_ddad.py")):
+        assert (tmp_path / "saved" / folder / file).is_file()
 
 
 @pytest.mark.parametrize("few", [True, False])

@@ -30,7 +30,7 @@ def test_missing_methods_are_run_and_the_table_shows_them(striped_data, checkpoi
     command = ["--data", str(striped_data), "--checkpoint", str(checkpoint), "--output", str(output)]
     assert driver.main([*command, "--methods", "combined", "parts"]) == 0
     results = json.loads(output.read_text())
-    assert list(results["methods"]) == ["combined", "appearance", "sum", "kl", "residual", "mse", "rgb"]
+    assert list(results["methods"]) == ["combined", "appearance", "gaussians", "sum", "kl", "residual", "mse", "rgb"]
     row = results["methods"]["combined"]
     assert row["test_images"] == 8 and 0 <= row["pro"] <= 100 and row["seconds_an_image"] > 0
     assert row["peak_memory_mb"] > 100 and row["size_mb"] > 0

@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from ddad import DDADPipeline
 from ddad.calibration import calibration, fitting, observing
 from ddad.calibration.calibration import recalibrate
-from ddad.calibration.choice import Trials, choose, make_defects
 from ddad.calibration.factors import candidates
 from ddad.calibration.observing import CalibrationConfig, count_copies, spread
-from ddad.calibration.synthetic import DEFECT_TYPES
+from ddad.calibration.synthetic import DEFECT_TYPES, make_defects
 from ddad.cli import main
 from ddad.datasets.folder import ImageFolder
 from ddad.datasets.layouts import find_images
@@ -48,19 +47,17 @@ def test_all_of_it_follows_from_good_images(adapted, good):
     pipe, record = adapted
     config = pipe.calibration.config
     assert config.num_calibration_images == 24  # all of them, each by the others
-    choice = record["choice"]
-    assert (choice["alpha"], choice["blur_sigma"]) == (pipe.config.alpha, pipe.config.blur_sigma)
-    assert choice["num_top_cells"] == config.num_top_cells
-    assert choice["image_auroc"] + choice["pro"] >= max(
-        one["image_auroc"] + one["pro"] for one in choice["alone"].values()
-    )
+    # What decides is the same for every part.
+    decides = (pipe.config.feature_score, pipe.config.alpha, pipe.config.blur_sigma, config.num_top_cells)
+    assert decides == ("appearance", 0.0, 2.0, 4)
+    assert pipe.memory.config.num_patches == min(10_000, record["appearance"]["views"] * 64)
     for name in ("appearance", "residual"):
         fitted = record[name]
         assert fitted["log_likelihoods"][fitted["factors"]] >= max(fitted["log_likelihoods"].values()) - 0.02
         assert 0 <= fitted["shrinkage"] < 1
         assert getattr(pipe, name).config.num_factors == fitted["factors"]
-    assert set(choice["alone"]) == {"kl", "residual", "appearance", "sum"}
-    assert pipe.config.feature_score == choice["feature_score"]
+    found = record["synthetic"]
+    assert sorted(found["found"]) == [6, 12, 24] and 50 < found["image_auroc"] <= 100
     # The stored cells of held-out images have mean 0 for every score and level.
     assert pipe.calibration.calibration_maps[:24].float().mean(dim=(0, 2, 3)).abs().max() < 0.02
     assert pipe.threshold > 0
@@ -83,7 +80,7 @@ def test_what_judges_has_not_been_seen(good, monkeypatch):
     monkeypatch.setattr(observing, "RESIDUAL_COPIES", 0)
     tiny = create_tiny_pipeline()
     tiny.feature_extractor.feature_std.fill_(0.02)  # what varies is larger than the regularisation
-    pipe, _ = recalibrate(tiny, images_of(good), CalibrationConfig(choose_settings=False))
+    pipe, _ = recalibrate(tiny, images_of(good), CalibrationConfig())
     images = pipe.prepare([pipe.image_processor.read_image(path) for path in find_images(good)])
     maps = pipe.score_maps(images, pipe.timesteps, pipe.get_noise(pipe.timesteps), {"residual"})["residual"]
     assert np.mean(pipe.calibration.config.statistics["residual_mean"]) > 1.05 * float(maps.mean())
@@ -98,7 +95,7 @@ def test_another_photograph_of_the_same_part_does_not_judge_it(monkeypatch):
         monkeypatch.setattr(calibration, "group_lookalikes", group)
         tiny = create_tiny_pipeline()
         tiny.feature_extractor.feature_std.fill_(0.02)  # what varies is larger than the regularisation
-        pipe, _ = recalibrate(tiny, images, CalibrationConfig(choose_settings=False, nuisance="none"))
+        pipe, _ = recalibrate(tiny, images, CalibrationConfig(nuisance="none"))
         means.append(np.mean(pipe.calibration.config.statistics["residual_mean"]))
     assert means[0] > 1.05 * means[1]
 
@@ -106,7 +103,7 @@ def test_another_photograph_of_the_same_part_does_not_judge_it(monkeypatch):
 def test_the_pipeline_at_hand_stays_as_it_is(good, picture):
     pipe = create_tiny_pipeline()
     before = pipe(picture, denoise=False).image_score
-    recalibrate(pipe, images_of(good), CalibrationConfig(choose_settings=False))
+    recalibrate(pipe, images_of(good), CalibrationConfig())
     assert pipe(picture, denoise=False).image_score == pytest.approx(before, rel=1e-2)  # weights are rounded to half
     assert pipe.residual.config.num_factors == 4
 
@@ -114,7 +111,7 @@ def test_the_pipeline_at_hand_stays_as_it_is(good, picture):
 @pytest.mark.slow
 def test_the_command_adapts_a_checkpoint_to_a_changed_lamp(good, tmp_path, capsys):
     checkpoint, output = tmp_path / "old", tmp_path / "new"
-    pipe, _ = recalibrate(create_tiny_pipeline(), images_of(good), CalibrationConfig(choose_settings=False))
+    pipe, _ = recalibrate(create_tiny_pipeline(), images_of(good), CalibrationConfig())
     pipe.save_pretrained(checkpoint)
     (checkpoint / "training.json").write_text(json.dumps(RECORD))
     bright = striped_images(tmp_path / "bright", 24, offset=60.0, seed=1)
@@ -171,37 +168,6 @@ def test_synthetic_defects_are_where_their_masks_say():
         assert int(changed.sum(dim=1).argmin()) == source
         nearest = changed[source].view(64, 64).numpy()
         assert (nearest & mask).sum() > 0.3 * mask.sum()
-
-
-@pytest.fixture
-def trials():
-    """Maps of good images and of defects that a feature score shows and the pixel score does not."""
-    images = torch.rand(12, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 0.2
-    _, truth, _ = make_defects(images, 16, seed=0)
-    masks = torch.cat([torch.zeros(12, 64, 64), torch.from_numpy(truth).float()])
-    generator = torch.Generator().manual_seed(1)
-
-    def maps(strength: float, noise: float) -> torch.Tensor:
-        return strength * masks[:, None] + noise * torch.randn(len(masks), 1, 64, 64, generator=generator)
-
-    return masks, maps
-
-
-def test_the_choice_follows_the_score_that_finds_defects(tiny_pipe, trials):
-    """A pixel score that knows nothing gets no weight, and the noisier of two feature scores is not taken."""
-    masks, maps = trials
-    shown = {"residual": maps(2, 1.5), "appearance": maps(2, 4.5), "kl": maps(0, 1).expand(-1, 2, -1, -1)}
-    choice = choose(tiny_pipe, Trials(12, masks, shown))
-    assert choice.feature_score == "residual" and choice.alpha == 0 and choice.image_auroc > 90
-    assert choice.alone["residual"]["pro"] > choice.alone["kl"]["pro"] + 20
-
-
-@pytest.mark.parametrize(("strength", "features"), [(0.1, ("appearance",)), (3.0, ("residual", "sum"))])
-def test_the_unet_is_asked_only_where_it_adds_something(tiny_pipe, trials, strength, features):
-    masks, maps = trials
-    shown = {"residual": maps(strength, 1.5), "appearance": maps(1.4, 1.5), "kl": maps(0, 1)}
-    choice = choose(tiny_pipe, Trials(12, masks, shown))
-    assert choice.feature_score in features and (strength > 1 or choice.alpha == 0)
 
 
 def test_progress_is_told_and_can_end_the_work(good):

@@ -37,7 +37,7 @@ def test_it_is_seen_whether_parts_lie_the_same_way():
 @pytest.mark.parametrize("turned", [True, False])
 def test_turned_copies_are_learnt_where_they_are_likely(turned):
     images = parts(24, turned)
-    pipe, record = recalibrate(create_tiny_pipeline(), images, CalibrationConfig(choose_settings=False))
+    pipe, record = recalibrate(create_tiny_pipeline(), images, CalibrationConfig())
     assert record["orientation"]["turned"] is turned
     shown = parts(25, turned)[-1]
     upside_down = pipe(((rotate(shown[None], torch.tensor([180.0]))[0] + 1) / 2), denoise=False)
@@ -46,5 +46,5 @@ def test_turned_copies_are_learnt_where_they_are_likely(turned):
         upright, any_angle = record["orientation"]["log_likelihoods"]
         assert any_angle > upright
         assert record["appearance"]["views"] == 24 * (1 + count_copies(24, 180.0))
-        lying = CalibrationConfig(rotation_degrees=0.0, choose_settings=False)
+        lying = CalibrationConfig(rotation_degrees=0.0)
         assert not recalibrate(create_tiny_pipeline(), images, lying)[1]["orientation"]["seems_any"]

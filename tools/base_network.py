@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 
 from ddad.calibration.backbone import (
     APPEARANCE_BACKBONE,
-    choose_image_size,
+    IMAGE_SIZE,
     create_appearance_extractor,
     create_feature_extractor,
 )
@@ -463,7 +463,7 @@ def finish_part(trained: Path, name: str, data: str, source: str, backbone: str,
     )  # fmt: skip
     train_paths, held_out = split_part(name, data)
     folders = [ImageFolder(paths, SIZE) for paths in (train_paths, held_out)]
-    size = choose_image_size(train_paths)
+    size = IMAGE_SIZE
     large = [ImageFolder(paths, size) for paths in (train_paths, held_out)]
     extractor = create_appearance_extractor(size, features)
     pipe, calibration = build_pipeline(

@@ -25,13 +25,13 @@ def name_of_backbone(extractor: DDADFeatureExtractor) -> str:
 def describe_verdict(pipe: DDADPipeline) -> str:
     """What decides the verdicts of a category, and how small a defect may be."""
     alpha, size = pipe.config.alpha, pipe.unet.config.sample_size
-    by_looks = pipe.config.feature_score in ("appearance", "sum")
+    by_looks = pipe.config.feature_score != "residual"
     extractor = pipe.appearance_extractor if by_looks else pipe.feature_extractor
     looked = looked_size(pipe)
     what = {
-        "appearance": "how the part looks (score 3)",
         "sum": "how the part looks and what the diffusion model expects to see (scores 2 and 3)",
-    }.get(pipe.config.feature_score, "what the diffusion model expects to see (score 2)")
+        "residual": "what the diffusion model expects to see (score 2)",
+    }.get(pipe.config.feature_score, "how the part looks (score 3)")
     pixels = f", and to {alpha:.0%} by what surprises the diffusion model (score 1, {size}x{size})" if alpha else ""
     return (
         f"Its verdict is made by {what}, at {looked}x{looked} pixels with {as_text(name_of_backbone(extractor))}"

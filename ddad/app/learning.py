@@ -9,10 +9,11 @@ from ddad.app.own_examples import make_examples
 from ddad.app.own_parts import Photographs
 from ddad.app.photographs import read_good_images
 from ddad.app.words import as_text
+from ddad.calibration.backbone import IMAGE_SIZE
 from ddad.calibration.calibration import FEW_IMAGES, recalibrate
 from ddad.calibration.observing import CalibrationConfig
-from ddad.calibration.part import LARGEST, fit_photographs, load_base
 from ddad.calibration.part import Photographs as SeenPhotographs
+from ddad.calibration.part import fit_photographs, load_base
 from ddad.calibration.progress import Report
 from ddad.checkpoint.installed import DDADPipeline
 from ddad.checkpoint.saving import load_record, save_checkpoint, update_record
@@ -47,7 +48,7 @@ def calibrate_own(
 
     Returns:
         What a visitor is told: `images`, `problems`, `alarms_before` of `asked` images, `threshold_before`,
-        `threshold`, `judges`, `choice` and `examples`.
+        `threshold`, `judges`, `image_auroc` and `examples`.
     """
     size = pipe.appearance_extractor.config.image_size
     given = read_good_images(pipe.image_processor, size, photographs, report)
@@ -69,7 +70,7 @@ def calibrate_own(
         "threshold_before": pipe.threshold,
         "threshold": adapted.threshold,
         "judges": adapted.calibration.config.num_calibration_images,
-        "choice": calibration["choice"],
+        "image_auroc": calibration["synthetic"]["image_auroc"],
         "examples": make_examples(adapted, photographs, given, folders.examples, report),
     }
 
@@ -83,7 +84,7 @@ def learn_new(
         What a visitor is told: that of `PartReport`, `problems`, `examples`, and all of it in words.
     """
     parts, processor = load_base(base), DDADImageProcessor()
-    given = read_good_images(processor, LARGEST, photographs, report)
+    given = read_good_images(processor, IMAGE_SIZE, photographs, report)
     seen = SeenPhotographs(given.images, given.names, processor)
     pipe, record, part_report = fit_photographs(seen, parts, name, base, device=device, report=report)
     save_checkpoint(pipe, record, folders.checkpoint)
@@ -110,14 +111,13 @@ def describe(facts: dict[str, Any], quantile: float) -> str:
             " version comes from a network that never saw this part: judge by the heatmap.",
         ]
     else:
-        choice = facts["choice"]
         lines = [
             "## ✓ Calibrated on your good parts",
             f"**{facts['images']} images.** As it was, the category called {facts['alarms_before']} of"
             f" {facts['asked']} of them defective. The new threshold, {facts['threshold']:.1f} (before:"
             f" {facts['threshold_before']:.1f}), lets {quantile:.0%} of good parts pass, measured on"
             f" {facts['judges']} of your images, each under statistics that had not seen it.",
-            f"On synthetic defects pasted into your images it now finds {choice['image_auroc']:.0f} % (image AUROC).",
+            f"On synthetic defects pasted into your images it now finds {facts['image_auroc']:.0f} % (image AUROC).",
         ]
         if facts["images"] < FEW_IMAGES:
             lines.append("These are few images: the threshold will let more or fewer good parts pass than it should.")

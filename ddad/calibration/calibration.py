@@ -1,6 +1,7 @@
 """From networks to a pipeline whose scores mean something: statistics, settings, units, threshold; no training.
 
-Images -> what networks see of them (`observing`) -> statistics (`fitting`) -> settings (`choice`) -> what is stored.
+Images -> what networks see of them (`observing`) -> statistics (`fitting`) and patches (`patches`) -> what is stored.
+What decides is a rule, the same for every part; `benchmarks.rules` compares it with others on real defects.
 
 Every good image counts, so all of them are in the Gaussians that are stored. What judges them must not be: held-out
 images are scored in folds, each under Gaussians of all images but its own.
@@ -11,18 +12,16 @@ import dataclasses
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import scipy.stats
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import Subset
 
-from ddad.calibration.backbone import choose_image_size, create_appearance_extractor
-from ddad.calibration.choice import MOST_IMAGES, Trials, choose, make_defects
+from ddad.calibration.backbone import IMAGE_SIZE, create_appearance_extractor
 from ddad.calibration.fitting import LEAST_GAIN, Gaussian, Statistics, assign_folds, fit_statistics
 from ddad.calibration.growth import measure_growth
 from ddad.calibration.observing import (
@@ -37,6 +36,7 @@ from ddad.calibration.observing import (
     vary_half,
     view_images,
 )
+from ddad.calibration.patches import distances_by_others, remember
 from ddad.calibration.progress import Report
 from ddad.calibration_ddad import DDADCalibration
 from ddad.checkpoint.installed import DDADPipeline
@@ -55,6 +55,9 @@ logger = logging.getLogger(__name__)
 RESIDUAL_GRID = 16
 NUM_COMPONENTS = 64
 FEW_IMAGES = 50
+# What decides: how the part looks, without the U-Net. Blur in pixels, and how many cells make an image score.
+RULE = {"alpha": 0.0, "blur_sigma": 2.0, "feature_score": "appearance"}
+NUM_TOP_CELLS = 4
 # A threshold rests on as many; each takes 25 KB of a checkpoint.
 MOST_JUDGES = 100
 
@@ -74,7 +77,6 @@ def empty_components(
     extractor: DDADFeatureExtractor,
     timesteps: Sequence[int],
     quantile: float,
-    num_top_cells: int = 1,
 ) -> dict[str, Any]:
     """The components of a pipeline that follow from good images, before any was seen.
 
@@ -83,7 +85,6 @@ def empty_components(
         extractor: what appearance is judged by.
         timesteps: the noise levels that score.
         quantile: the part of good images that the threshold lets pass.
-        num_top_cells: cells that make the image score.
     """
 
     def gaussians(channels: int, grid: int) -> DDADGaussianModel:
@@ -93,7 +94,8 @@ def empty_components(
         "residual": gaussians(features.feature_channels, RESIDUAL_GRID),
         "appearance": gaussians(extractor.feature_channels, extractor.config.grid_size),
         "appearance_extractor": extractor,
-        "calibration": DDADCalibration(tuple(timesteps), threshold_quantile=quantile, num_top_cells=num_top_cells),
+        "calibration": DDADCalibration(tuple(timesteps), threshold_quantile=quantile, num_top_cells=NUM_TOP_CELLS),
+        "memory": None,
     }
 
 
@@ -122,11 +124,11 @@ def measured(calibration: DDADCalibration, maps: dict[str, torch.Tensor], change
 
     Args:
         calibration: an empty one, for its settings.
-        maps: of each score, smoothed, `[M + changed, K, S, S]`, of appearance `[M + changed, 1, S, S]`.
+        maps: of each score, smoothed, `[M + changed, K, S, S]`, of appearance and memory `[M + changed, 1, S, S]`.
         changed: how many of these, the last, are of changed images, which give no units.
     """
     statistics, cells = {}, []
-    for name in calibration.scores:
+    for name in (name for name in calibration.all_scores if name in maps):
         values = maps[name].double()
         good = values[: len(values) - changed]
         mean, std = good.mean(dim=(0, 2, 3)), good.std(dim=(0, 2, 3), correction=0).clamp(min=1e-6)
@@ -161,7 +163,7 @@ def held_out_scores(pipe: DDADPipeline) -> np.ndarray:
 def score_maps(
     pipe: DDADPipeline, observed: Observed, folds: torch.Tensor, appearance: Statistics, residual: Statistics
 ) -> dict[str, torch.Tensor]:
-    """The maps of images by the statistics of others, on their grids; those of the U-Net where it was asked.
+    """The maps of images by the statistics of others, on their grids.
 
     Args:
         pipe: the pipeline.
@@ -173,15 +175,12 @@ def score_maps(
     Returns:
         By score, `[N, K, g, g]`.
     """
-    maps = {}
+    maps = {"kl": observed.kl}
     for name, statistics in (("appearance", appearance), ("residual", residual)):
-        reduced = getattr(observed, name)
-        if reduced is not None:
-            distances = statistics.distances(reduced, folds)  # [N, K, P]
-            maps[name] = getattr(pipe, name).to_map(distances).unflatten(0, distances.shape[:2])[:, :, 0]
-    if observed.kl is not None:
-        maps["kl"] = observed.kl
-    return maps
+        distances = statistics.distances(getattr(observed, name), folds)  # [N, K, P]
+        maps[name] = getattr(pipe, name).to_map(distances).unflatten(0, distances.shape[:2])[:, :, 0]
+    nearest = distances_by_others(appearance.views, observed.appearance[:, 0], folds)
+    return maps | {"memory": pipe.appearance.to_map(nearest)}
 
 
 def with_unchanged(half_changed: Observed, unchanged: Observed) -> Observed:
@@ -195,37 +194,6 @@ def with_unchanged(half_changed: Observed, unchanged: Observed) -> Observed:
     parts = half_changed.select(places[::2]) + unchanged + half_changed.select(places[1::2])
     first = len(places[::2])
     return parts.select([*(place // 2 + first * (place % 2) for place in places), *range(len(places), len(parts))])
-
-
-def make_trials(
-    pipe: DDADPipeline,
-    judged: Images,
-    observed: Observed,
-    folds: torch.Tensor,
-    statistics: tuple[Statistics, Statistics],
-    config: CalibrationConfig,
-    report: Report | None,
-) -> Trials:
-    """Synthetic defects in held-out images, and the maps of all scores of both.
-
-    Args:
-        pipe: the pipeline.
-        judged: the held-out images, `[3, L, L]`.
-        observed: these, as the networks see them.
-        folds: the fold of each.
-        statistics: of appearance and residuals.
-        config: how.
-        report: called with the progress.
-    """
-    chosen = spread(len(judged), MOST_IMAGES)
-    good = torch.stack([judged[index] for index in chosen])
-    defective, truth, sources = make_defects(good, config.defects_per_type, config.seed)
-    seen = observe(pipe, list(defective), config.ask_network, "Looking at synthetic defects", report)
-    own = folds[chosen]
-    maps = score_maps(pipe, observed.select(chosen) + seen, torch.cat([own, own[sources]]), *statistics)
-    size = pipe.unet.config.sample_size
-    masks = F.adaptive_max_pool2d(torch.from_numpy(truth).float()[:, None], size)[:, 0]
-    return Trials(len(good), torch.cat([torch.zeros(len(good), size, size), masks]), maps)
 
 
 def model_images(
@@ -275,7 +243,7 @@ def calibrate(
         extractor: what judges appearance; None takes the pipeline's.
 
     Returns:
-        The pipeline, calibrated, and what was chosen, for the record.
+        The pipeline, calibrated, and what was found, for the record.
     """
     if len(images) < FEW_IMAGES:
         logger.warning(
@@ -284,16 +252,14 @@ def calibrate(
             len(images),
             len(held_out),
         )
-    known = pipe.calibration.config
     fresh = empty_components(
         pipe.feature_extractor,
         pipe.appearance_extractor if extractor is None else extractor,
         pipe.timesteps,
-        known.threshold_quantile,
-        known.num_top_cells,
+        pipe.calibration.config.threshold_quantile,
     )
     tolerance = "strict" if config.nuisance == "none" else config.tolerance
-    pipe = DDADPipeline.from_pipe(pipe, **fresh, threshold=None, tolerance=tolerance)
+    pipe = DDADPipeline.from_pipe(pipe, **fresh, **RULE, threshold=None, tolerance=tolerance)
     pipe.set_progress_bar_config(disable=True)
     pipe.residual.to(pipe.unet.device)
     pipe.appearance.to(pipe.unet.device)
@@ -313,25 +279,12 @@ def calibrate(
         "orientation": orientation,
         **{name: describe(one) for name, one in (("appearance", appearance), ("residual", residual))},
     }
-    if config.choose_settings:
-        trials = make_trials(pipe, judged, observed, own, (appearance, residual), config, report)
-        choice = choose(pipe, trials, report)
-        pipe.register_to_config(alpha=choice.alpha, blur_sigma=choice.blur_sigma, feature_score=choice.feature_score)
-        pipe.calibration.register_to_config(num_top_cells=choice.num_top_cells)
-        record["choice"] = asdict(choice)
-        logger.info(
-            "Chosen on synthetic defects: %s, alpha %.1f, blur %.0f, %d cells (image AUROC %.1f, PRO %.1f); each"
-            " score alone: %s.",
-            choice.feature_score,
-            choice.alpha,
-            choice.blur_sigma,
-            choice.num_top_cells,
-            choice.image_auroc,
-            choice.pro,
-            ", ".join(f"{name} {one['image_auroc']:.1f}, {one['pro']:.1f}" for name, one in choice.alone.items()),
-        )
-    if config.measure_growth:
-        record["growth"] = measure_growth(pipe, judged, observed, own, appearance, config, report)
+    record["synthetic"] = measure_growth(pipe, judged, observed, own, appearance, config, report)
+    logger.info(
+        "Synthetic defects in held-out images: image AUROC %.1f %%; found by so many images, in %%: %s.",
+        record["synthetic"]["image_auroc"],
+        record["synthetic"]["found"],
+    )
     changed = 0 if config.nuisance == "none" else len(judged) // 2
     if changed:
         plain = observe(pipe, Subset(images, sorted(judges)[1::2]), True, "Measuring unchanged images", report)
@@ -340,6 +293,7 @@ def calibrate(
     found = {
         "appearance": filled(pipe.appearance, appearance.of_all()),
         "residual": filled(pipe.residual, residual.of_all()),
+        "memory": remember(appearance.views.values, appearance.views.image).to(pipe.unet.device),
         "calibration": measured(pipe.calibration, maps, changed),
     }
     calibrated = DDADPipeline.from_pipe(pipe, **found)
@@ -397,7 +351,7 @@ class AppearanceConfig:
     """By what appearance is judged.
 
     Attributes:
-        image_size: at which images are looked at; None chooses by their own size.
+        image_size: at which images are looked at; None takes the default.
         backbone: a timm model's name; None takes the default where its weights are at hand.
         weights: a file of its weights.
         strides: of the features that are taken; None takes the extractor's own.
@@ -435,7 +389,7 @@ def calibrate_checkpoint(
     pipe = DDADPipeline.from_pipe(pipe, image_processor=processor)
     extractor = pipe.appearance_extractor
     if appearance != AppearanceConfig():
-        size = appearance.image_size or choose_image_size(dataset.train_paths)
+        size = appearance.image_size or IMAGE_SIZE
         extractor = create_appearance_extractor(
             size, pipe.feature_extractor, appearance.backbone, appearance.weights, appearance.strides
         )

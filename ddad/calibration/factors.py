@@ -70,6 +70,11 @@ class Views:
     original: torch.Tensor
 
     @property
+    def image(self) -> torch.Tensor:
+        """The number of the image that each view is of, `[V]`: copies follow the image itself."""
+        return self.original.cumsum(dim=0) - 1
+
+    @property
     def folds(self) -> list[int]:
         """The folds, in order."""
         return sorted(self.fold.unique().tolist())

@@ -101,9 +101,7 @@ class Statistics:
 
     def of_some(self, images: torch.Tensor) -> Gaussian:
         """By some images alone, given by number."""
-        values = self.views.values
-        of_view = torch.arange(len(values)) // (len(values) // int(self.views.original.sum()))
-        chosen = values[torch.isin(of_view, images)]
+        chosen = self.views.values[torch.isin(self.views.image, images)]
         factors = fit_factors(chosen, max(count for count in candidates(len(chosen)) if count <= self.num_factors))
         return Gaussian.of(factors, moments_of(factors.unexplained(chosen)), self.shrinkage)
 

@@ -1,19 +1,29 @@
-"""Are these photographs enough? How many synthetic defects are found by the statistics of fewer of them.
+"""Are these photographs enough? Which synthetic defects are found, by all of them and by fewer.
 
 Each image and each defect in it is judged by others alone, drawn at random from those that are not in its fold.
 """
 
+from typing import Any
+
 import torch
 
-from ddad.calibration.choice import make_defects
 from ddad.calibration.fitting import Statistics
 from ddad.calibration.observing import CalibrationConfig, Images, Observed, observe, spread
+from ddad.calibration.patches import remember_some
 from ddad.calibration.progress import Report, track
+from ddad.calibration.synthetic import make_defects
 from ddad.checkpoint.installed import DDADPipeline
+from ddad.evaluation.metrics import auroc
 
 # Good images that set the threshold, and defects of each kind.
-MOST_IMAGES, DEFECTS_PER_TYPE = 24, 4
+MOST_IMAGES, DEFECTS_PER_TYPE = 24, 6
 LEAST_IMAGES = 3
+
+
+def in_units(maps: torch.Tensor, good: int) -> torch.Tensor:
+    """`[N, S, S]` in standard deviations of the first `good` images there."""
+    normal = maps[:good]
+    return (maps - normal.mean()) / normal.std().clamp(min=1e-6)
 
 
 @torch.no_grad()
@@ -25,37 +35,46 @@ def measure_growth(
     statistics: Statistics,
     config: CalibrationConfig,
     report: Report | None = None,
-) -> dict[int, float]:
-    """The part of synthetic defects that is found, in percent, by how many images the statistics have seen.
+) -> dict[str, Any]:
+    """How well synthetic defects are found by appearance, by all images and by fewer.
 
     Args:
-        pipe: the pipeline, whose blur and cells are chosen.
+        pipe: the pipeline, for its blur and cells.
         judged: the images that judge, `[3, L, L]` in [-1, 1].
         observed: these, as the networks see them.
         folds: the fold of each.
         statistics: of the appearance of all images.
         config: how the pipeline is calibrated.
         report: called with the progress.
+
+    Returns:
+        In percent: `found`, the part of them that is found by how many images the statistics have seen, and
+        `image_auroc`, how well all images tell them from good ones.
     """
     good = spread(len(judged), MOST_IMAGES)
     defective, _, sources = make_defects(
         torch.stack([judged[index] for index in good]), DEFECTS_PER_TYPE, config.seed + 1
     )
-    seen = observe(pipe, list(defective), False, "Pasting further defects", report)
+    seen = observe(pipe, list(defective), False, "Looking at synthetic defects", report)
     reduced = torch.cat([observed.appearance[good], seen.appearance])[:, 0]  # [N, P, c]
     own_folds = torch.cat([folds[good], folds[good][sources]])
     by_image = statistics.views.fold[statistics.views.original]
-    images, found = len(by_image), {}
+    images, found, area = len(by_image), {}, float("nan")
     counts = sorted({max(LEAST_IMAGES, images // 4), max(LEAST_IMAGES, images // 2), images})
     for count in track(counts, "Asking fewer images", report, unit="count"):
-        distances = torch.empty(reduced.shape[:2])
+        distances = {name: torch.empty(reduced.shape[:2]) for name in ("appearance", "memory")}
         for fold in own_folds.unique().tolist():
             others, own = (by_image != fold).nonzero()[:, 0], own_folds == fold
             generator = torch.Generator().manual_seed(config.seed + fold)
             chosen = others[torch.randperm(len(others), generator=generator)[:count]]
-            distances[own] = statistics.of_some(chosen).distance(reduced[own])
-        maps = pipe.smooth(pipe.appearance.to_map(distances))[:, 0]
-        scores = pipe.calibration.image_score(maps)
+            distances["appearance"][own] = statistics.of_some(chosen).distance(reduced[own])
+            distances["memory"][own] = remember_some(statistics.views, chosen).distance(reduced[own])
+        maps = {
+            name: in_units(pipe.smooth(pipe.appearance.to_map(one))[:, 0], len(good))
+            for name, one in distances.items()
+        }
+        scores = pipe.calibration.image_score(pipe.calibration.combine("appearance", maps))
         threshold = torch.quantile(scores[: len(good)], pipe.calibration.config.threshold_quantile)
         found[count] = round(100 * float((scores[len(good) :] > threshold).float().mean()), 1)
-    return found
+        area = auroc(scores[: len(good)].numpy(), scores[len(good) :].numpy())
+    return {"found": found, "image_auroc": round(100 * area, 2)}

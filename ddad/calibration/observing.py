@@ -37,22 +37,14 @@ class CalibrationConfig:
     Attributes:
         rotation_degrees: the largest rotation of the copies that the Gaussians see too.
         seed: of everything random.
-        choose_settings: whether alpha, blur and cells are chosen on synthetic defects; else they stay as they are.
         nuisance: how much of what is no defect copies of good images show.
         tolerance: what the threshold makes room for; see `DDADJudgement`.
-        ask_network: whether the U-Net's scores are candidates; not where it never saw the part.
-        defects_per_type: synthetic defects of each kind that settings are chosen on.
-        measure_growth: whether it is measured what fewer images would find.
     """
 
     rotation_degrees: float = 5.0
     seed: int = 0
-    choose_settings: bool = True
     nuisance: Nuisance = "mild"
     tolerance: Literal["strict", "tolerant"] = "strict"
-    ask_network: bool = True
-    defects_per_type: int = 16
-    measure_growth: bool = False
 
     @classmethod
     def of(cls, record: dict[str, Any] | None) -> "CalibrationConfig":

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
 import scipy.stats
 import torch
 
 from ddad.calibration.advice import PartReport, find_other_kind, pooled_features
-from ddad.calibration.backbone import IMAGE_SIZES, create_appearance_extractor, with_settings
+from ddad.calibration.backbone import IMAGE_SIZE, create_appearance_extractor, with_settings
 from ddad.calibration.calibration import empty_components, held_out_scores, prediction_factor, recalibrate
 from ddad.calibration.observing import CalibrationConfig, shrink_to_unet
 from ddad.calibration.progress import Report, track
@@ -31,7 +30,7 @@ from ddad.datasets.folder import ImagesInMemory, measure_max_value
 from ddad.datasets.lookalikes import check_enough, group_lookalikes
 from ddad.denoising_ddad import DDADDenoiser
 from ddad.features_ddad import DDADFeatureExtractor
-from ddad.images_ddad import DDADImageProcessor, decoding, is_encoded, name_of, open_picture
+from ddad.images_ddad import DDADImageProcessor
 from ddad.pipeline import ImageInput
 from ddad.refining_ddad import DDADRefiner
 from ddad.rendering_ddad import DDADRenderer
@@ -40,9 +39,6 @@ from ddad.unet_ddad import DDADUNet2DModel
 
 TIMESTEPS = (20, 201, 401)
 QUANTILE = 0.95
-# Appearance is looked at no larger than this: larger pictures take longer than a minute and gain little.
-LARGEST = 384
-DEFECTS_PER_TYPE = 8
 # A photograph is unlike the rest if its score is so many deviations above theirs.
 UNLIKE = 5.0
 
@@ -71,16 +67,6 @@ def load_base(base: str | Path | None) -> dict[str, Any]:
         if (folder / name).is_dir()
     }
     return {**networks, "scheduler": DDADScheduler.from_pretrained(folder / "scheduler")}
-
-
-def shorter_side(image: ImageInput) -> int:
-    """Of an image that is not read yet."""
-    if is_encoded(image):
-        with decoding(name_of(image)), open_picture(image) as picture:
-            return min(picture.size)
-    if isinstance(image, PIL.Image.Image):
-        return min(image.size)
-    return min(image.shape[-2:] if isinstance(image, torch.Tensor) else image.shape[:2])
 
 
 def read_once(
@@ -170,7 +156,7 @@ def fit_part(
         images: photographs of good parts, four at least; twenty or more are better. Each is read once.
         category: what the part is called.
         base: folder or repository of a base network; None takes that of a clone of the project.
-        image_size: at which appearance is looked at; None chooses by the images' own size, 384 at most.
+        image_size: at which appearance is looked at; None takes 512, however small the images are.
         config: how it is calibrated; None takes the default.
         device: where networks are evaluated.
         report: called with the progress.
@@ -190,9 +176,7 @@ def fit_part(
         for number, image in enumerate(images, start=1)
     ]
     processor = DDADImageProcessor(max_value=measure_max_value(images))
-    middle = sorted(map(shorter_side, images))[len(images) // 2]
-    size = image_size or min(LARGEST, next(size for size, least in IMAGE_SIZES if middle >= least))
-    photographs = Photographs(read_once(images, processor, size, report), names, processor)
+    photographs = Photographs(read_once(images, processor, image_size or IMAGE_SIZE, report), names, processor)
     return fit_photographs(photographs, parts, category, base, config, device, report, started)
 
 
@@ -232,12 +216,8 @@ def fit_photographs(
         image_processor=photographs.processor,
         renderer=DDADRenderer(),
         category=category,
-        alpha=0.0,
-        feature_score="appearance",
     ).to(device)
-    config = dataclasses.replace(
-        config or CalibrationConfig(), ask_network=False, defects_per_type=DEFECTS_PER_TYPE, measure_growth=True
-    )
+    config = config or CalibrationConfig()
     fitted, calibration = recalibrate(pipe, images, config, report)
     small = [shrink_to_unet(pipe, images[index][None])[0] for index in range(len(images))]
     groups = group_lookalikes(small)
@@ -246,8 +226,8 @@ def fit_photographs(
         members.setdefault(group, []).append(name)
     part_report = PartReport(
         images=len(images),
-        image_auroc=calibration["choice"]["image_auroc"],
-        found=calibration["growth"],
+        image_auroc=calibration["synthetic"]["image_auroc"],
+        found=calibration["synthetic"]["found"],
         false_alarms=expect_false_alarms(fitted.calibration.config.num_calibration_images, QUANTILE),
         same_part=[group for group in members.values() if len(group) > 1],
         unlike=find_unlike(fitted, photographs.names),

@@ -165,3 +165,29 @@ def paste_defect(
             tensor = torch.from_numpy(np.ascontiguousarray(defective, dtype=np.float32)).permute(2, 0, 1)
             return tensor * 2 - 1, torch.from_numpy(mask)
     raise ValueError(f"No {defect_type} shows on this image: is it blank?")
+
+
+def make_defects(images: torch.Tensor, per_type: int, seed: int) -> tuple[torch.Tensor, np.ndarray, list[int]]:
+    """Good images with synthetic defects, every kind alike often.
+
+    Args:
+        images: good, `[M, 3, S, S]` in [-1, 1].
+        per_type: defects of each kind.
+        seed: of everything random.
+
+    Returns:
+        `[N, 3, S, S]` in [-1, 1], masks `[N, S, S]` bool, and the number of the good image that each defect is in;
+        fewer than asked for where a kind shows on no image.
+    """
+    random = np.random.default_rng(seed)
+    defective, masks, sources = [], [], []
+    for number in range(per_type * len(DEFECT_TYPES)):
+        first, second = random.integers(len(images)), random.integers(len(images))
+        try:
+            image, mask = paste_defect(images[first], images[second], DEFECT_TYPES[number % len(DEFECT_TYPES)], random)
+        except ValueError:  # no such defect shows on this image
+            continue
+        defective.append(image)
+        masks.append(mask.numpy())
+        sources.append(int(first))
+    return torch.stack(defective), np.stack(masks), sources

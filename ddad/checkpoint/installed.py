@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # published components cannot import each other, so their typ
     from ddad.features_ddad import DDADFeatureExtractor
     from ddad.gaussians_ddad import DDADGaussianModel
     from ddad.images_ddad import DDADImageProcessor
+    from ddad.memory_ddad import DDADMemory
     from ddad.refining_ddad import DDADRefiner
     from ddad.rendering_ddad import DDADRenderer
     from ddad.scheduling_ddad import DDADScheduler
@@ -47,6 +48,7 @@ class DDADPipeline(published.DDADPipeline):
     image_processor: "DDADImageProcessor"
     renderer: "DDADRenderer"
     refiner: "DDADRefiner | None"
+    memory: "DDADMemory | None"
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> "DDADPipeline":

@@ -37,7 +37,7 @@ BOUNDS: dict[str, dict[str, Any]] = {
         "alpha": number(0, 1),
         "threshold": ANY,
         "blur_sigma": number(0, 64),
-        "feature_score": Literal["appearance", "residual", "sum"],
+        "feature_score": Literal["appearance", "residual", "gaussians", "memory", "sum"],
         "tolerance": Literal["strict", "tolerant"],
     },
     "DDADUNet2DModel": {
@@ -83,6 +83,7 @@ BOUNDS: dict[str, dict[str, Any]] = {
         "grid_size": whole(1, 128),
         "num_factors": whole(0, 4096),
     },
+    "DDADMemory": {"num_channels": whole(1, 4096), "num_patches": whole(1, 1_000_000)},
     "DDADCalibration": {
         "timesteps": several(whole(0, 100_000)),
         "num_calibration_images": whole(0, 1_000_000),

@@ -11,7 +11,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "calibrate",
         help="fit a checkpoint's statistics and threshold to other good images, without training",
-        description="Fits Gaussians, settings and threshold anew on good images, in minutes: what a line needs after a"
+        description="Fits statistics and threshold anew on good images, in minutes: what a line needs after a"
         " lamp or a camera was changed. The networks stay as they are. A hundred images are enough.",
     )
     parser.add_argument("--checkpoint", required=True, help="folder of a checkpoint, or USER/NAME on the Hub")
@@ -21,7 +21,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "--appearance-size",
         type=int,
         metavar="PIXELS",
-        help="size at which appearance is looked at (default: 256, 384 or 512, by the images' own size)",
+        help="size at which appearance is looked at (default: the checkpoint's; 512 is best)",
     )
     parser.add_argument("--appearance-backbone", metavar="NAME", help="any timm backbone (default: Lite2, else Lite0)")
     parser.add_argument("--backbone-weights", metavar="FILE", help="its weights: safetensors, or a state dict")

@@ -13,7 +13,7 @@ from ddad.evaluation.baselines import Baselines
 from ddad.pipeline import DDADPipeline
 
 # `combined` is the pipeline's own score; the others are parts of it alone.
-FORMS = ("combined", "appearance", "sum", "kl", "residual")
+FORMS = ("combined", "appearance", "gaussians", "memory", "sum", "kl", "residual")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,11 @@ def score_batch(
     """
     timesteps, calibration = pipe.timesteps, pipe.calibration
     parts = ("kl", pipe.config.feature_score)
-    known = (*calibration.pixel_scores, *calibration.feature_scores)
+    known = [
+        name
+        for name in (*calibration.pixel_scores, *calibration.feature_scores)
+        if calibration.weights(name).keys() <= set(calibration.scores)
+    ]
     names = [name for name in known if name in forms or (name in parts and "combined" in forms)]
     fused: dict[str, torch.Tensor] = {}
     if names:

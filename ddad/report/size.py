@@ -7,9 +7,9 @@ TOO_SMALL = 4  # times that a picture is enlarged, from which on the verdict say
 
 def looked_size(pipe: Any) -> int:
     """Height and width, in pixels, of what the network sees that decides most of a category's verdicts."""
-    if pipe.config.feature_score in ("appearance", "sum"):
-        return pipe.appearance_extractor.config.image_size
-    return pipe.unet.config.sample_size
+    if pipe.config.feature_score == "residual":
+        return pipe.unet.config.sample_size
+    return pipe.appearance_extractor.config.image_size
 
 
 def far_too_small(size: tuple[int, int], pipe: Any) -> tuple[str, str] | None:

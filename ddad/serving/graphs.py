@@ -44,10 +44,27 @@ class Gaussians(nn.Module):
         for name, value in zip(("mean", "whitening", "factors"), model.unpacked(), strict=True):
             self.register_buffer(name, value.detach().clone())
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """`[N, C, h, w]` -> the distance at each position, `[N, 1, g, g]`."""
-        reduced = self.model.reduce(features)
+    def distance(self, reduced: torch.Tensor) -> torch.Tensor:
+        """`[N, P, c]` -> the distance at each position, `[N, 1, g, g]`."""
         return self.model.to_map(self.model.mahalanobis(reduced, self.mean, self.whitening, self.factors))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """`[N, C, h, w]` -> likewise."""
+        return self.distance(self.model.reduce(features))
+
+
+class Memory(nn.Module):
+    """`DDADMemory` in float32, all images at once."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model = model
+        for name in ("whitening", "patches", "radius"):
+            self.register_buffer(name, getattr(model, name).detach().float())
+
+    def forward(self, reduced: torch.Tensor) -> torch.Tensor:
+        """`[N, P, c]` -> the distance at each position, `[N, P]`."""
+        return self.model.nearest(reduced @ self.whitening, self.patches, self.radius)
 
 
 class Verdict(nn.Module):
@@ -63,14 +80,23 @@ class Verdict(nn.Module):
         super().__init__()
         self.judgement, self.calibration = pipe.judgement(), pipe.calibration
         self.size, self.blur_sigma = pipe.unet.config.sample_size, pipe.config.blur_sigma
-        weights = {"pixel": self.judgement.alpha, "feature": 1 - self.judgement.alpha}
+        shares = {self.judgement.scores[0]: self.judgement.alpha}
+        shares[self.judgement.feature_score] = 1 - self.judgement.alpha
+        # The weight of every measured score that has one.
         self.weights = {
-            self.judgement.scores[0 if kind == "pixel" else -1]: weight for kind, weight in weights.items() if weight
+            name: share * weight
+            for score, share in shares.items()
+            if share
+            for name, weight in self.calibration.weights(score).items()
         }
-        self.measured = {part for score in self.weights for part in self.calibration.parts(score)}
-        self.appearance_extractor = pipe.appearance_extractor
-        self.appearance = Gaussians(pipe.appearance)
-        if self.measured != {"appearance"}:
+        self.ask_looks, self.ask_network = (
+            bool(self.weights.keys() & names) for names in ({"appearance", "memory"}, {"kl", "residual"})
+        )
+        if self.ask_looks:
+            self.appearance_extractor = pipe.appearance_extractor
+            self.appearance = Gaussians(pipe.appearance)
+            self.memory = Memory(pipe.memory) if "memory" in self.weights else None
+        if self.ask_network:
             self.networks = copy.copy(pipe)
             self.networks.scheduler = fixed_levels(pipe.scheduler, self.judgement.timesteps)
             self.unet, self.feature_extractor = pipe.unet, pipe.feature_extractor
@@ -80,29 +106,34 @@ class Verdict(nn.Module):
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`[N, 3, H, W]` in [0, 1] -> the anomaly map `[N, S, S]` and the image score `[N]`."""
         maps = {}
-        if "appearance" in self.measured:
-            seen = resize(images, self.appearance_extractor.config.image_size).clamp(0, 1) * 2 - 1
-            maps["appearance"] = self.appearance(features(self.appearance_extractor, seen))
-        if self.measured != {"appearance"}:
+        if self.ask_looks:
+            maps |= self.look(resize(images, self.appearance_extractor.config.image_size).clamp(0, 1) * 2 - 1)
+        if self.ask_network:
             maps |= self.ask_unet(resize(images, self.size).clamp(0, 1) * 2 - 1)
         timesteps = self.judgement.timesteps
-        fine = {name: self.calibration.standardise(name, self.smooth(maps[name]), timesteps) for name in self.measured}
         anomaly_map = sum(
-            weight / len(self.calibration.parts(score)) * fine[part].mean(dim=1)
-            for score, weight in self.weights.items()
-            for part in self.calibration.parts(score)
+            weight * self.calibration.standardise(name, self.smooth(maps[name]), timesteps).mean(dim=1)
+            for name, weight in self.weights.items()
         )
         return anomaly_map, self.calibration.image_score(anomaly_map)
+
+    def look(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """How unusual `[N, 3, L, L]` in [-1, 1] look, `[N, 1, g, g]` by score."""
+        reduced = self.appearance.model.reduce(features(self.appearance_extractor, images))
+        maps = {"appearance": self.appearance.distance(reduced)}
+        if self.memory is not None:
+            maps["memory"] = self.appearance.model.to_map(self.memory(reduced))
+        return maps
 
     def ask_unet(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """The pixel score and the residual of `[N, 3, S, S]` in [-1, 1], `[N, K, ...]`."""
         timesteps = self.judgement.timesteps
         originals, noisy, levels, output, predicted = self.networks.predict_at(images, timesteps, self.noise)
         maps = {}
-        if "kl" in self.measured:
+        if "kl" in self.weights:
             kl = self.networks.scheduler.pixel_maps(originals, noisy, output, levels, ["kl"])["kl"]
             maps["kl"] = kl.unflatten(0, (-1, len(timesteps)))[:, :, 0]
-        if "residual" in self.measured:
+        if "residual" in self.weights:
             clean = features(self.feature_extractor, images).repeat_interleave(len(timesteps), dim=0)
             maps["residual"] = self.residual(clean - predicted).unflatten(0, (-1, len(timesteps)))[:, :, 0]
         return maps

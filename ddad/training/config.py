@@ -69,7 +69,7 @@ class TrainConfig:
     image_size: int = dataclasses.field(default=256, metadata={"help": "side of the images that the U-Net sees"})
     appearance_size: int | None = dataclasses.field(
         default=None,
-        metadata={"help": "size at which appearance is looked at (default: 256, 384 or 512, by the images' own size)"},
+        metadata={"help": "size at which appearance is looked at (default: 512)"},
     )
     appearance_backbone: str | None = dataclasses.field(
         default=None, metadata={"help": "timm model that appearance is judged by (default: Lite2, else --backbone)"}

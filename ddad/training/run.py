@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ddad.calibration.backbone import choose_image_size, create_appearance_extractor, create_feature_extractor
+from ddad.calibration.backbone import IMAGE_SIZE, create_appearance_extractor, create_feature_extractor
 from ddad.calibration.calibration import calibrate, empty_components, round_to_half
 from ddad.calibration.observing import CalibrationConfig
 from ddad.calibration.progress import Journal
@@ -107,7 +107,7 @@ def train(config: TrainConfig) -> None:
     unet, record = train_unet(config, images, features)
     if int(os.environ.get("RANK", "0")) != 0:
         return
-    size = config.appearance_size or choose_image_size(train_paths)
+    size = config.appearance_size or IMAGE_SIZE
     extractor = create_appearance_extractor(
         size, features, config.appearance_backbone, config.backbone_weights, config.strides
     )
@@ -176,7 +176,6 @@ def build_pipeline(
         denoiser=DDADDenoiser(),
         renderer=DDADRenderer(),
         category=config.category,
-        feature_score="appearance",
     ).to(networks["unet"].device)
     calibration = CalibrationConfig(
         config.rotation_degrees, config.seed, nuisance=config.nuisance, tolerance=config.tolerance

@@ -21,7 +21,7 @@ PROGRAM = """
 import sys
 sys.path.insert(0, {root!r})
 from ddad.app import LAUNCH, create_page, learning
-learning.LARGEST = 96  # photographs of 80 pixels are looked at no larger, which learns a part four times faster
+learning.IMAGE_SIZE = 96  # photographs of 80 pixels are looked at no larger, which learns a part four times faster
 create_page({checkpoints!r}).launch(**LAUNCH)
 """
 
