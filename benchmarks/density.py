@@ -25,6 +25,7 @@ from benchmarks.evidence import MOST_HELD_OUT, cached, fit, read_category, stand
 from ddad import DDADImageProcessor
 from ddad.calibration.factors import Views
 from ddad.calibration.observing import spread
+from ddad.calibration.patches import distances_by_others, remember
 from ddad.evaluation.evaluate import percent
 from ddad.evaluation.metrics import auroc, pixel_curves
 
@@ -178,7 +179,10 @@ def run(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
         return shared | {"seconds": round(seconds)} | figures(list(maps), count, defective, masks)
 
     fine = distances(views, judges, own, test)
-    yield row("features with factors, fine grid", 0, 0, fine)
+    nearest = torch.cat([distances_by_others(views, judges, own), remember(views.values, views.image).distance(test)])
+    appearance = [fine, fine, nearest.view(fine.shape)]  # two thirds and one third, as the product
+    yield row("Gaussians with factors, fine grid", 0, 0, fine)
+    yield row("appearance", 0, 0, *appearance)
     pooled = {part: square(values, grid) for part, values in (("v", views.values), ("j", judges), ("t", test))}
     sample = flat(pooled["v"]).flatten(0, 1)
     values, vectors = torch.linalg.eigh(torch.cov(sample.T.double()))
@@ -193,9 +197,9 @@ def run(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
         coarse = Views(flat(of["v"]), views.fold, views.original)
         return distances(coarse, flat(of["j"]), own, flat(of["t"]), most_factors)
 
-    yield row("features without factors", 0, 0, gaussians(white, False))
+    yield row("Gaussians without factors", 0, 0, gaussians(white, False))
     coarse = gaussians(white)
-    yield row("features with factors", 0, 0, coarse)
+    yield row("Gaussians with factors", 0, 0, coarse)
     noises = torch.randn(3, 1, white["v"].shape[1], grid, grid, generator=torch.Generator().manual_seed(1))
     started = time.monotonic()
     for steps, network in train(white["v"], arguments.width, arguments.depth, arguments.steps):
@@ -204,7 +208,8 @@ def run(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
             left = {part: residual(network, one, level, noises) for part, one in white.items()}
             judged = gaussians(left)
             yield row(f"residual at {level}", steps, seconds, judged)
-            yield row(f"residual at {level} + features, fine grid", steps, seconds, judged, fine)
+            yield row(f"appearance, a quarter residual at {level}", steps, seconds, *appearance, judged)
+            yield row(f"appearance, 40 % residual at {level}", steps, seconds, *appearance, judged, judged)
             if level == 0.4:
                 yield row(f"residual at {level} without factors", steps, seconds, gaussians(left, False))
 

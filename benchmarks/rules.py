@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 AXES = ("backbone", "size", "factors", "score", "blur", "cells")
 
 Setting = tuple[str, ...]
+PRODUCT: Setting = ("tf_efficientnet_lite2", "512", "True", "appearance", "2.0", "4")
 Merits = dict[str, dict[Setting, float]]
 
 
@@ -71,6 +72,7 @@ def rules(real: Merits, made: Merits) -> dict[str, Callable[[str], Setting]]:
         found[f"that, unless {margin:.0f} behind on synthetic"] = lambda name, margin=margin: unless_ahead(
             real, made, name, margin
         )
+    found["what the product takes"] = lambda _: PRODUCT
     for score in scores:
         found[f"always {score}, as of other categories"] = lambda name, score=score: prior(real, name, only(score))
     return found

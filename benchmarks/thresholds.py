@@ -18,6 +18,7 @@ from ddad.calibration.factors import Views
 from ddad.calibration.fitting import assign_folds, fit_statistics
 from ddad.calibration.observing import CalibrationConfig
 from ddad.calibration.part import simulate_thresholds
+from ddad.calibration.patches import distances_by_others, remember
 from ddad.datasets.lookalikes import group_lookalikes, shrink_image, split_images
 from ddad.report.markdown import table
 
@@ -49,16 +50,23 @@ def rate_of(values: torch.Tensor, groups: list[int], copies: int, seed: int, blu
         folds.repeat_interleave(1 + copies),
         torch.arange(len(trained) * (1 + copies)) % (1 + copies) == 0,
     )
-    statistics = fit_statistics(views)
-    good = smoothed(statistics.distances(by_image[trained, :1], folds)[:, 0], blur)
-    others = smoothed(statistics.of_all().distance(by_image[tried, 0]), blur)
+    statistics, own = fit_statistics(views), by_image[trained, 0]
+    good = {
+        "appearance": smoothed(statistics.distances(own[:, None], folds)[:, 0], blur),
+        "memory": smoothed(distances_by_others(views, own, folds), blur),
+    }
+    others = {
+        "appearance": smoothed(statistics.of_all().distance(by_image[tried, 0]), blur),
+        "memory": smoothed(remember(views.values, views.image).distance(by_image[tried, 0]), blur),
+    }
     calibration = measured(
         DDADCalibration((20,), threshold_quantile=QUANTILE, num_top_cells=cells),
-        dict.fromkeys(DDADCalibration.all_scores, good),
+        {"kl": good["appearance"], "residual": good["appearance"]} | good,  # the U-Net's are not asked
     )
     judgement = calibration.judgement(0.0, (20,), None, "appearance")
     threshold = calibration.threshold(judgement)
-    scores = calibration.image_score(calibration.standardise("appearance", others, (20,))[:, 0])
+    fine = {name: calibration.standardise(name, one, (20,)) for name, one in others.items()}
+    scores = calibration.image_score(calibration.combine("appearance", fine)[:, 0])
     assert threshold is not None
     return [len(trained), len(tried), 100 * float((scores > threshold).float().mean())]
 
@@ -69,7 +77,7 @@ def main() -> None:
     parser.add_argument("categories", nargs="+")
     parser.add_argument("--data", type=Path, required=True, help="folder of data sets")
     parser.add_argument("--cache", type=Path, required=True, help="folder that benchmarks.evidence filled")
-    parser.add_argument("--features", default="tf_efficientnet_lite2-384")
+    parser.add_argument("--features", default="tf_efficientnet_lite2-512")
     parser.add_argument("--blur", type=float, default=2.0)
     parser.add_argument("--cells", type=int, default=4)
     arguments = parser.parse_args()

@@ -23,6 +23,7 @@ from ddad import (
     DDADFeatureExtractor,
     DDADGaussianModel,
     DDADImageProcessor,
+    DDADMemory,
     DDADPipeline,
     DDADRenderer,
     DDADScheduler,
@@ -120,6 +121,20 @@ def create_tiny_pipeline(seed: int = 0, **settings) -> DDADPipeline:
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def with_memory(pipe: DDADPipeline) -> DDADPipeline:
+    """The same with remembered patches, and a calibration that was measured with them."""
+    generator = torch.Generator().manual_seed(1)
+    channels = pipe.appearance.config.num_channels
+    memory = DDADMemory(channels, num_patches=200)
+    for parameter in memory.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    config = {key: value for key, value in pipe.calibration.config.items() if not key.startswith("_")}
+    config["statistics"] = {**config["statistics"], "memory_mean": [2.0], "memory_std": [0.7]}
+    calibration = DDADCalibration(**config)
+    calibration.calibration_maps.copy_(torch.randn(calibration.calibration_maps.shape, generator=generator))
+    return DDADPipeline.from_pipe(pipe, memory=memory, calibration=calibration)
 
 
 @pytest.fixture(scope="session")

@@ -44,7 +44,7 @@ def test_missing_methods_are_run_and_the_table_shows_them(striped_data, checkpoi
     assert json.loads(output.read_text()) == results
 
 
-@pytest.mark.parametrize("name", ["combined", "without_unet", "authors", "anoddpm", "spade"])
+@pytest.mark.parametrize("name", ["combined", "authors", "anoddpm", "spade"])
 def test_methods_measure_in_one_process(name, striped_data, checkpoint):
     row = driver.run_method(name, checkpoint, striped_data, seconds=1)
     assert all(np.isfinite(row[key]) for key in ("image_auroc", "pixel_auroc", "pro"))

@@ -19,7 +19,7 @@ from ddad.runtime import load, pictures
 from ddad.runtime.regions import find_regions
 from ddad.serving import export
 from ddad.serving.graphs import Verdict, resize
-from tests.conftest import ROOT, create_tiny_pipeline
+from tests.conftest import ROOT, create_tiny_pipeline, with_memory
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -44,15 +44,25 @@ def test_resizing_by_matrices_is_resizing(height, width, size):
     torch.testing.assert_close(resize(images, size), expected, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("remembers", [False, True])
 @pytest.mark.parametrize(("alpha", "score"), [(0.0, "appearance"), (0.3, "sum"), (1.0, "residual"), (0.5, "residual")])
-def test_the_graph_computes_what_the_pipeline_does(tiny_checkpoint, alpha, score):
+def test_the_graph_computes_what_the_pipeline_does(tiny_checkpoint, alpha, score, remembers):
     pipe = DDADPipeline.from_pretrained(tiny_checkpoint, torch_dtype=torch.float32, alpha=alpha, feature_score=score)
+    pipe = with_memory(pipe) if remembers else pipe
     images = torch.rand(3, 3, 90, 70)
     expected = pipe(list(images), denoise=False, output_type="pt")
     maps, scores = Verdict(pipe)(images)
     np.testing.assert_allclose(scores.tolist(), expected.image_score, rtol=1e-3, atol=1e-3)
     enlarged = F.interpolate(maps[:, None], size=(90, 70), mode="bilinear", align_corners=False)[:, 0]
     torch.testing.assert_close(enlarged, torch.stack(list(expected.anomaly_map)), rtol=1e-3, atol=2e-3)
+
+
+def test_remembered_patches_are_exported(pipe, tmp_path):
+    remembering = with_memory(DDADPipeline.from_pipe(pipe, alpha=0.0, feature_score="appearance"))
+    folder = export.export_pipeline(remembering, tmp_path / "exported")
+    picture = np.random.default_rng(0).random((50, 60, 3)).astype(np.float32)
+    found = load(folder, threads=1).inspect(picture)
+    assert found.image_score == pytest.approx(remembering(picture, denoise=False).image_score[0], abs=1e-3)
 
 
 def test_an_exported_category_says_the_same(exported, pipe, tmp_path):

@@ -41,7 +41,10 @@ class Gaussians(nn.Module):
     def __init__(self, model: Any):
         super().__init__()
         self.model = model
-        for name, value in zip(("mean", "whitening", "factors"), model.unpacked(), strict=True):
+        mean, whitening, factors = model.unpacked()
+        if factors.shape[1] == 0:  # OpenVINO reads no constant without elements
+            factors = factors.new_zeros(len(factors), 1)
+        for name, value in (("mean", mean), ("whitening", whitening), ("factors", factors)):
             self.register_buffer(name, value.detach().clone())
 
     def distance(self, reduced: torch.Tensor) -> torch.Tensor:
