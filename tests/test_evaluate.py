@@ -16,7 +16,7 @@ from ddad.evaluation.evaluate import evaluate
 from ddad.evaluation.metrics import auroc
 from ddad.evaluation.restoration import same_place
 from ddad.evaluation.scoring import FORMS as ALL_FORMS
-from tests.conftest import create_tiny_pipeline
+from tests.conftest import create_tiny_pipeline, with_memory
 from tests.hub.conftest import RECORD
 
 # The tiny pipeline judges no appearance.
@@ -31,6 +31,7 @@ def checkpoint(tmp_path):
 
 
 def test_every_form_is_measured_on_the_same_images(tiny_pipe, striped_data):
+    tiny_pipe = with_memory(tiny_pipe)
     report, scored, masks = evaluate(tiny_pipe, read_dataset(striped_data))
     assert tuple(report["scores"]) == FORMS and masks.shape == (8, 64, 64)
     assert (report["good_images"], report["defective_images"], report["masks"]) == (4, 4, 3)

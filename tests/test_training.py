@@ -210,6 +210,7 @@ def test_the_command_trains_and_saves(good_images, tmp_path, capsys):
         "denoiser",
         "feature_extractor",
         "image_processor",
+        "memory",
         "model_index.json",
         "pipeline.py",
         "renderer",
