@@ -179,7 +179,7 @@ def run(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
         return shared | {"seconds": round(seconds)} | figures(list(maps), count, defective, masks)
 
     fine = distances(views, judges, own, test)
-    nearest = torch.cat([distances_by_others(views, judges, own), remember(views.values, views.image).distance(test)])
+    nearest = torch.cat([distances_by_others(views, judges, own), remember(views).distance(test)])
     appearance = [fine, fine, nearest.view(fine.shape)]  # two thirds and one third, as the product
     yield row("Gaussians with factors, fine grid", 0, 0, fine)
     yield row("appearance", 0, 0, *appearance)

@@ -103,10 +103,7 @@ def maps_of(
     if not with_memory:
         return maps
     views, reduced = appearance.views, seen.appearance[:, 0]
-    if folds is None:
-        nearest = remember(views.values, views.image).distance(reduced)
-    else:
-        nearest = distances_by_others(views, reduced, folds)
+    nearest = remember(views).distance(reduced) if folds is None else distances_by_others(views, reduced, folds)
     maps["memory"] = nearest.view(maps["gaussians"].shape)
     return maps
 

@@ -57,7 +57,7 @@ def rate_of(values: torch.Tensor, groups: list[int], copies: int, seed: int, blu
     }
     others = {
         "appearance": smoothed(statistics.of_all().distance(by_image[tried, 0]), blur),
-        "memory": smoothed(remember(views.values, views.image).distance(by_image[tried, 0]), blur),
+        "memory": smoothed(remember(views).distance(by_image[tried, 0]), blur),
     }
     calibration = measured(
         DDADCalibration((20,), threshold_quantile=QUANTILE, num_top_cells=cells),

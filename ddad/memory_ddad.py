@@ -30,7 +30,7 @@ class DDADMemory(ModelMixin, ConfigMixin):
     source_code = Path(__file__).read_text(encoding="utf-8")
 
     @register_to_config
-    def __init__(self, num_channels: int = 64, num_patches: int = 10_000):
+    def __init__(self, num_channels: int = 64, num_patches: int = 20_000):
         super().__init__()
 
         def parameter(*shape: int) -> nn.Parameter:
@@ -52,7 +52,7 @@ class DDADMemory(ModelMixin, ConfigMixin):
         """The distance at each position, `[N, P, c]` -> `[N, P]`; in float32 whatever the weights' type."""
         patches, radius = self.patches.float(), self.radius.float()
         white = reduced.float() @ self.whitening.float()
-        # One image at a time: its distances to all patches fill 40 MB.
+        # One image at a time: its distances to all patches fill 80 MB.
         return torch.stack([self.nearest(one, patches, radius) for one in white])
 
     def forward(self, reduced: torch.Tensor) -> torch.Tensor:

@@ -293,7 +293,7 @@ def calibrate(
     found = {
         "appearance": filled(pipe.appearance, appearance.of_all()),
         "residual": filled(pipe.residual, residual.of_all()),
-        "memory": remember(appearance.views.values, appearance.views.image).to(pipe.unet.device),
+        "memory": remember(appearance.views).to(pipe.unet.device),
         "calibration": measured(pipe.calibration, maps, changed),
     }
     calibrated = DDADPipeline.from_pipe(pipe, **found)

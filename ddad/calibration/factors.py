@@ -63,11 +63,13 @@ class Views:
         values: `[V, P, C]`.
         fold: the fold of each view's image, `[V]`.
         original: whether the view is the image itself and no copy, `[V]` bool.
+        turned: whether copies are turned by any angle, and stand for photographs that are not there.
     """
 
     values: torch.Tensor
     fold: torch.Tensor
     original: torch.Tensor
+    turned: bool = False
 
     @property
     def image(self) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 
 from ddad.calibration.fitting import Statistics
 from ddad.calibration.observing import CalibrationConfig, Images, Observed, observe, spread
-from ddad.calibration.patches import remember_some
+from ddad.calibration.patches import remember
 from ddad.calibration.progress import Report, track
 from ddad.calibration.synthetic import make_defects
 from ddad.checkpoint.installed import DDADPipeline
@@ -58,7 +58,8 @@ def measure_growth(
     seen = observe(pipe, list(defective), False, "Looking at synthetic defects", report)
     reduced = torch.cat([observed.appearance[good], seen.appearance])[:, 0]  # [N, P, c]
     own_folds = torch.cat([folds[good], folds[good][sources]])
-    by_image = statistics.views.fold[statistics.views.original]
+    views = statistics.views
+    by_image = views.fold[views.original]
     images, found, area = len(by_image), {}, float("nan")
     counts = sorted({max(LEAST_IMAGES, images // 4), max(LEAST_IMAGES, images // 2), images})
     for count in track(counts, "Asking fewer images", report, unit="count"):
@@ -68,7 +69,7 @@ def measure_growth(
             generator = torch.Generator().manual_seed(config.seed + fold)
             chosen = others[torch.randperm(len(others), generator=generator)[:count]]
             distances["appearance"][own] = statistics.of_some(chosen).distance(reduced[own])
-            distances["memory"][own] = remember_some(statistics.views, chosen).distance(reduced[own])
+            distances["memory"][own] = remember(views, torch.isin(views.image, chosen)).distance(reduced[own])
         maps = {
             name: in_units(pipe.smooth(pipe.appearance.to_map(one))[:, 0], len(good))
             for name, one in distances.items()

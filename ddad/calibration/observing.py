@@ -123,6 +123,7 @@ def view_images(
             torch.cat(values),
             folds.repeat_interleave(each),
             torch.arange(len(images) * each) % each == 0,
+            config.rotation_degrees >= ANY_ANGLE,
         )
         for values, each in ((looks, 1 + copies), (residuals, 1 + RESIDUAL_COPIES))
     )
