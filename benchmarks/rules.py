@@ -78,11 +78,26 @@ def rules(real: Merits, made: Merits) -> dict[str, Callable[[str], Setting]]:
     return found
 
 
+def compare(path: Path) -> str:
+    """Image AUROC / pixel AUROC / PRO of every score with the product's other settings, by category."""
+    scores: dict[str, dict[str, str]] = defaultdict(dict)
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            found = [float(row[f"real_{name}"]) for name in ("image_auroc", "pixel_auroc", "pro")]
+            if all(row[axis] == value for axis, value in zip(AXES, PRODUCT, strict=True) if axis != "score"):
+                shown = " / ".join(f"{one:.1f}" for one in found if not np.isnan(one))
+                scores[row["score"]][row["category"]] = shown
+    names = sorted(next(iter(scores.values())))
+    return table(["", *scores], [[name, *(one.get(name, "") for one in scores.values())] for name in names])
+
+
 def main() -> None:
     """Prints how well synthetic figures rank settings, and every rule's regret."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=Path, default=ROOT / "benchmarks" / "results" / "evidence.csv")
-    real, made = read(parser.parse_args().rows)
+    path = parser.parse_args().rows
+    print(compare(path), "\n")
+    real, made = read(path)
     names = sorted(real)
     if len(names) < 3:
         raise SystemExit(

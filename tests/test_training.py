@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from ddad import DDADPipeline, DDADUNet2DModel
+from ddad.calibration.calibration import NUM_TOP_CELLS, RULE
 from ddad.cli import main
 from ddad.datasets.folder import ImageFolder, rotate
 from ddad.datasets.layouts import find_images
@@ -221,6 +222,11 @@ def test_the_command_trains_and_saves(good_images, tmp_path, capsys):
         "unet",
         "versions.json",
     ]
+    # What decides is what decides for a part that `ddad fit` learnt: a network of its own takes nothing away.
+    index, units = (
+        json.loads((output / name).read_text()) for name in ("model_index.json", "calibration/config.json")
+    )
+    assert {name: index[name] for name in RULE} == RULE and units["num_top_cells"] == NUM_TOP_CELLS
     record = json.loads((output / "training.json").read_text())
     assert record["training_images"] == 7 and record["calibration_images"] == 5 and record["images_seen"] == 8
     assert str(tmp_path) not in json.dumps(record) and str(good_images.parent) not in json.dumps(record)
