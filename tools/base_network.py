@@ -462,21 +462,16 @@ def finish_part(trained: Path, name: str, data: str, source: str, backbone: str,
         calibration_fraction=part.calibration_fraction, mixed_precision="bf16",
     )  # fmt: skip
     train_paths, held_out = split_part(name, data)
-    folders = [ImageFolder(paths, SIZE) for paths in (train_paths, held_out)]
-    size = IMAGE_SIZE
-    large = [ImageFolder(paths, size) for paths in (train_paths, held_out)]
-    extractor = create_appearance_extractor(size, features)
-    pipe, calibration = build_pipeline(
-        config,
-        unet,
-        features,
-        create_scheduler(config),
-        tuple(folders),
-        DDADImageProcessor(),
-        extractor,
-        tuple(large),
-        load_refiner(str(BUNDLED_BASE)),
-    )
+    extractor = create_appearance_extractor(IMAGE_SIZE, features)
+    networks = {
+        "unet": unet,
+        "scheduler": create_scheduler(config),
+        "feature_extractor": features,
+        "image_processor": DDADImageProcessor(),
+        "refiner": load_refiner(str(BUNDLED_BASE)),
+    }
+    large = ImageFolder([*train_paths, *held_out], IMAGE_SIZE)
+    pipe, calibration = build_pipeline(config, networks, extractor, large, range(len(train_paths), len(large)))
     settings = dataclasses.asdict(config) | {"data": Path(data).name, "output": name}
     record = trained_record | {
         "config": settings,
