@@ -183,7 +183,7 @@ def test_progress_is_told_and_can_end_the_work(good):
 
     with pytest.raises(EnoughError):
         recalibrate(create_tiny_pipeline(), images_of(good), CalibrationConfig(), report)
-    assert told[:2] == [("Looking at good images", 1, 24), ("Looking at good images", 2, 24)] and len(told) == 25
+    assert told[:2] == [("Looking at good images", 1, 24), ("Looking at good images", 2, 24)] and len(told) == 49
 
 
 def test_more_views_speak_for_more_factors():

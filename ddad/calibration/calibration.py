@@ -198,7 +198,7 @@ def with_unchanged(half_changed: Observed, unchanged: Observed) -> Observed:
 
 def model_images(
     pipe: DDADPipeline, images: Images, folds: torch.Tensor, config: CalibrationConfig, report: Report | None
-) -> tuple[list[Statistics], dict[str, Any]]:
+) -> tuple[tuple[Statistics, Statistics], dict[str, Any]]:
     """Statistics of appearance and of residuals, of good images and copies of them.
 
     Copies are turned by any angle where the parts seem to lie so, and where that makes images more likely that have no
@@ -208,19 +208,21 @@ def model_images(
         The two, and for the record what was asked and found.
     """
 
-    def model(degrees: float) -> list[Statistics]:
-        views = view_images(pipe, images, folds, dataclasses.replace(config, rotation_degrees=degrees), report)
-        return [fit_statistics(one) for one in views]
+    def model(degrees: float, ask_network: bool = False) -> Statistics:
+        varied = dataclasses.replace(config, rotation_degrees=degrees)
+        return fit_statistics(view_images(pipe, images, folds, varied, ask_network, report))
 
-    found = model(config.rotation_degrees)
+    degrees, appearance = config.rotation_degrees, model(config.rotation_degrees)
     compared = spread(len(images), MOST_COMPARED)
-    seems = config.rotation_degrees > 0 and lie_in_any_orientation(images[place] for place in compared)
+    seems = degrees > 0 and lie_in_any_orientation(images[place] for place in compared)
     orientation: dict[str, Any] = {"seems_any": seems, "turned": False}
     if seems:
         turned = model(ANY_ANGLE)
-        likelihoods = [one[0].log_likelihoods[one[0].num_factors] for one in (found, turned)]
+        likelihoods = [one.log_likelihoods[one.num_factors] for one in (appearance, turned)]
         orientation |= {"log_likelihoods": likelihoods, "turned": likelihoods[1] > likelihoods[0] + LEAST_GAIN}
-    return (turned if orientation["turned"] else found), orientation
+        if orientation["turned"]:
+            degrees, appearance = ANY_ANGLE, turned
+    return (appearance, model(degrees, ask_network=True)), orientation
 
 
 @torch.no_grad()

@@ -18,6 +18,8 @@ from ddad.evaluation.metrics import auroc
 # Good images that set the threshold, and defects of each kind.
 MOST_IMAGES, DEFECTS_PER_TYPE = 24, 6
 LEAST_IMAGES = 3
+# Remembered for each fold and count, which a person waits for.
+MOST_PATCHES = 5000
 
 
 def in_units(maps: torch.Tensor, good: int) -> torch.Tensor:
@@ -69,7 +71,9 @@ def measure_growth(
             generator = torch.Generator().manual_seed(config.seed + fold)
             chosen = others[torch.randperm(len(others), generator=generator)[:count]]
             distances["appearance"][own] = statistics.of_some(chosen).distance(reduced[own])
-            distances["memory"][own] = remember(views, torch.isin(views.image, chosen)).distance(reduced[own])
+            distances["memory"][own] = remember(views, torch.isin(views.image, chosen), MOST_PATCHES).distance(
+                reduced[own]
+            )
         maps = {
             name: in_units(pipe.smooth(pipe.appearance.to_map(one))[:, 0], len(good))
             for name, one in distances.items()

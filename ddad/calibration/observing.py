@@ -95,9 +95,14 @@ def fit_components(pipe: DDADPipeline, images: Images) -> None:
 
 @torch.no_grad()
 def view_images(
-    pipe: DDADPipeline, images: Images, folds: torch.Tensor, config: CalibrationConfig, report: Report | None
-) -> tuple[Views, Views]:
-    """The features of good images and their copies, and the residuals of fewer copies.
+    pipe: DDADPipeline,
+    images: Images,
+    folds: torch.Tensor,
+    config: CalibrationConfig,
+    ask_network: bool,
+    report: Report | None,
+) -> Views:
+    """The features of good images and their copies, or the residuals of the images and fewer copies.
 
     Every image has noise of its own: statistics hold under any.
 
@@ -106,28 +111,27 @@ def view_images(
         images: good.
         folds: the fold of each.
         config: how.
+        ask_network: residuals of the U-Net, or features.
         report: called with the progress.
     """
-    copies = count_copies(len(images), config.rotation_degrees)
-    looks, residuals = [], []
-    for number, index in enumerate(track(range(len(images)), "Looking at good images", report)):
+    copies = RESIDUAL_COPIES if ask_network else count_copies(len(images), config.rotation_degrees)
+    what = "Asking the network about good images" if ask_network else "Looking at good images"
+    found = []
+    for number, index in enumerate(track(range(len(images)), what, report)):
         generator = torch.Generator().manual_seed(1_000_003 * config.seed + number)
         image = images[index][None]
         varied = (vary(image, config.rotation_degrees, config.nuisance, generator) for _ in range(copies))
         views = torch.cat([image, *varied]).to(pipe.device)
-        looks.append(pipe.appearance.reduce(pipe.extract_appearance(views)).cpu())
-        small = shrink_to_unet(pipe, views[: 1 + RESIDUAL_COPIES])
-        residuals.append(pipe.residual.reduce(residuals_of(pipe, small, generator)).cpu())
-    first, second = (
-        Views(
-            torch.cat(values),
-            folds.repeat_interleave(each),
-            torch.arange(len(images) * each) % each == 0,
-            config.rotation_degrees >= ANY_ANGLE,
-        )
-        for values, each in ((looks, 1 + copies), (residuals, 1 + RESIDUAL_COPIES))
+        if ask_network:
+            found.append(pipe.residual.reduce(residuals_of(pipe, shrink_to_unet(pipe, views), generator)).cpu())
+        else:
+            found.append(pipe.appearance.reduce(pipe.extract_appearance(views)).cpu())
+    return Views(
+        torch.cat(found),
+        folds.repeat_interleave(1 + copies),
+        torch.arange(len(images) * (1 + copies)) % (1 + copies) == 0,
+        config.rotation_degrees >= ANY_ANGLE,
     )
-    return first, second
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def nearest_of_others(patches: torch.Tensor, image: torch.Tensor) -> torch.Tenso
     return found
 
 
-def remember(views: Views, chosen: torch.Tensor | None = None) -> DDADMemory:
+def remember(views: Views, chosen: torch.Tensor | None = None, most: int = NUM_PATCHES) -> DDADMemory:
     """A memory of patches drawn at random, exact in float16.
 
     Copies under other light or focus are not remembered: what looks like a bad photograph would be normal anywhere.
@@ -41,6 +41,7 @@ def remember(views: Views, chosen: torch.Tensor | None = None) -> DDADMemory:
     Args:
         views: principal components of good images and copies of them.
         chosen: which of them count, `[V]` bool; None takes all.
+        most: patches.
     """
     remembered = torch.ones_like(views.original) if views.turned else views.original
     if chosen is not None:
@@ -48,7 +49,7 @@ def remember(views: Views, chosen: torch.Tensor | None = None) -> DDADMemory:
     values, image = views.values[remembered], views.image[remembered]
     whitening = whiten_pooled(values).half().float()
     patches = values.flatten(0, 1)
-    drawn = torch.randperm(len(patches), generator=torch.Generator().manual_seed(0))[:NUM_PATCHES]
+    drawn = torch.randperm(len(patches), generator=torch.Generator().manual_seed(0))[:most]
     patches = (patches[drawn] @ whitening).half().float()
     memory = DDADMemory(patches.shape[1], len(patches))
     memory.whitening.copy_(whitening)
