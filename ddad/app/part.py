@@ -354,7 +354,7 @@ def add_fit(categories: Categories, visits: Visits) -> None:
         category: str = "",
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> tuple[dict[str, Any], str]:
-        """Learns a part from photographs of good ones in about a minute, without training; or calibrates a category.
+        """Learns a part from photographs of good ones in a minute or two, without training; or calibrates a category.
 
         Args:
             images: a zip of photographs of good parts, 4 to 300 of them.

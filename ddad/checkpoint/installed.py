@@ -89,7 +89,7 @@ class DDADPipeline(published.DDADPipeline):
 
     @classmethod
     def fit(cls, images: Sequence[ImageInput], category: str = "my_part", **kwargs: Any) -> tuple["DDADPipeline", Any]:
-        """Makes a pipeline for a part from a handful of good photographs, in a minute and without training.
+        """Makes a pipeline for a part from a handful of good photographs, in a minute or two and without training.
 
         Normal versions come from a base network that never saw the part.
 

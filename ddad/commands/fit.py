@@ -10,7 +10,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     """`ddad fit`."""
     parser = commands.add_parser(
         "fit",
-        help="make a checkpoint of a new part from a few good photographs, in a minute and without training",
+        help="make a checkpoint of a new part from a few good photographs, in a minute or two, without training",
         description="Measures what a part looks like on a few photographs of good ones (four at least, twenty or more"
         " are better), and says whether they are enough. No network is trained: normal versions come from a base"
         " network that never saw the part; `ddad train` gives it one of its own.",
