@@ -44,7 +44,7 @@ class DDADMemory(ModelMixin, ConfigMixin):
     def nearest(values: torch.Tensor, patches: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
         """|f - m| - r_m of the nearest patch m, `[..., c]`, `[M, c]` and `[M]` -> `[...]`."""
         # |f - m|^2 - |f|^2, which has its least where the distance has.
-        least = (patches.square().sum(dim=1) - 2 * values @ patches.T).min(dim=-1)
+        least = torch.add(patches.square().sum(dim=1), values @ patches.T, alpha=-2).min(dim=-1)
         distance = (least.values + values.square().sum(dim=-1)).clamp(min=1e-12).sqrt()
         return distance - radius[least.indices]
 
@@ -52,8 +52,9 @@ class DDADMemory(ModelMixin, ConfigMixin):
         """The distance at each position, `[N, P, c]` -> `[N, P]`; in float32 whatever the weights' type."""
         patches, radius = self.patches.float(), self.radius.float()
         white = reduced.float() @ self.whitening.float()
-        # One image at a time: its distances to all patches fill 80 MB.
-        return torch.stack([self.nearest(one, patches, radius) for one in white])
+        # Some positions at a time: the distances of a whole image to all patches fill 80 MB, and no cache.
+        parts = [self.nearest(some, patches, radius) for some in white.flatten(0, 1).split(256)]
+        return torch.cat(parts).view(reduced.shape[:-1])
 
     def forward(self, reduced: torch.Tensor) -> torch.Tensor:
         """As `distance`."""
