@@ -6,7 +6,7 @@ from ddad.calibration.factors import Views
 from ddad.calibration.gaussians import REGULARISATION
 from ddad.memory_ddad import DDADMemory
 
-# Half as many lose half a point of image AUROC on textures; an image is compared with all of them in a tenth of a second.
+# Half as many lose half a point of image AUROC on textures; all of them cost a tenth of a second an image.
 NUM_PATCHES = 20_000
 # How much of its own distance to the nearest patch of another image a patch takes off: with none of it what is rare
 # among good parts is called unusual, with all of it defects near such places are missed.
