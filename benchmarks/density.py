@@ -21,9 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.evidence import MOST_HELD_OUT, cached, fit, read_category, standardised
+from benchmarks.evidence import MOST_HELD_OUT, cached, fit, read_category
 from ddad import DDADImageProcessor
 from ddad.calibration.factors import Views
+from ddad.calibration.growth import standardised
 from ddad.calibration.observing import spread
 from ddad.calibration.patches import distances_by_others, remember
 from ddad.evaluation.evaluate import percent

@@ -27,6 +27,7 @@ from ddad.calibration.calibration import empty_components, round_to_half
 from ddad.calibration.factors import Views
 from ddad.calibration.fitting import Statistics, assign_folds, fit_statistics
 from ddad.calibration.gaussians import principal_components
+from ddad.calibration.growth import standardised
 from ddad.calibration.observing import (
     COMPONENT_IMAGES,
     RESIDUAL_COPIES,
@@ -74,13 +75,6 @@ def networks_of(category: str) -> dict[str, Any]:
         return {name: parts[name] for name in ("unet", "scheduler", "feature_extractor")}
     pipe = DDADPipeline.from_pretrained(folder)
     return {name: getattr(pipe, name) for name in ("unet", "scheduler", "feature_extractor")}
-
-
-def standardised(maps: torch.Tensor, good: int) -> torch.Tensor:
-    """`[N, K, S, S]` -> `[N, S, S]`: the mean over levels, in standard deviations of the first `good` images there."""
-    normal = maps[:good]
-    mean = normal.mean(dim=(0, 2, 3), keepdim=True)
-    return ((maps - mean) / normal.std(dim=(0, 2, 3), keepdim=True).clamp(min=1e-6)).mean(dim=1)
 
 
 def maps_of(

@@ -72,7 +72,9 @@ class DDADCalibration(ModelMixin, ConfigMixin):
 
     pixel_scores = ("kl",)
     feature_scores = ("residual", "appearance", "gaussians", "memory", "sum")  # see `weights`
-    all_scores = ("kl", "residual", "appearance", "memory")  # that are measured, in the order of the stored maps
+    network_scores = ("kl", "residual")  # that ask the U-Net
+    look_scores = ("appearance", "memory")  # that do not, and are the same at all noise levels
+    all_scores = (*network_scores, *look_scores)  # that are measured, in the order of the stored maps
     tolerances = ("strict", "tolerant")
 
     @register_to_config
@@ -104,11 +106,11 @@ class DDADCalibration(ModelMixin, ConfigMixin):
 
     def num_maps(self, score: str) -> int:
         """How many maps of a measured score an image has: one for each noise level, but for appearance."""
-        return 1 if score in ("appearance", "memory") else len(self.config.timesteps)
+        return 1 if score in self.look_scores else len(self.config.timesteps)
 
     @property
     def scores(self) -> tuple[str, ...]:
-        """Those that are measured here: pipelines before 0.3 know no memory."""
+        """Those that are measured here: pipelines that were calibrated before there was a memory have none."""
         statistics = self.config.statistics
         remembers = statistics is None or "memory_mean" in statistics
         return self.all_scores if remembers else self.all_scores[:-1]
@@ -116,13 +118,17 @@ class DDADCalibration(ModelMixin, ConfigMixin):
     def weights(self, score: str) -> dict[str, float]:
         """The measured scores whose weighted mean a score is, each in units of good images.
 
-        `appearance` is two thirds Gaussians and one third memory, weights under which neither finding parts nor places
-        suffers on any of nine products (`benchmarks.evidence`); `sum` is the mean of it and the residual.
+        `appearance` is two thirds Gaussians and one third memory; `sum` is the mean of it and the residual.
         """
         looks = {"appearance": 2 / 3, "memory": 1 / 3} if "memory" in self.scores else {"appearance": 1.0}
         if score == "sum":
             return {name: weight / 2 for name, weight in looks.items()} | {"residual": 0.5}
         return {"appearance": looks, "gaussians": {"appearance": 1.0}}.get(score, {score: 1.0})
+
+    @property
+    def known_feature_scores(self) -> tuple[str, ...]:
+        """Those whose parts are all measured here."""
+        return tuple(score for score in self.feature_scores if self.weights(score).keys() <= set(self.scores))
 
     def combine(self, score: str, maps: dict[str, torch.Tensor]) -> torch.Tensor:
         """A score's maps from those of the measured ones, all of one shape."""
@@ -183,12 +189,11 @@ class DDADCalibration(ModelMixin, ConfigMixin):
         ):
             if value not in allowed:
                 raise ValueError(f"`{name}` must be one of {allowed}, found {value!r}.")
-        parts = self.weights(feature_score)
-        if not parts.keys() <= set(self.scores):
+        if feature_score not in self.known_feature_scores:
             raise ValueError(
                 "`feature_score` must not be 'memory': this pipeline remembers no patches; `ddad calibrate` adds them."
             )
-        if pixel_score is None and (alpha > 0 or "residual" in parts):
+        if pixel_score is None and (alpha > 0 or "residual" in self.weights(feature_score)):
             pixel_score = "kl"
         if tolerance not in self.known_tolerances:
             raise ValueError(

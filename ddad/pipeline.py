@@ -493,7 +493,11 @@ class DDADPipeline(DiffusionPipeline):
         )
 
     def _ask_unet(self, scores: Sequence[str]) -> bool:
-        return not {"kl", "residual"}.isdisjoint(set().union(*map(self.calibration.weights, scores)))
+        return not self._parts(scores).isdisjoint(self.calibration.network_scores)
+
+    def _parts(self, scores: Sequence[str]) -> set[str]:
+        """The measured scores that some scores are made of."""
+        return set().union(*map(self.calibration.weights, scores))
 
     def calibrated_maps(
         self,
@@ -512,12 +516,12 @@ class DDADPipeline(DiffusionPipeline):
             scores: the names of the maps.
             prepared: what the U-Net sees of the images, where that is at hand.
         """
-        measured = set().union(*map(self.calibration.weights, scores))
+        measured = self._parts(scores)
         maps: dict[str, torch.Tensor] = {}
         if self._ask_unet(scores):
             prepared = self.prepare(images) if prepared is None else prepared
-            maps |= self.score_maps(prepared, timesteps, noise, measured & {"kl", "residual"})
-        if looks := measured & {"appearance", "memory"}:
+            maps |= self.score_maps(prepared, timesteps, noise, measured.intersection(self.calibration.network_scores))
+        if looks := measured.intersection(self.calibration.look_scores):
             maps |= self.appearance_maps(images, looks)
         calibrated = {
             name: self.calibration.standardise(name, maps[name], timesteps).cpu().expand(-1, len(timesteps), -1, -1)

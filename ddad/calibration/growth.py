@@ -22,10 +22,11 @@ LEAST_IMAGES = 3
 MOST_PATCHES = 5000
 
 
-def in_units(maps: torch.Tensor, good: int) -> torch.Tensor:
-    """`[N, S, S]` in standard deviations of the first `good` images there."""
+def standardised(maps: torch.Tensor, good: int) -> torch.Tensor:
+    """`[N, K, S, S]` -> `[N, S, S]`: the mean over levels, in standard deviations of the first `good` images there."""
     normal = maps[:good]
-    return (maps - normal.mean()) / normal.std().clamp(min=1e-6)
+    mean = normal.mean(dim=(0, 2, 3), keepdim=True)
+    return ((maps - mean) / normal.std(dim=(0, 2, 3), keepdim=True).clamp(min=1e-6)).mean(dim=1)
 
 
 @torch.no_grad()
@@ -62,7 +63,7 @@ def measure_growth(
     own_folds = torch.cat([folds[good], folds[good][sources]])
     views = statistics.views
     by_image = views.fold[views.original]
-    images, found, area = len(by_image), {}, float("nan")
+    images, found = len(by_image), {}
     counts = sorted({max(LEAST_IMAGES, images // 4), max(LEAST_IMAGES, images // 2), images})
     for count in track(counts, "Asking fewer images", report, unit="count"):
         distances = {name: torch.empty(reduced.shape[:2]) for name in ("appearance", "memory")}
@@ -75,11 +76,10 @@ def measure_growth(
                 reduced[own]
             )
         maps = {
-            name: in_units(pipe.smooth(pipe.appearance.to_map(one))[:, 0], len(good))
-            for name, one in distances.items()
+            name: standardised(pipe.smooth(pipe.appearance.to_map(one)), len(good)) for name, one in distances.items()
         }
         scores = pipe.calibration.image_score(pipe.calibration.combine("appearance", maps))
         threshold = torch.quantile(scores[: len(good)], pipe.calibration.config.threshold_quantile)
         found[count] = round(100 * float((scores[len(good) :] > threshold).float().mean()), 1)
-        area = auroc(scores[: len(good)].numpy(), scores[len(good) :].numpy())
+    area = auroc(scores[: len(good)].numpy(), scores[len(good) :].numpy())  # by all of them
     return {"found": found, "image_auroc": round(100 * area, 2)}

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, Strict, ValidationError, create_model
 
+from ddad.pipeline import FeatureScore, Tolerance
+
 
 def whole(low: int, high: int) -> Any:
     """A whole number within bounds."""
@@ -37,8 +39,8 @@ BOUNDS: dict[str, dict[str, Any]] = {
         "alpha": number(0, 1),
         "threshold": ANY,
         "blur_sigma": number(0, 64),
-        "feature_score": Literal["appearance", "residual", "gaussians", "memory", "sum"],
-        "tolerance": Literal["strict", "tolerant"],
+        "feature_score": FeatureScore,
+        "tolerance": Tolerance,
     },
     "DDADUNet2DModel": {
         "sample_size": whole(16, 2048),

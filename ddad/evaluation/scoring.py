@@ -43,11 +43,7 @@ def score_batch(
     """
     timesteps, calibration = pipe.timesteps, pipe.calibration
     parts = ("kl", pipe.config.feature_score)
-    known = [
-        name
-        for name in (*calibration.pixel_scores, *calibration.feature_scores)
-        if calibration.weights(name).keys() <= set(calibration.scores)
-    ]
+    known = (*calibration.pixel_scores, *calibration.known_feature_scores)
     names = [name for name in known if name in forms or (name in parts and "combined" in forms)]
     fused: dict[str, torch.Tensor] = {}
     if names:

@@ -93,7 +93,8 @@ class Verdict(nn.Module):
             for name, weight in self.calibration.weights(score).items()
         }
         self.ask_looks, self.ask_network = (
-            bool(self.weights.keys() & names) for names in ({"appearance", "memory"}, {"kl", "residual"})
+            not self.weights.keys().isdisjoint(names)
+            for names in (self.calibration.look_scores, self.calibration.network_scores)
         )
         if self.ask_looks:
             self.appearance_extractor = pipe.appearance_extractor
