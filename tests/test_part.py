@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import PIL.Image
@@ -14,8 +15,11 @@ from ddad.calibration.advice import PartReport, find_other_kind, pooled_features
 from ddad.calibration.calibration import prediction_factor
 from ddad.calibration.part import expect_false_alarms, load_base
 from ddad.cli import main
+from ddad.evaluation.metrics import auroc
 from ddad.images_ddad import DDADImageProcessor
 from ddad.refining_ddad import DDADRefiner
+from ddad.training.config import TrainConfig
+from ddad.training.run import train
 from tests.conftest import ROOT, create_tiny_pipeline
 from tests.helpers import striped_images
 
@@ -95,6 +99,32 @@ def test_a_network_of_the_parts_own_may_come_later_into_the_same_folder(base, ph
     assert trained["config"]["steps"] == 2 and "fitted" not in trained
     assert DDADPipeline.from_pretrained(output).unet.config.sample_size == 64
     assert main([*train, *small]) == 2 and "already holds a finished checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.slow  # fits and trains
+@pytest.mark.skipif(not DATASETS.is_dir(), reason="the data sets lie beside the project alone")
+def test_a_network_of_its_own_never_makes_the_verdict_worse(tmp_path):
+    good = sorted((DATASETS / "capsule" / "train" / "good").iterdir())[:32]
+    tested = sorted((DATASETS / "capsule" / "test").rglob("*.png"))[::5]
+    defective = np.array([path.parent.name != "good" for path in tested])
+    (tmp_path / "good").mkdir()
+    for path in good:
+        shutil.copy(path, tmp_path / "good")
+    fitted, _ = DDADPipeline.fit(good, "capsule", image_size=256)
+    train(
+        TrainConfig(
+            data=str(tmp_path / "good"),
+            output=str(tmp_path / "trained"),
+            base=str(ROOT / "checkpoints" / "base"),
+            appearance_size=256,
+            steps=2,
+        )
+    )
+    found = {}
+    for name, pipe in ("fitted", fitted), ("trained", DDADPipeline.from_pretrained(tmp_path / "trained")):
+        scores = np.array([pipe(path, denoise=False).image_score[0] for path in tested])
+        found[name] = auroc(scores[~defective], scores[defective])
+    assert found["fitted"] > 0.6 and found["trained"] > found["fitted"] - 0.02
 
 
 def test_what_cannot_be_fitted_is_refused(base, photographs, tmp_path):

@@ -10,8 +10,9 @@ import PIL.Image
 import pytest
 
 from ddad.report import drawing
-from ddad.report.export import Record, ResultsArchive, to_csv
+from ddad.report.export import ResultsArchive
 from ddad.report.regions import find_regions
+from ddad.runtime.records import Record, to_csv
 
 
 @pytest.fixture

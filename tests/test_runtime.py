@@ -11,10 +11,10 @@ import PIL.Image
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 
 from ddad import DDADPipeline, DDADRenderer
 from ddad.cli import main
-from ddad.report import regions as of_package
 from ddad.runtime import load, pictures
 from ddad.runtime.regions import find_regions
 from ddad.serving import export
@@ -133,14 +133,21 @@ print(found.image_score, found.anomaly_map.shape)
     assert PIL.Image.open(tmp_path / "heatmap.png").size == (80, 60)
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_regions_are_those_of_the_package(seed):
-    random = np.random.default_rng(seed)
-    small = torch.from_numpy(random.random((1, 1, 12 + seed, 15)).astype(np.float32))
-    anomaly_map = F.interpolate(small, size=(90, 120), mode="bicubic")[0, 0].numpy()
-    expected = [vars(one) for one in of_package.find_regions(anomaly_map, 0.6)]
-    assert [vars(one) for one in find_regions(anomaly_map, 0.6)] == expected
-    assert find_regions(anomaly_map, 2.0) == []
+@pytest.mark.parametrize("shape", [(60, 80), (1, 50), (50, 1)])
+@pytest.mark.parametrize("threshold", [0.05, 0.4, 0.5, 0.6, 2.0])
+def test_regions_are_those_that_scipy_labels(shape, threshold):
+    anomaly_map = np.random.default_rng(0).random(shape).astype(np.float32)
+    labels, count = ndimage.label(anomaly_map > threshold, structure=np.ones((3, 3)))
+    expected = []
+    for number, (down, across) in enumerate(ndimage.find_objects(labels), start=1):
+        inside = labels == number
+        box = (across.start, down.start, across.stop - across.start, down.stop - down.start)
+        expected.append((*box, int(inside.sum()), pytest.approx(float(anomaly_map[inside].max()))))
+    found = [
+        (one.left, one.top, one.width, one.height, one.area, one.peak_score)
+        for one in find_regions(anomaly_map, threshold, least_area=0)
+    ]
+    assert len(found) == count and found == sorted(expected, key=lambda one: -one[-1].expected)
 
 
 def pictures_of(folder):

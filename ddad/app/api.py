@@ -11,7 +11,7 @@ from ddad.app.compute import evaluates_networks, give_way, needs_gpu
 from ddad.app.part import add_fit
 from ddad.app.uploads import create_image_input, open_category, output_path, refusal
 from ddad.app.visits import Visits
-from ddad.report.export import Record
+from ddad.report.export import record_of
 
 
 def check_number(name: str, value: Any) -> float | None:
@@ -91,7 +91,7 @@ def add_api(known: Categories, visits: Visits) -> None:
             )
         except (TypeError, ValueError) as error:
             raise refusal(str(error).replace(image, "The file")) from None
-        report = {"category": category, **Record.of("image", result).to_dict()}
+        report = {"category": category, **record_of("image", result).to_dict()}
         path = None
         if request is None or "/mcp" not in str(request.url):
             path = str(output_path("anomaly_map.tiff"))

@@ -23,7 +23,8 @@ from ddad.app.words import Words, as_text, refused
 from ddad.calibration.advice import count_of
 from ddad.checkpoint.installed import DDADPipeline
 from ddad.pipeline import DDADPipelineOutput
-from ddad.report.export import Record, ResultsArchive
+from ddad.report.export import ResultsArchive, record_of
+from ddad.runtime.records import Record
 
 MOST_IMAGES = 200
 THUMBNAIL = 72
@@ -65,7 +66,7 @@ def inspect_source(
             result = pipe(scores, denoise=False, **chosen)
     except (TypeError, ValueError) as error:
         return Record(source.name, error=str(error).replace(str(source.path), "This file")), None
-    return Record.of(source.name, result), result
+    return record_of(source.name, result), result
 
 
 def table_row(number: int, record: Record, overlay: PIL.Image.Image | None) -> list[Any]:

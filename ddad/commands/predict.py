@@ -104,8 +104,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 def run_predict(arguments: argparse.Namespace) -> int:
     """Scores each image by itself, so that one that is broken stops no other."""
     from ddad.datasets.files import describe_others
-    from ddad.report.export import Record, UniqueNames
+    from ddad.report.export import UniqueNames, record_of
     from ddad.report.size import far_too_small
+    from ddad.runtime.records import Record
 
     output = Path(arguments.output)
     paths, others = find_inputs(arguments.images, output)
@@ -146,7 +147,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
         )
         small = far_too_small((original.shape[2], original.shape[1]), pipe)
         line = {
-            **Record.of(str(path), result).to_dict(),
+            **record_of(str(path), result).to_dict(),
             **({} if small is None else {"warning": " ".join(small)}),
             **({} if white is None else {"white": white}),  # of files of more than 8 bits
             **write_pictures(result, output, names.choose(path.as_posix())),

@@ -1,6 +1,5 @@
 """The connected regions of an anomaly map above the threshold: how many defects, where, how large, how strong."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,45 +25,35 @@ class Region:
     peak_score: float
 
 
-def label(mask: np.ndarray) -> tuple[np.ndarray, int]:
-    """Numbers the connected regions of `[H, W]` bool, touching corners included; labels from 1, and how many.
+def find_runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The runs of `[H, W]` bool along its rows, in reading order: row, first column, and the column after the last."""
+    steps = np.diff(np.pad(mask, ((0, 0), (1, 1))).view(np.int8), axis=1)
+    rows, starts = np.nonzero(steps == 1)
+    return rows, starts, np.nonzero(steps == -1)[1]
 
-    Each pixel takes the highest number around it until nothing changes: a wave a pass, each pass over both axes, so
-    that a region needs about as many passes as it has bends.
+
+def connect(rows: np.ndarray, starts: np.ndarray, ends: np.ndarray, width: int) -> np.ndarray:
+    """For each run the number of the first run that it is connected with, corners included.
+
+    Runs that touch one of the row below are joined there; each round every tree takes the lowest neighbour's root.
     """
-    labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
+    stride = width + 2  # keys of neighbouring rows never meet
+    below = (rows + 1) * stride
+    first = np.searchsorted(rows * stride + ends, below + starts, side="left")
+    counts = np.searchsorted(rows * stride + starts, below + ends, side="right") - first
+    upper = np.repeat(np.arange(len(rows)), counts)
+    lower = np.arange(len(upper)) - np.repeat(np.cumsum(counts) - counts, counts) + np.repeat(first, counts)
+    parents = np.arange(len(rows))
     while True:
-        before = labels
-        padded = np.pad(labels, 1)
-        around = np.max(
-            [padded[i : i + mask.shape[0], j : j + mask.shape[1]] for i in range(3) for j in range(3)], axis=0
-        )
-        labels = np.where(mask, around, 0)
-        for axis in (0, 1):
-            labels = sweep(labels, mask, axis)
-        if np.array_equal(labels, before):
-            break
-    numbers, flat = np.unique(labels, return_inverse=True)
-    found = flat.reshape(mask.shape)
-    return (found if numbers[0] == 0 else found + 1), int((numbers > 0).sum())
+        one, other = parents[upper], parents[lower]
+        if np.array_equal(one, other):
+            return parents
+        np.minimum.at(parents, np.maximum(one, other), np.minimum(one, other))
+        while not np.array_equal(grandparents := parents[parents], parents):
+            parents = grandparents
 
 
-def sweep(labels: np.ndarray, mask: np.ndarray, axis: int) -> np.ndarray:
-    """Gives every run of `mask` along an axis its highest label."""
-    values, inside = np.moveaxis(labels, axis, 1), np.moveaxis(mask, axis, 1)
-    starts = inside & ~np.pad(inside, ((0, 0), (1, 0)))[:, :-1]
-    runs = np.cumsum(starts.ravel()).reshape(inside.shape)
-    highest = np.zeros(runs.max() + 1, dtype=values.dtype)
-    np.maximum.at(highest, runs[inside], values[inside])
-    return np.moveaxis(np.where(inside, highest[runs], 0), 1, axis)
-
-
-def find_regions(
-    anomaly_map: np.ndarray,
-    threshold: float,
-    least_area: float = 0.0005,
-    label: Callable[[np.ndarray], tuple[np.ndarray, int]] = label,
-) -> list[Region]:
+def find_regions(anomaly_map: np.ndarray, threshold: float, least_area: float = 0.0005) -> list[Region]:
     """The regions above `threshold`, the strongest first; regions that touch at a corner are one.
 
     Args:
@@ -72,36 +61,40 @@ def find_regions(
         threshold: the score above which a pixel belongs to a region.
         least_area: regions that cover less of the image are left out, but for the strongest one: an image that is
             judged by a mean over cells can hold single pixels above the threshold.
-        label: numbers the regions of `[H, W]` bool.
 
     Raises:
         ValueError: if the map is not two-dimensional.
     """
     if anomaly_map.ndim != 2:
         raise ValueError(f"`anomaly_map` must be [H, W], found {list(anomaly_map.shape)}.")
-    labels, count = label(anomaly_map > threshold)
-    rows, columns = np.nonzero(labels)
-    numbers = labels[rows, columns] - 1
+    width = anomaly_map.shape[1]
+    rows, starts, ends = find_runs(anomaly_map > threshold)
+    if len(rows) == 0:
+        return []
+    borders = np.stack([rows * width + starts, rows * width + ends], axis=1).ravel()
+    peaks = np.maximum.reduceat(anomaly_map.ravel(), borders[: -1 if borders[-1] == anomaly_map.size else None])[::2]
+    _, numbers = np.unique(connect(rows, starts, ends, width), return_inverse=True)
+    count = numbers.max() + 1
 
     def extreme(ufunc: np.ufunc, values: np.ndarray, start: float) -> np.ndarray:
         found = np.full(count, start, dtype=np.float64)
         ufunc.at(found, numbers, values)
         return found
 
-    top, left = (extreme(np.minimum, places, np.inf) for places in (rows, columns))
-    bottom, right = (extreme(np.maximum, places, -np.inf) for places in (rows, columns))
-    peak = extreme(np.maximum, anomaly_map[rows, columns], -np.inf)
+    top, left = (extreme(np.minimum, places, np.inf) for places in (rows, starts))
+    bottom, right = (extreme(np.maximum, places, -np.inf) for places in (rows, ends))
+    peak = extreme(np.maximum, peaks, -np.inf)
     regions = [
         Region(
             left=int(left[i]),
             top=int(top[i]),
-            width=int(right[i] - left[i]) + 1,
+            width=int(right[i] - left[i]),
             height=int(bottom[i] - top[i]) + 1,
             area=int(area),
             area_percent=100 * int(area) / anomaly_map.size,
             peak_score=float(peak[i]),
         )
-        for i, area in enumerate(np.bincount(numbers, minlength=count))
+        for i, area in enumerate(np.bincount(numbers, weights=ends - starts))
     ]
     regions.sort(key=lambda region: -region.peak_score)
     return [region for region in regions if region is regions[0] or region.area >= least_area * anomaly_map.size]
