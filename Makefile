@@ -43,6 +43,7 @@ reference: $(VENV)/installed-dev
 
 # Settings and check sums of the bundled checkpoints, after the package's were changed.
 refresh: $(VENV)/installed-dev
+	$(BIN)/python -m tools.reading
 	$(BIN)/ddad refresh $(patsubst %/model_index.json,%,$(wildcard checkpoints/*/model_index.json))
 
 # What is found on the bundled examples is stored beside them; a test says when it is of another state of a checkpoint.

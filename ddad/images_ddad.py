@@ -331,6 +331,106 @@ def decoding(name: str) -> Iterator[None]:
         raise ValueError(f"{name} is damaged or cut off and cannot be read ({reason}).") from None
 
 
+def check_size(width: int, height: int, name: str, min_side: int, max_pixels: int) -> None:
+    """Raises a ValueError for an image that is too small or too large to be read."""
+    if min(width, height) < min_side:
+        raise ValueError(f"{name} is {width}x{height} pixels; each side needs at least {min_side}.")
+    if width * height > max_pixels:
+        raise ValueError(
+            f"{name} has {width * height / 1e6:.0f} megapixels; at most {max_pixels / 1e6:.0f} are read. Crop it or"
+            " scale it down."
+        )
+
+
+def white_of(values: np.ndarray, tag: float | None, max_value: float | None, name: str) -> float:
+    """What stands for white in a file of more than 8 bits: its own tag, else `max_value`, else its own depth.
+
+    Floating-point values in [0, 1] are as they are.
+
+    Args:
+        values: `[H, W]` or `[H, W, C]`.
+        tag: what the file says, or None.
+        max_value: what the images that trained say, or None.
+        name: of the file, for messages.
+
+    Raises:
+        ValueError: for values below zero, or above what stands for white.
+    """
+    check_unsigned(values, name)
+    high, whole = float(values.max()), are_whole(values)
+    if not whole and high <= 1:
+        return 1.0
+    white = tag or max_value
+    if white is None and not whole:
+        raise ValueError(
+            f"{name} has floating-point values up to {high:.3g}: divide by the largest possible value, so that"
+            " they lie in [0, 1]."
+        )
+    if white is None:
+        white = depth_of(high)
+    if white is None or (whole and high > white):
+        limit = f"{white:g}, as the images that trained have" if white else "65535"
+        raise ValueError(f"{name} has values up to {high:g}, and white is {limit}: scale it accordingly.")
+    return float(white)
+
+
+def parts_of_white(
+    values: np.ndarray, tag: float | None, inverted: bool, max_value: float | None, name: str
+) -> np.ndarray:
+    """Values of more than 8 bits as parts of white, float32 `[H, W, 1]` or `[H, W, 3]`.
+
+    Args:
+        values: `[H, W]` or `[H, W, C]`, with an opacity last where C is 2 or 4.
+        tag: as for `white_of`, and the last two likewise.
+        inverted: whether zero is white.
+        max_value: see there.
+        name: see there.
+
+    Raises:
+        ValueError: as `white_of`.
+    """
+    values = values[..., None] if values.ndim == 2 else values
+    colours = values.shape[2] - (values.shape[2] in (2, 4))
+    white = white_of(values[..., :colours], tag, max_value, name)
+    # Floating-point values may lie a little above the brightest of those that trained.
+    parts = np.minimum(values[..., :colours].astype(np.float32) / white, 1)
+    if inverted:
+        parts = 1 - parts
+    if colours < values.shape[2]:
+        opacity = values[..., colours].astype(np.float32)
+        parts = blend_on_white(parts, opacity / max(float(opacity.max()), 1.0))
+    return np.ascontiguousarray(parts, dtype=np.float32)
+
+
+def read_picture(picture: PIL.Image.Image, name: str, max_value: float | None) -> np.ndarray:
+    """The pixels of an opened picture, upright and on white: uint8 `[H, W, 3]`, or parts of white as float32.
+
+    Raises:
+        ValueError: if it is damaged, holds several pictures, or has values that cannot be read.
+    """
+    with decoding(name):  # damaged directories of a TIFF are met when its pages are counted
+        pages = getattr(picture, "n_frames", 1) if picture.format in SEVERAL_PAGES else 1
+        tag, inverted = tagged_largest_value(picture), white_is_zero(picture)
+    if pages > 1 and WHITE + "_page" not in picture.info:
+        raise ValueError(
+            f"{name} holds {pages} pages or frames: save the one that is meant as a file of its own, or name a"
+            f" page of a TIFF as {name}#page=1."
+        )
+    with decoding(name):
+        deep = _deep_channels(picture) if has_deep_channels(picture) else None
+        orientation = picture.getexif().get(0x0112) if deep is not None else None
+        picture = picture if deep is not None else PIL.ImageOps.exif_transpose(picture)
+        if deep is None and (picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info):
+            rgba = np.array(picture.convert("RGBA")).astype(np.float32) / 255
+            return blend_on_white(rgba[..., :3], rgba[..., 3])
+        values = deep if deep is not None else deep_values(picture)
+        if values is None:
+            return np.array(picture.convert("RGB"))
+    if orientation in EXIF_TURNS:
+        values = EXIF_TURNS[orientation](values)
+    return parts_of_white(values, tag, inverted, max_value, name)
+
+
 class DDADImages(Sequence):
     """Images of their own sizes, read as float32 `[3, H, W]` in [0, 1].
 
@@ -424,15 +524,6 @@ class DDADImageProcessor(SchedulerMixin, ConfigMixin):
             f" {type(image).__name__}."
         )
 
-    def _check_size(self, width: int, height: int, name: str) -> None:
-        if min(width, height) < self.config.min_side:
-            raise ValueError(f"{name} is {width}x{height} pixels; each side needs at least {self.config.min_side}.")
-        if width * height > self.config.max_pixels:
-            raise ValueError(
-                f"{name} has {width * height / 1e6:.0f} megapixels; at most {self.config.max_pixels / 1e6:.0f} are"
-                " read. Crop it or scale it down."
-            )
-
     def open_file(self, path: Any) -> PIL.Image.Image:
         """Opens an image file and refuses one that is too large or too small; nothing is decoded yet.
 
@@ -442,76 +533,13 @@ class DDADImageProcessor(SchedulerMixin, ConfigMixin):
         name = name_of(path)
         with decoding(name):
             picture = open_picture(path)
-        self._check_size(*picture.size, name)
+        check_size(*picture.size, name, self.config.min_side, self.config.max_pixels)
         return picture
 
     def _from_picture(self, picture: PIL.Image.Image, name: str) -> torch.Tensor:
-        self._check_size(*picture.size, name)
-        with decoding(name):  # damaged directories of a TIFF are met when its pages are counted
-            pages = getattr(picture, "n_frames", 1) if picture.format in SEVERAL_PAGES else 1
-            tag, inverted = tagged_largest_value(picture), white_is_zero(picture)
-        if pages > 1 and WHITE + "_page" not in picture.info:
-            raise ValueError(
-                f"{name} holds {pages} pages or frames: save the one that is meant as a file of its own, or name a"
-                f" page of a TIFF as {name}#page=1."
-            )
-        with decoding(name):
-            deep = _deep_channels(picture) if has_deep_channels(picture) else None
-            orientation = picture.getexif().get(0x0112) if deep is not None else None
-            picture = picture if deep is not None else PIL.ImageOps.exif_transpose(picture)
-            if deep is None and (picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info):
-                rgba = np.array(picture.convert("RGBA")).astype(np.float32) / 255
-                return torch.from_numpy(blend_on_white(rgba[..., :3], rgba[..., 3])).permute(2, 0, 1).contiguous()
-            values = deep if deep is not None else deep_values(picture)
-            if values is None:
-                return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 255
-        if orientation in EXIF_TURNS:
-            values = EXIF_TURNS[orientation](values)
-        return self._from_deep(values, tag, inverted, name)
-
-    def _from_deep(self, values: np.ndarray, tag: float | None, inverted: bool, name: str) -> torch.Tensor:
-        """Values of more than 8 bits, `[H, W]` or `[H, W, C]` with an opacity last where C is 2 or 4."""
-        values = values[..., None] if values.ndim == 2 else values
-        colours = values.shape[2] - (values.shape[2] in (2, 4))
-        white = self.white_of(values[..., :colours], tag, name)
-        # Floating-point values may lie a little above the brightest of those that trained.
-        parts = np.minimum(values[..., :colours].astype(np.float32) / white, 1)
-        if inverted:
-            parts = 1 - parts
-        if colours < values.shape[2]:
-            opacity = values[..., colours].astype(np.float32)
-            parts = blend_on_white(parts, opacity / max(float(opacity.max()), 1.0))
-        return self._from_tensor(torch.from_numpy(np.ascontiguousarray(parts)).permute(2, 0, 1))
-
-    def white_of(self, values: np.ndarray, tag: float | None, name: str = "The image") -> float:
-        """What stands for white in a file of more than 8 bits: its own tag, else `max_value`, else its own depth.
-
-        Floating-point values in [0, 1] are as they are.
-
-        Args:
-            values: `[H, W]`.
-            tag: what the file says, or None.
-            name: of the file, for messages.
-
-        Raises:
-            ValueError: for values below zero, or above what stands for white.
-        """
-        check_unsigned(values, name)
-        high, whole = float(values.max()), are_whole(values)
-        if not whole and high <= 1:
-            return 1.0
-        white = tag or self.config.max_value
-        if white is None and not whole:
-            raise ValueError(
-                f"{name} has floating-point values up to {high:.3g}: divide by the largest possible value, so that"
-                " they lie in [0, 1]."
-            )
-        if white is None:
-            white = depth_of(high)
-        if white is None or (whole and high > white):
-            limit = f"{white:g}, as the images that trained have" if white else "65535"
-            raise ValueError(f"{name} has values up to {high:g}, and white is {limit}: scale it accordingly.")
-        return float(white)
+        check_size(*picture.size, name, self.config.min_side, self.config.max_pixels)
+        values = torch.from_numpy(read_picture(picture, name, self.config.max_value)).permute(2, 0, 1)
+        return values.float() / 255 if values.dtype == torch.uint8 else self._from_tensor(values)
 
     def largest_value(self, image: ImageInput) -> float | None:
         """What stands for white in an image of more than 8 bits as `read_image` reads it; None for others.
@@ -520,7 +548,7 @@ class DDADImageProcessor(SchedulerMixin, ConfigMixin):
             ValueError: as `read_image`.
         """
         values, tag = self.measured_values(image)
-        return None if values is None else self.white_of(values, tag, name_of(image))
+        return None if values is None else white_of(values, tag, self.config.max_value, name_of(image))
 
     def measured_values(self, image: ImageInput) -> tuple[np.ndarray | None, float | None]:
         """The values of an image of more than 8 bits, without its opacity, and what it says itself of their largest.
@@ -545,12 +573,15 @@ class DDADImageProcessor(SchedulerMixin, ConfigMixin):
                 "An image must have 1, 3 or 4 channels, last in an array and first in a tensor; found the shape"
                 f" {list(image.shape)} with channels first."
             )
-        self._check_size(image.shape[2], image.shape[1], "The image")
+        size = (image.shape[2], image.shape[1])
+        check_size(*size, "The image", self.config.min_side, self.config.max_pixels)
         image = image.detach().cpu()
         if image.dtype == torch.uint8:
             image = image.float() / 255
         elif image.dtype == torch.uint16:
-            return self._from_deep(image.permute(1, 2, 0).numpy(), None, False, "The image")
+            values = image.permute(1, 2, 0).numpy()
+            parts = parts_of_white(values, None, False, self.config.max_value, "The image")
+            return self._from_tensor(torch.from_numpy(parts).permute(2, 0, 1))
         elif not image.is_floating_point():
             raise ValueError(f"Image values must be uint8, uint16 or floating point, found {image.dtype}.")
         image = image.float()

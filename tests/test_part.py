@@ -105,7 +105,7 @@ def test_a_network_of_the_parts_own_may_come_later_into_the_same_folder(base, ph
 @pytest.mark.skipif(not DATASETS.is_dir(), reason="the data sets lie beside the project alone")
 def test_a_network_of_its_own_never_makes_the_verdict_worse(tmp_path):
     good = sorted((DATASETS / "capsule" / "train" / "good").iterdir())[:32]
-    tested = sorted((DATASETS / "capsule" / "test").rglob("*.png"))[::5]
+    tested = sorted((DATASETS / "capsule" / "test").rglob("*.*"))[::5]
     defective = np.array([path.parent.name != "good" for path in tested])
     (tmp_path / "good").mkdir()
     for path in good:

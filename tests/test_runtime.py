@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import PIL.Image
@@ -13,13 +15,14 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
-from ddad import DDADPipeline, DDADRenderer
+from ddad import DDADImageProcessor, DDADPipeline, DDADRenderer
 from ddad.cli import main
 from ddad.runtime import load, pictures
 from ddad.runtime.regions import find_regions
 from ddad.serving import export
 from ddad.serving.graphs import Verdict, resize
 from tests.conftest import ROOT, create_tiny_pipeline, with_memory
+from tools import reading
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -150,6 +153,17 @@ def test_regions_are_those_that_scipy_labels(shape, threshold):
     assert len(found) == count and found == sorted(expected, key=lambda one: -one[-1].expected)
 
 
+def png_of(values):
+    """`[H, W, 3]` of 16 bits, which Pillow does not write."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, 2, 0, 0, 0)
+    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in values))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
 def pictures_of(folder):
     """Kinds of files that both read."""
     random = np.random.default_rng(0)
@@ -164,18 +178,30 @@ def pictures_of(folder):
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
     PIL.Image.fromarray(rgb).save(folder / "turned.jpg", exif=exif)
-    deep = random.integers(0, 65536, (40, 50)).astype(np.uint16)
+    deep = random.integers(0, 4000, (40, 50)).astype(np.uint16)
     PIL.Image.fromarray(deep).save(folder / "deep.png")
+    PIL.Image.fromarray(deep).save(folder / "deep.tiff", tiffinfo={281: 8191})
+    rgb16 = random.integers(0, 4000, (40, 50, 3)).astype(">u2")
+    (folder / "colours_of_16_bits.png").write_bytes(png_of(rgb16))
     return sorted(folder.iterdir())
 
 
-def test_the_same_pixels_are_read(pipe, tmp_path):
+@pytest.mark.parametrize("max_value", [None, 4095.0])
+def test_the_same_pixels_are_read(pipe, tmp_path, max_value):
+    processor = DDADImageProcessor(max_value=max_value)
     for path in pictures_of(tmp_path):
-        np.testing.assert_allclose(
-            pictures.read(path, None), pipe.image_processor.read_image(path).numpy(), atol=1e-6, err_msg=path.name
-        )
+        expected = processor.read_image(path).numpy()
+        for source in (path, path.read_bytes()):
+            found = pictures.as_planes(pictures.read(source, max_value))
+            np.testing.assert_array_equal(found, expected, err_msg=path.name)
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
-        pictures.read(np.full((20, 20), 3.0), None)
+        pictures.read(np.full((20, 20), 3.0))
+    with pytest.raises(ValueError, match="each side needs at least 16"):
+        pictures.read(np.zeros((20, 4), np.uint8))
+
+
+def test_pictures_are_read_by_the_same_functions():
+    assert reading.TARGET.read_text() == reading.generate(), "run `python -m tools.reading`"
 
 
 def test_maps_and_heatmaps_are_drawn_alike():
@@ -185,7 +211,7 @@ def test_maps_and_heatmaps_are_drawn_alike():
     np.testing.assert_allclose(enlarged, expected.numpy(), atol=1e-5)
     image = torch.rand(3, 75, 130)
     heatmap = DDADRenderer().overlay(image, 4 * expected, 1.0)
-    drawn = pictures.overlay(image.numpy(), 4 * enlarged, 1.0, 0.7)
+    drawn = pictures.overlay(image.permute(1, 2, 0).numpy(), 4 * enlarged, 1.0, 0.7)
     assert np.abs(np.asarray(drawn, float) - (heatmap.permute(1, 2, 0).numpy() * 255)).max() <= 1
 
 

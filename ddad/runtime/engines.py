@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,13 +60,17 @@ def with_onnxruntime(path: Path, threads: int | None) -> Evaluate:
 
 
 def with_openvino(path: Path, threads: int | None) -> Evaluate:
-    """Evaluates by OpenVINO on the CPU, in float32: lower precision moves maps by whole standard deviations."""
+    """Evaluates by OpenVINO on the CPU, in float32: lower precision moves maps by whole standard deviations.
+
+    Threads wait for each other: a compiled model has one set of tensors, which the next evaluation overwrites.
+    """
     openvino = importlib.import_module("openvino")
     settings = {"INFERENCE_PRECISION_HINT": "f32"} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
-    compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+    compiled, turn = openvino.Core().compile_model(str(path), "CPU", settings), threading.Lock()
 
     def evaluate(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        found = compiled(images)
-        return found["anomaly_map"], found["image_score"]
+        with turn:
+            found = compiled(images)
+            return found["anomaly_map"].copy(), found["image_score"].copy()
 
     return evaluate

@@ -13,10 +13,12 @@ import PIL.Image
 
 from ddad.runtime import pictures
 from ddad.runtime.engines import Evaluate, create
+from ddad.runtime.records import Record
 from ddad.runtime.regions import Region, find_regions
 
 METADATA_NAME = "metadata.json"
-FORMAT = 1
+FORMAT = 2
+READING = ("max_value", "min_side", "max_pixels")
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Inspection:
     """What was found on an image.
 
     Attributes:
-        image: `[3, H, W]` in [0, 1], as it was read.
+        image: `[H, W, 3]` as it was read, uint8, or float32 in [0, 1] of what has more than 8 bits.
         small_map: the anomaly map as the graph gives it, `[S, S]`.
         image_score: how anomalous the image is, in standard deviations of good images.
         threshold: the score above which it is called anomalous.
@@ -45,12 +47,16 @@ class Inspection:
     @cached_property
     def anomaly_map(self) -> np.ndarray:
         """At the image's own size, `[H, W]`."""
-        return pictures.enlarge(self.small_map, self.image.shape[1:])
+        return pictures.enlarge(self.small_map, self.image.shape[:2])
 
     @cached_property
     def regions(self) -> list[Region]:
         """Where it lies above the threshold, the strongest first; none on an image that is good."""
         return find_regions(self.anomaly_map, self.threshold) if self.is_anomalous else []
+
+    def record(self, name: str) -> Record:
+        """For tables and JSON, under the image's name."""
+        return Record(name, self.is_anomalous, self.image_score, self.threshold, tuple(self.regions))
 
     @cached_property
     def overlay(self) -> PIL.Image.Image:
@@ -87,22 +93,31 @@ class Inspector:
         Raises:
             ValueError: for a rate beyond those.
         """
+        self.threshold = self.threshold_at(rate)
+        return self.threshold
+
+    def threshold_at(self, rate: float) -> float:
+        """The threshold above which so large a part of good images lies; see `set_false_alarms`."""
         rates, thresholds = (np.array(self.metadata["thresholds"][name]) for name in ("rates", "thresholds"))
         if not rates.min() <= rate <= rates.max():
             raise ValueError(f"`rate` must lie in [{rates.min():g}, {rates.max():g}], found {rate}.")
         order = np.argsort(rates)
-        self.threshold = float(np.interp(rate, rates[order], thresholds[order]))
-        return self.threshold
+        return float(np.interp(rate, rates[order], thresholds[order]))
 
-    def inspect(self, image: pictures.ImageInput) -> Inspection:
-        """What is found on an image of any size.
+    def inspect(self, image: pictures.ImageInput, threshold: float | None = None) -> Inspection:
+        """What is found on an image of any size; threads may call it at the same time.
+
+        Args:
+            image: a file, its bytes, a stream, a PIL image or an array.
+            threshold: for this image alone.
 
         Raises:
             ValueError: if it cannot be read.
         """
-        pixels = pictures.read(image, self.metadata["max_value"])
-        maps, scores = self._evaluate(pixels[None])
-        return Inspection(pixels, maps[0], float(scores[0]), self.threshold, self.metadata["opacity"])
+        pixels = pictures.read(image, **{name: self.metadata[name] for name in READING})
+        maps, scores = self._evaluate(pictures.as_planes(pixels)[None])
+        limit = self.threshold if threshold is None else threshold
+        return Inspection(pixels, maps[0], float(scores[0]), limit, self.metadata["opacity"])
 
 
 def load(folder: str | os.PathLike, engine: str | None = None, threads: int | None = None) -> Inspector:

@@ -1,63 +1,81 @@
 """Pictures in, heatmaps out, without PyTorch: the same pixels as the installed package reads and draws."""
 
 import os
+from typing import IO
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 
-ImageInput = str | os.PathLike | PIL.Image.Image | np.ndarray
+from ddad.runtime.reading import check_size, decoding, is_encoded, name_of, open_picture, parts_of_white, read_picture
 
-WITH_OPACITY = ("LA", "La", "PA", "RGBA", "RGBa")
+ImageInput = str | os.PathLike | bytes | IO[bytes] | PIL.Image.Image | np.ndarray
+
 COLOURS = ((0.3, 0.0, 0.4), (0.75, 0.1, 0.35), (0.95, 0.45, 0.1), (1.0, 0.9, 0.3))
+STRIP = 2**20  # pixels that are drawn at once: what is computed of each takes a hundred times its memory
 
 
-def read(image: ImageInput, max_value: float | None) -> np.ndarray:
-    """`[3, H, W]` float32 in [0, 1], upright, on white where it is transparent.
+def read(
+    image: ImageInput, max_value: float | None = None, min_side: int = 16, max_pixels: int = 64_000_000
+) -> np.ndarray:
+    """`[H, W, 3]`, upright, on white where it is transparent: uint8, or float32 in [0, 1] where it has more bits.
 
     Args:
-        image: a file, a PIL image, or an array `[H, W]` or `[H, W, 3]` of uint8, uint16 or floats in [0, 1].
-        max_value: what stands for white in 16 bits; None takes 65535.
+        image: a file, its bytes, a stream, a PIL image, or an array `[H, W]` or `[H, W, 3]` of uint8, uint16 or
+            floats in [0, 1].
+        max_value: what stands for white in more than 8 bits where the file does not say so; None takes its depth.
+        min_side: a picture with a shorter side is refused.
+        max_pixels: one with more is refused before it is decoded.
 
     Raises:
-        ValueError: for what cannot be read here; the installed package reads more kinds.
+        ValueError: for what cannot be read; the message says why, and what to do.
     """
     if isinstance(image, np.ndarray):
-        return from_array(image, max_value)
-    picture = image if isinstance(image, PIL.Image.Image) else PIL.Image.open(image)
-    if getattr(picture, "n_frames", 1) > 1:
-        raise ValueError(f"{image} holds {picture.n_frames} pages or frames: give one of them.")
-    deep = any(";16" in str(part) for tile in getattr(picture, "tile", []) for part in tile)
-    if deep and not picture.mode.startswith("I"):
-        raise ValueError(f"{image} has colours of 16 bits, which need the package `ddad`: convert it to 8 bits.")
-    picture = PIL.ImageOps.exif_transpose(picture)
-    if picture.mode in WITH_OPACITY or "transparency" in picture.info:
-        values = np.array(picture.convert("RGBA")).astype(np.float32) / 255
-        colour, opacity = values[..., :3], values[..., 3:]
-        same = opacity.min() == opacity.max()
-        return np.ascontiguousarray((colour if same else colour * opacity + 1 - opacity).transpose(2, 0, 1))
-    if picture.mode.startswith("I") or picture.mode == "F":
-        return from_array(np.array(picture), max_value)
-    return np.ascontiguousarray(np.array(picture.convert("RGB")).transpose(2, 0, 1).astype(np.float32) / 255)
+        return from_array(image, max_value, min_side, max_pixels)
+    name = name_of(image)
+    if is_encoded(image):
+        with decoding(name):
+            picture = open_picture(image)
+        with picture:
+            check_size(*picture.size, name, min_side, max_pixels)
+            return as_colours(read_picture(picture, name, max_value))
+    check_size(*image.size, name, min_side, max_pixels)
+    return as_colours(read_picture(image, name, max_value))
 
 
-def from_array(values: np.ndarray, max_value: float | None) -> np.ndarray:
-    """`[H, W]` or `[H, W, C]` -> `[3, H, W]` float32 in [0, 1]."""
+def from_array(values: np.ndarray, max_value: float | None, min_side: int, max_pixels: int) -> np.ndarray:
+    """As `read`, of an array."""
     if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (1, 3)):
         raise ValueError(f"An image must be [H, W], [H, W, 1] or [H, W, 3], found {list(values.shape)}.")
+    check_size(values.shape[1], values.shape[0], "The image", min_side, max_pixels)
+    values = values[..., None] if values.ndim == 2 else values
     if values.dtype == np.uint8:
-        white = 255.0
-    elif np.issubdtype(values.dtype, np.integer):
-        white = max_value or 65535.0
-    else:
-        white = 1.0
-    parts = np.asarray(values, dtype=np.float32) / np.float32(white)
-    if not np.isfinite(parts).all() or parts.min() < 0 or parts.max() > 1:
-        raise ValueError(
-            f"An image must lie in [0, {white:g}], found values from {values.min():g} to {values.max():g}."
-        )
-    channels = parts[None] if parts.ndim == 2 else parts.transpose(2, 0, 1)
-    return np.ascontiguousarray(np.broadcast_to(channels, (3, *channels.shape[1:])))
+        return as_colours(values)
+    if values.dtype == np.uint16:
+        return as_colours(parts_of_white(values, None, False, max_value, "The image"))
+    if not np.issubdtype(values.dtype, np.floating):
+        raise ValueError(f"Image values must be uint8, uint16 or floating point, found {values.dtype}.")
+    return as_colours(values.astype(np.float32))
+
+
+def as_colours(values: np.ndarray) -> np.ndarray:
+    """`[H, W, C]` -> `[H, W, 3]`, and a ValueError for what does not lie in the range of its kind."""
+    if values.dtype != np.uint8:
+        if not np.isfinite(values).all():
+            raise ValueError("The image has values that are not finite (NaN or infinity).")
+        if values.min() < 0 or values.max() > 1:
+            raise ValueError(
+                f"Floating-point images must lie in [0, 1], found values from {values.min():.3g} to"
+                f" {values.max():.3g}. Divide by the largest possible value, or give uint8."
+            )
+    return np.broadcast_to(values, (*values.shape[:2], 3))
+
+
+def as_planes(values: np.ndarray) -> np.ndarray:
+    """`[H, W, 3]` as it was read -> what the graph takes, float32 `[3, H, W]` in [0, 1]."""
+    planes = np.empty((3, *values.shape[:2]), np.float32)
+    for channel in range(3):
+        np.divide(values[..., channel], np.float32(255 if values.dtype == np.uint8 else 1), out=planes[channel])
+    return planes
 
 
 def enlarge(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -75,7 +93,17 @@ def enlarge(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, anomaly_map: np.ndarray, threshold: float, opacity: float) -> PIL.Image.Image:
-    """The image `[3, H, W]` under the heatmap: no colour up to half the threshold, full from twice the threshold."""
+    """An image as it was read under the heatmap: no colour up to half the threshold, full from twice the threshold."""
+    drawn = np.empty(image.shape, np.uint8)
+    rows = max(1, STRIP // image.shape[1])
+    for first in range(0, len(image), rows):
+        strip = slice(first, first + rows)
+        drawn[strip] = draw(as_planes(image[strip]), anomaly_map[strip], threshold, opacity)
+    return PIL.Image.fromarray(drawn)
+
+
+def draw(image: np.ndarray, anomaly_map: np.ndarray, threshold: float, opacity: float) -> np.ndarray:
+    """`[3, H, W]` in [0, 1] and its map `[H, W]` -> uint8 `[H, W, 3]`."""
     strength = np.clip(anomaly_map / max(threshold, 1e-6) / 2, 0, 1)
     anchors = np.array(COLOURS, dtype=np.float32)
     position = strength * (len(anchors) - 1)
@@ -86,4 +114,4 @@ def overlay(image: np.ndarray, anomaly_map: np.ndarray, threshold: float, opacit
     covered = opacity * covered**2 * (3 - 2 * covered)
     base = image + np.minimum(2 * covered, 1) * (image.mean(axis=0, keepdims=True) - image)
     drawn = np.clip(base + covered * (colour - base), 0, 1)
-    return PIL.Image.fromarray((drawn.transpose(1, 2, 0) * 255).round().astype(np.uint8))
+    return (drawn.transpose(1, 2, 0) * 255).round().astype(np.uint8)

@@ -18,7 +18,7 @@ from ddad.checkpoint.installed import DDADPipeline
 from ddad.checkpoint.saving import check_output, library_versions
 from ddad.pipeline import ImageInput
 from ddad.runtime import load
-from ddad.runtime.inspector import FORMAT, METADATA_NAME
+from ddad.runtime.inspector import FORMAT, METADATA_NAME, READING
 from ddad.serving.graphs import NoisyToClean, Verdict
 
 Format = Literal["onnx", "openvino"]
@@ -124,7 +124,7 @@ def describe(pipe: DDADPipeline, folder: Path) -> dict[str, Any]:
         "held_out_scores": [round(float(score), 4) for score in held_out],
         "judged_by": {"feature_score": judgement.feature_score, "alpha": judgement.alpha},
         "sizes": {"looked_at": pipe.appearance_extractor.config.image_size, "map": pipe.unet.config.sample_size},
-        "max_value": pipe.image_processor.config.max_value,
+        **{name: getattr(pipe.image_processor.config, name) for name in READING},
         "opacity": pipe.renderer.config.opacity,
         "opset": OPSET,
         "versions": {"ddad": ddad.__version__, **library_versions()},
