@@ -30,6 +30,7 @@ from ddad import (
     DDADUNet2DModel,
 )
 from ddad.calibration.gaussians import Moments, principal_components, shrink
+from ddad.cli import main
 
 ROOT = Path(__file__).parent.parent
 CHECKPOINT = ROOT / "checkpoints" / "solar_cell_mono"
@@ -142,6 +143,14 @@ def tiny_checkpoint(tmp_path_factory):
     """The tiny pipeline as it is saved; not to be changed."""
     folder = tmp_path_factory.mktemp("saved") / "tiny"
     create_tiny_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported(tiny_checkpoint, tmp_path_factory):
+    """The tiny pipeline exported for onnxruntime; not to be changed."""
+    folder = tmp_path_factory.mktemp("exported") / "tiny"
+    assert main(["export", str(tiny_checkpoint), "--output", str(folder)]) == 0
     return folder
 
 

@@ -122,3 +122,31 @@ def test_a_picture_that_is_far_too_small_is_called_so(predict, tmp_path, monkeyp
         PIL.Image.new("L", (side, 40)).save(tmp_path / f"{side}.png")
     _, (small, enough) = predict(tmp_path / "31.png", tmp_path / "32.png", output=tmp_path / "results")
     assert "31x40 pixels, and this category looks at 64x64" in small["warning"] and "warning" not in enough
+
+
+def test_an_engine_gives_the_same_lines(predict, exported, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setenv("DDAD_HOME", str(tmp_path / "home"))
+    paths = [write(tmp_path / "parts" / f"{number}.png", number) for number in range(2)]
+    (tmp_path / "parts" / "damaged.png").write_bytes(paths[0].read_bytes()[:100])
+    inputs = [*paths, tmp_path / "parts" / "damaged.png"]
+    status, expected = predict(*inputs, output=tmp_path / "torch", options=["--no-denoise"])
+    engine = ["--no-denoise", "--engine", "onnx"]
+    assert predict(*inputs, output=tmp_path / "engine", options=engine)[0] == status == 1
+    (kept,) = (tmp_path / "home" / "exports").iterdir()
+    written = (kept / "verdict.onnx").stat().st_mtime_ns
+    _, lines = predict(*inputs, output=tmp_path / "again", options=engine)
+    assert (kept / "verdict.onnx").stat().st_mtime_ns == written  # exported once
+    for line, other in zip(lines, expected, strict=True):
+        assert line.keys() == other.keys() and line["error"] == other["error"]
+        assert line["is_anomalous"] == other["is_anomalous"]
+        assert line["image_score"] == pytest.approx(other["image_score"], abs=2e-3)
+        if "map" in line:
+            found, drawn = (np.asarray(PIL.Image.open(one["map"])) for one in (line, other))
+            np.testing.assert_allclose(found, drawn, atol=2e-3)
+    for flags, said in (
+        (["--engine", "onnx"], "add --no-denoise"),
+        ([*engine, "--alpha", "0.5"], "leave out --alpha"),
+    ):
+        arguments = [*map(str, paths), "--checkpoint", str(exported), "--output", str(tmp_path / "refused"), *flags]
+        assert main(["predict", *arguments]) == 2 and said in capsys.readouterr().err

@@ -33,13 +33,6 @@ def pipe(tiny_checkpoint):
     return DDADPipeline.from_pretrained(tiny_checkpoint, torch_dtype=torch.float32)
 
 
-@pytest.fixture(scope="module")
-def exported(tiny_checkpoint, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("exported") / "tiny"
-    assert main(["export", str(tiny_checkpoint), "--output", str(folder)]) == 0
-    return folder
-
-
 @pytest.mark.parametrize(("height", "width", "size"), [(480, 640, 64), (37, 800, 64), (30, 20, 64), (64, 64, 64)])
 def test_resizing_by_matrices_is_resizing(height, width, size):
     images = torch.rand(2, 3, height, width)

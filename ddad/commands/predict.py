@@ -55,10 +55,14 @@ def state_of(path: Path) -> dict[str, typing.Any]:
 def settings_of(arguments: argparse.Namespace) -> str:
     """What results follow from beside the images, in a word: the checkpoint as it is, and the settings."""
     from ddad.checkpoint.saving import describe_state
+    from ddad.runtime.inspector import METADATA_NAME
 
-    names = ("checkpoint", "alpha", "timesteps", "threshold", "tolerance", "no_denoise")
+    names = ("checkpoint", "alpha", "timesteps", "threshold", "tolerance", "no_denoise", "engine")
     folder = Path(arguments.checkpoint)
-    values = [*(getattr(arguments, name) for name in names), describe_state(folder) if folder.is_dir() else None]
+    metadata = folder / METADATA_NAME  # of an exported folder
+    state = describe_state(folder) if folder.is_dir() else None
+    state = metadata.read_text(encoding="utf-8") if metadata.is_file() else state
+    values = [*(getattr(arguments, name) for name in names), state]
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
@@ -98,14 +102,79 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     add_tolerance(parser, None)
     parser.add_argument("--no-denoise", action="store_true", help="do not make the version without defects")
     parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU where there is one)")
+    parser.add_argument(
+        "--engine",
+        choices=("onnx", "openvino"),
+        help="let the checkpoint's verdict, exported once a machine, judge on the CPU: faster, without normal version",
+    )
     parser.set_defaults(run=run_predict)
+
+
+Pictures = dict[str, typing.Any]
+Inspect = typing.Callable[[Path], tuple[dict[str, typing.Any], Pictures]]
+
+
+def by_pipeline(arguments: argparse.Namespace) -> Inspect:
+    """What inspects a file by the checkpoint's pipeline: its line, and map, overlay and normal version."""
+    from ddad.report.export import record_of
+    from ddad.report.size import far_too_small
+
+    pipe = load_pipeline(arguments.checkpoint, arguments.device)
+
+    def inspect(path: Path) -> tuple[dict[str, typing.Any], Pictures]:
+        original = pipe.image_processor.read_image(path)
+        white = pipe.image_processor.largest_value(path)
+        result = pipe(
+            original,
+            alpha=arguments.alpha,
+            timesteps=arguments.timesteps,
+            threshold=arguments.threshold,
+            tolerance=arguments.tolerance,
+            denoise=not arguments.no_denoise,
+        )
+        small = far_too_small((original.shape[2], original.shape[1]), pipe)
+        line = {
+            **record_of(str(path), result).to_dict(),
+            **({} if small is None else {"warning": " ".join(small)}),
+            **({} if white is None else {"white": white}),  # of files of more than 8 bits
+        }
+        pictures = {"map": result.anomaly_map[0], "overlay": result.overlay[0]}
+        return line, pictures if result.denoised_image is None else pictures | {"denoised": result.denoised_image[0]}
+
+    return inspect
+
+
+def by_engine(arguments: argparse.Namespace) -> Inspect:
+    """What inspects a file by the checkpoint's exported verdict: its line, map and overlay.
+
+    Raises:
+        ValueError: for flags that only the pipeline knows.
+    """
+    from ddad.report.size import too_small_for
+    from ddad.runtime import load
+    from ddad.serving.cached import exported
+
+    flags = ("alpha", "timesteps", "tolerance", "device")
+    given = [f"--{name}" for name in flags if getattr(arguments, name) is not None]
+    if given or not arguments.no_denoise:
+        said = f"leave out {' and '.join(given)}" if given else "add --no-denoise"
+        raise ValueError(f"--engine gives the checkpoint's own verdict, and makes no normal version: {said}.")
+    inspector = load(exported(arguments.checkpoint, arguments.engine), arguments.engine)
+
+    def inspect(path: Path) -> tuple[dict[str, typing.Any], Pictures]:
+        found = inspector.inspect(path, arguments.threshold)
+        size = (found.image.shape[1], found.image.shape[0])
+        small = too_small_for(size, inspector.metadata["sizes"]["looked_at"])
+        line = found.record(str(path)).to_dict() | ({} if small is None else {"warning": " ".join(small)})
+        return line, {"map": found.anomaly_map, "overlay": found.overlay}
+
+    return inspect
 
 
 def run_predict(arguments: argparse.Namespace) -> int:
     """Scores each image by itself, so that one that is broken stops no other."""
     from ddad.datasets.files import describe_others
-    from ddad.report.export import UniqueNames, record_of
-    from ddad.report.size import far_too_small
+    from ddad.report.export import UniqueNames
     from ddad.runtime.records import Record
 
     output = Path(arguments.output)
@@ -115,7 +184,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
     output.mkdir(parents=True, exist_ok=True)
     settings = settings_of(arguments)
     done = read_done(output, settings)
-    pipe = load_pipeline(arguments.checkpoint, arguments.device)
+    inspect = by_pipeline(arguments) if arguments.engine is None else by_engine(arguments)
     there = (path.name for path in output.iterdir())
     names = UniqueNames(name.removesuffix(ending) for name in there for ending in ENDINGS if name.endswith(ending))
     status = 0
@@ -131,43 +200,27 @@ def run_predict(arguments: argparse.Namespace) -> int:
             print(json.dumps(done[json.dumps(state)]), flush=True)
             continue
         try:
-            original = pipe.image_processor.read_image(path)
-            white = pipe.image_processor.largest_value(path)
+            line, pictures = inspect(path)
         except ValueError as error:
             status = 1
             keep(Record(str(path), error=str(error)).to_dict(), state)
             continue
-        result = pipe(
-            original,
-            alpha=arguments.alpha,
-            timesteps=arguments.timesteps,
-            threshold=arguments.threshold,
-            tolerance=arguments.tolerance,
-            denoise=not arguments.no_denoise,
-        )
-        small = far_too_small((original.shape[2], original.shape[1]), pipe)
-        line = {
-            **record_of(str(path), result).to_dict(),
-            **({} if small is None else {"warning": " ".join(small)}),
-            **({} if white is None else {"white": white}),  # of files of more than 8 bits
-            **write_pictures(result, output, names.choose(path.as_posix())),
-        }
-        keep(line, state)
+        keep(line | write_pictures(pictures, output, names.choose(path.as_posix())), state)
     return status
 
 
-def write_pictures(result: typing.Any, output: Path, name: str) -> dict[str, str]:
-    """Writes map, overlay and normal version of the first image; where they are."""
+def write_pictures(pictures: Pictures, output: Path, name: str) -> dict[str, str]:
+    """Writes map, overlay and normal version; where they are."""
     import PIL.Image
 
-    pictures = {"map": PIL.Image.fromarray(result.anomaly_map[0]), "overlay": result.overlay[0]}
-    if result.denoised_image is not None:
-        pictures["denoised"] = result.denoised_image[0]
     files = {}
     for (kind, picture), ending in zip(pictures.items(), ENDINGS, strict=False):
         target = output / f"{name}{ending}"
         fresh = target.with_name(f".{target.name}")  # an interruption leaves no half picture under its name
-        picture.save(fresh, format="TIFF" if kind == "map" else "PNG")
+        if kind == "map":
+            PIL.Image.fromarray(picture).save(fresh, format="TIFF")
+        else:
+            picture.save(fresh, format="PNG")
         os.replace(fresh, target)
         files[kind] = str(target)
     return files

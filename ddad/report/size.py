@@ -19,7 +19,11 @@ def far_too_small(size: tuple[int, int], pipe: Any) -> tuple[str, str] | None:
         size: its width and height.
         pipe: what judges it.
     """
-    looked = looked_size(pipe)
+    return too_small_for(size, looked_size(pipe))
+
+
+def too_small_for(size: tuple[int, int], looked: int) -> tuple[str, str] | None:
+    """As `far_too_small`, of a category that looks at pictures of `looked` pixels."""
     if TOO_SMALL * min(size) >= looked:
         return None
     return (

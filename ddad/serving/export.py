@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -94,6 +95,8 @@ def write_graph(
     free = torch.export.Dim.DYNAMIC
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        for name in ("onnxscript", "onnx_ir"):  # a line for every node that they remove
+            logging.getLogger(name).setLevel(logging.WARNING)
         torch.onnx.export(
             network,
             tuple(example for example, _ in inputs.values()),

@@ -1,6 +1,7 @@
 """The distribution `ddad-runtime`: `ddad.runtime` alone, for machines without PyTorch.
 
-    pip install "ddad-runtime[onnx]"
+    pip install "ddad-runtime[onnx,serve]"
+    ddad-runtime serve bottle_exported
 
 It holds the same files as the package `ddad` and is not to be installed beside it, which has them.
 """
@@ -23,5 +24,10 @@ setup(
     packages=["ddad.runtime"],
     package_dir={"ddad.runtime": str(PACKAGE / "runtime")},
     install_requires=["numpy>=1.26", "pillow>=10"],
-    extras_require={"onnx": ["onnxruntime>=1.20"], "openvino": ["openvino>=2024.4"]},
+    extras_require={
+        "onnx": ["onnxruntime>=1.20"],
+        "openvino": ["openvino>=2024.4"],
+        "serve": ["gradio[mcp]>=6.0,<7"],
+    },
+    entry_points={"console_scripts": ["ddad-runtime = ddad.runtime.commands:main"]},
 )

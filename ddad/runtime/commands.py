@@ -1,0 +1,99 @@
+"""The command `ddad-runtime`, on machines without PyTorch: `inspect` and `serve`."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+
+def add_serving(parser: argparse.ArgumentParser, what: str) -> None:
+    """What a service is told.
+
+    Args:
+        parser: of the command.
+        what: the categories may be.
+    """
+    parser.add_argument("categories", nargs="+", metavar="CATEGORY", help=what)
+    add_engine(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="(default: %(default)s)")
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help="folder whose files requests may name by path")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="every answer is appended as a line of JSON")
+    parser.add_argument(
+        "--max-megabytes", type=float, default=50, help="a longer body is answered by 413 (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max-waiting", type=int, default=64, help="requests beyond are answered by 429 (default: %(default)s)"
+    )
+    parser.epilog = "Where DDAD_API_KEY is set requests must carry it, as X-API-Key or as Authorization: Bearer."
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """By what graphs are evaluated."""
+    parser.add_argument(
+        "--engine", choices=("onnx", "openvino"), help="what evaluates (default: the fastest that is installed)"
+    )
+    parser.add_argument("--threads", type=int, help="of the engine (default: all cores)")
+
+
+def run_service(arguments: argparse.Namespace) -> int:
+    """Serves exported folders."""
+    from ddad.runtime import service
+
+    limits = service.Limits(int(arguments.max_megabytes * 2**20), arguments.max_waiting)
+    shelf = service.Shelf(arguments.categories, arguments.engine, arguments.threads)
+    served = service.Service(shelf, arguments.images, arguments.results, limits)
+    service.serve(served, arguments.host, arguments.port, os.environ.get(service.KEY_VARIABLE))
+    return 0
+
+
+def run_inspect(arguments: argparse.Namespace) -> int:
+    """A line of JSON an image; the exit status is 1 if one could not be read."""
+    from ddad.runtime.inspector import load
+    from ddad.runtime.records import Record
+
+    inspector, status = load(arguments.category, arguments.engine, arguments.threads), 0
+    for path in arguments.images:
+        try:
+            found = inspector.inspect(path, arguments.threshold)
+            line = found.record(path)
+            if arguments.output is not None:
+                arguments.output.mkdir(parents=True, exist_ok=True)
+                found.overlay.save(arguments.output / f"{Path(path).stem}_overlay.png")
+        except ValueError as error:
+            line, status = Record(path, error=str(error)), 1
+        print(json.dumps(line.to_dict()), flush=True)
+    return status
+
+
+def create_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    said = "Inspects images by categories that were exported."
+    parser = argparse.ArgumentParser(prog="ddad-runtime", description=said)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    inspect = commands.add_parser("inspect", help="a line of JSON for each image")
+    inspect.add_argument("category", metavar="CATEGORY", help="exported folder")
+    inspect.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+    inspect.add_argument("--output", type=Path, help="folder for the images under their heatmaps")
+    inspect.add_argument("--threshold", type=float, help="(default: as exported)")
+    add_engine(inspect)
+    inspect.set_defaults(run=run_inspect)
+    serve = commands.add_parser("serve", help="inspect images over HTTP")
+    add_serving(serve, "exported folders")
+    serve.set_defaults(run=run_service)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; what is wrong with its input is one line on standard error."""
+    arguments = create_parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"ddad-runtime: error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
