@@ -36,18 +36,18 @@ def remember(views: Views, chosen: torch.Tensor | None = None, most: int = NUM_P
     """A memory of patches drawn at random, exact in float16.
 
     Copies under other light or focus are not remembered: what looks like a bad photograph would be normal anywhere.
-    Copies of parts that lie in any orientation are: they stand for photographs that are not there.
+    But distances are measured by how features vary among copies too, or noise and compression lie far from everything.
+    Copies of parts that lie in any orientation are remembered: they stand for photographs that are not there.
 
     Args:
         views: principal components of good images and copies of them.
         chosen: which of them count, `[V]` bool; None takes all.
         most: patches.
     """
-    remembered = torch.ones_like(views.original) if views.turned else views.original
-    if chosen is not None:
-        remembered = remembered & chosen
+    chosen = torch.ones_like(views.original) if chosen is None else chosen
+    whitening = whiten_pooled(views.values[chosen]).half().float()
+    remembered = chosen if views.turned else chosen & views.original
     values, image = views.values[remembered], views.image[remembered]
-    whitening = whiten_pooled(values).half().float()
     patches = values.flatten(0, 1)
     drawn = torch.randperm(len(patches), generator=torch.Generator().manual_seed(0))[:most]
     patches = (patches[drawn] @ whitening).half().float()

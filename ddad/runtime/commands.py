@@ -1,4 +1,4 @@
-"""The command `ddad-runtime`, on machines without PyTorch: `inspect` and `serve`."""
+"""The command `ddad-runtime`, on machines without PyTorch: `inspect`, `serve` and `watch`."""
 
 import argparse
 import json
@@ -48,6 +48,62 @@ def run_service(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def add_watching(parser: argparse.ArgumentParser, what: str) -> None:
+    """What a watch is told.
+
+    Args:
+        parser: of the command.
+        what: the category may be.
+    """
+    parser.add_argument(
+        "source", metavar="SOURCE", help="a folder in which pictures appear, a camera (0, rtsp://...), or a video file"
+    )
+    parser.add_argument("--category", required=True, metavar="CATEGORY", help=what)
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=Path,
+        metavar="FOLDER",
+        help="results: inspections.csv, overlays, and its state",
+    )
+    add_engine(parser)
+    parser.add_argument("--threshold", type=float, help="score above which an image is anomalous (default: measured)")
+    parser.add_argument(
+        "--every", type=float, default=1.0, help="seconds between looks, or a camera's pictures (default: %(default)s)"
+    )
+    parser.add_argument("--webhook", metavar="ADDRESS", help="every result is posted there as JSON")
+    parser.add_argument("--mqtt", metavar="ADDRESS", help="and published, mqtt://host:1883/a/topic")
+    parser.add_argument("--all-overlays", action="store_true", help="draw good images too")
+    parser.add_argument("--once", action="store_true", help="end when nothing is left to inspect")
+
+
+def run_watch(arguments: argparse.Namespace) -> int:
+    """Watches a folder or a camera."""
+    from ddad.runtime.inspector import load
+    from ddad.runtime.sinks import to_mqtt, to_webhook
+    from ddad.runtime.watch import watch
+
+    receivers = []
+    if arguments.webhook is not None:
+        receivers.append((f"webhook {arguments.webhook}", to_webhook(arguments.webhook)))
+    if arguments.mqtt is not None:
+        place = arguments.mqtt.rpartition("@")[2]  # without the password
+        receivers.append((f"mqtt {place}", to_mqtt(arguments.mqtt)))
+    inspector = load(arguments.category, arguments.engine, arguments.threads)
+    if arguments.threshold is not None:
+        inspector.threshold = arguments.threshold
+    watch(
+        inspector,
+        arguments.output,
+        arguments.source,
+        arguments.every,
+        receivers,
+        arguments.all_overlays,
+        arguments.once,
+    )
+    return 0
+
+
 def run_inspect(arguments: argparse.Namespace) -> int:
     """A line of JSON an image; the exit status is 1 if one could not be read."""
     from ddad.runtime.inspector import load
@@ -79,6 +135,9 @@ def create_parser() -> argparse.ArgumentParser:
     inspect.add_argument("--threshold", type=float, help="(default: as exported)")
     add_engine(inspect)
     inspect.set_defaults(run=run_inspect)
+    watch = commands.add_parser("watch", help="inspect what appears in a folder, or a camera's pictures")
+    add_watching(watch, "exported folder")
+    watch.set_defaults(run=run_watch)
     serve = commands.add_parser("serve", help="inspect images over HTTP")
     add_serving(serve, "exported folders")
     serve.set_defaults(run=run_service)

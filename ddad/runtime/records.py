@@ -30,6 +30,12 @@ class Record:
     regions: tuple[Region, ...] = ()
     error: str | None = None
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Record":
+        """From `to_dict`, whatever else stands there."""
+        own = {field.name: values[field.name] for field in fields(cls)}
+        return cls(**own | {"regions": tuple(Region(**region) for region in own["regions"])})
+
     def to_dict(self) -> dict[str, Any]:
         """The record in plain types; numbers with four digits after the point."""
         return rounded(asdict(self))
@@ -51,11 +57,22 @@ def rounded(value: Any) -> Any:
 
 
 KINDS_OF_FILES = ("overlay", "map", "normal_version")
+HEADS = ("image", "is_anomalous", "image_score", "threshold", "regions", "left", "top", "width", "height", "error")
 
 
 def cell(name: str) -> str:
     """A text that no spreadsheet takes for a formula: such a one gets an apostrophe before it."""
     return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
+
+
+def cells_of(record: Record) -> list[Any]:
+    """A record as cells of a table, under `HEADS`; the regions are a count and the box of the strongest."""
+    box: list[Any] = [None] * 4
+    if record.regions:
+        first = record.regions[0]
+        box = [first.left, first.top, first.width, first.height]
+    numbers = [record.is_anomalous, rounded(record.image_score), rounded(record.threshold), len(record.regions)]
+    return [cell(record.image), *numbers, *box, record.error]
 
 
 def to_csv(
@@ -71,17 +88,10 @@ def to_csv(
     """
     text = io.StringIO()
     writer = csv.writer(text)
-    head = ["image", "is_anomalous", "image_score", "threshold", "regions", "left", "top", "width", "height", "error"]
-    writer.writerow([*head, *([] if files is None else [*KINDS_OF_FILES, "category", "date"])])
+    writer.writerow([*HEADS, *([] if files is None else [*KINDS_OF_FILES, "category", "date"])])
     for record, pictures in zip(records, itertools.repeat({}) if files is None else files, strict=False):
-        box: list[Any] = ["", "", "", ""]
-        if record.regions:
-            first = record.regions[0]
-            box = [first.left, first.top, first.width, first.height]
-        row = [cell(record.image), record.is_anomalous, rounded(record.image_score), rounded(record.threshold)]
         more = [] if files is None else [*(cell(pictures.get(kind, "")) for kind in KINDS_OF_FILES), category, date]
-        row = [*row, len(record.regions), *box, record.error, *more]
-        writer.writerow(["" if value is None else value for value in row])
+        writer.writerow(["" if value is None else value for value in [*cells_of(record), *more]])
     return text.getvalue()
 
 

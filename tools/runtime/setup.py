@@ -28,6 +28,7 @@ setup(
         "onnx": ["onnxruntime>=1.20"],
         "openvino": ["openvino>=2024.4"],
         "serve": ["gradio[mcp]>=6.0,<7"],
+        "line": ["opencv-python-headless>=4.8", "paho-mqtt>=2"],
     },
     entry_points={"console_scripts": ["ddad-runtime = ddad.runtime.commands:main"]},
 )
