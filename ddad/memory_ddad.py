@@ -41,19 +41,21 @@ class DDADMemory(ModelMixin, ConfigMixin):
         self.radius = parameter(num_patches)
 
     @staticmethod
-    def nearest(values: torch.Tensor, patches: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
-        """|f - m| - r_m of the nearest patch m, `[..., c]`, `[M, c]` and `[M]` -> `[...]`."""
+    def nearest(
+        values: torch.Tensor, patches: torch.Tensor, lengths: torch.Tensor, radius: torch.Tensor
+    ) -> torch.Tensor:
+        """|f - m| - r_m of the nearest patch m, `[N, c]`, `[M, c]` and |m|^2 and r_m `[M]` -> `[N]`."""
         # |f - m|^2 - |f|^2, which has its least where the distance has.
-        least = torch.add(patches.square().sum(dim=1), values @ patches.T, alpha=-2).min(dim=-1)
+        least = torch.addmm(lengths, values, patches.T, alpha=-2).min(dim=-1)
         distance = (least.values + values.square().sum(dim=-1)).clamp(min=1e-12).sqrt()
         return distance - radius[least.indices]
 
     def distance(self, reduced: torch.Tensor) -> torch.Tensor:
         """The distance at each position, `[N, P, c]` -> `[N, P]`; in float32 whatever the weights' type."""
         patches, radius = self.patches.float(), self.radius.float()
-        white = reduced.float() @ self.whitening.float()
+        lengths, white = patches.square().sum(dim=1), reduced.float() @ self.whitening.float()
         # Some positions at a time: the distances of a whole image to all patches fill 80 MB, and no cache.
-        parts = [self.nearest(some, patches, radius) for some in white.flatten(0, 1).split(256)]
+        parts = [self.nearest(some, patches, lengths, radius) for some in white.flatten(0, 1).split(128)]
         return torch.cat(parts).view(reduced.shape[:-1])
 
     def forward(self, reduced: torch.Tensor) -> torch.Tensor:

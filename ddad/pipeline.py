@@ -474,12 +474,13 @@ class DDADPipeline(DiffusionPipeline):
     def _score(
         self, images: Sequence[torch.Tensor], judgement: Any, batch_size: int, generator: torch.Generator | None
     ) -> DDADScores:
-        noise = self.get_noise(judgement.timesteps, generator)  # one for all batches
+        ask = self._ask_unet(judgement.scores)
+        noise = self.get_noise(judgement.timesteps, generator) if ask else None  # one for all batches
         prepared: list[torch.Tensor] = []
         maps = []
         for first in range(0, len(images), batch_size):
             batch = images[first : first + batch_size]
-            seen = self.prepare(batch) if self._ask_unet(judgement.scores) else None
+            seen = self.prepare(batch) if ask else None
             prepared += [] if seen is None else [seen]
             maps.append(self.calibrated_maps(batch, judgement.timesteps, noise, judgement.scores, seen))
         together = [torch.cat(parts) for parts in zip(*maps, strict=True)]  # [N, K, S, S] each
@@ -503,7 +504,7 @@ class DDADPipeline(DiffusionPipeline):
         self,
         images: Sequence[torch.Tensor],
         timesteps: Sequence[int],
-        noise: torch.Tensor,
+        noise: torch.Tensor | None,
         scores: Sequence[str],
         prepared: torch.Tensor | None = None,
     ) -> list[torch.Tensor]:
@@ -512,7 +513,7 @@ class DDADPipeline(DiffusionPipeline):
         Args:
             images: as they were read.
             timesteps: K noise levels.
-            noise: `[K, 3, S, S]`.
+            noise: `[K, 3, S, S]`; None takes that of `get_noise` where the U-Net is asked.
             scores: the names of the maps.
             prepared: what the U-Net sees of the images, where that is at hand.
         """
@@ -520,6 +521,7 @@ class DDADPipeline(DiffusionPipeline):
         maps: dict[str, torch.Tensor] = {}
         if self._ask_unet(scores):
             prepared = self.prepare(images) if prepared is None else prepared
+            noise = self.get_noise(timesteps) if noise is None else noise
             maps |= self.score_maps(prepared, timesteps, noise, measured.intersection(self.calibration.network_scores))
         if looks := measured.intersection(self.calibration.look_scores):
             maps |= self.appearance_maps(images, looks)

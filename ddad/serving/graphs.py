@@ -64,10 +64,12 @@ class Memory(nn.Module):
         self.model = model
         for name in ("whitening", "patches", "radius"):
             self.register_buffer(name, getattr(model, name).detach().float())
+        self.register_buffer("lengths", self.patches.square().sum(dim=1))
 
     def forward(self, reduced: torch.Tensor) -> torch.Tensor:
         """`[N, P, c]` -> the distance at each position, `[N, P]`."""
-        return self.model.nearest(reduced @ self.whitening, self.patches, self.radius)
+        white = (reduced @ self.whitening).flatten(0, 1)
+        return self.model.nearest(white, self.patches, self.lengths, self.radius).view(reduced.shape[:2])
 
 
 class Verdict(nn.Module):
