@@ -1,11 +1,13 @@
 """The examples of the documentation run as they stand, and every command explains itself."""
 
 import csv
+import json
 import runpy
 import shutil
 import subprocess
 import sys
 
+import numpy as np
 import PIL.Image
 import pytest
 
@@ -80,3 +82,36 @@ def test_every_command_explains_itself(command, capsys):
 def test_help_needs_no_network_library():
     code = "import sys, ddad.cli; ddad.cli.create_parser(); sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_cluster_gives_the_rows_of_predict_and_goes_on(exported, tiny_checkpoint, tmp_path, capsys):
+    ray = pytest.importorskip("ray")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    images, results = tmp_path / "images", tmp_path / "results"
+    images.mkdir()
+    for number in range(24):
+        values = np.random.default_rng(number).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        PIL.Image.fromarray(values).save(images / f"{number}.png")
+    (images / "broken.png").write_bytes((images / "0.png").read_bytes()[:200])
+    example = runpy.run_path(str(EXAMPLES / "predict_on_ray.py"))["main"]
+    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR")
+    try:
+        (images / "23.png").rename(tmp_path / "23.png")
+        example(str(exported), str(results), str(images))
+        (tmp_path / "23.png").rename(images / "23.png")
+        example(str(exported), str(results), str(images))
+        example(str(exported), str(results), str(images))
+    finally:
+        ray.shutdown()
+    assert "25 images are done, 0 to do." in capsys.readouterr().out
+    rows = [row for file in results.glob("*.parquet") for row in parquet.read_table(file).to_pylist()]
+    arguments = ["predict", str(images), "--checkpoint", str(tiny_checkpoint), "--output", str(tmp_path / "predicted")]
+    assert main([*arguments, "--no-denoise"]) == 1
+    lines = {line["image"]: line for line in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert len(rows) == len(lines) == 25
+    for row in rows:
+        line = lines[row["image"]]
+        assert row["is_anomalous"] == line["is_anomalous"] and row["error"] == (line["error"] or "")
+        if line["error"] is None:
+            assert row["image_score"] == pytest.approx(line["image_score"], abs=1e-3)

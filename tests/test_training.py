@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,7 @@ from ddad.training.corruption import Corruption, fill
 from ddad.training.losses import snr_weight
 from ddad.training.run import nearest_timesteps
 from ddad.training.state import remove_state, state_folder
-from tests.conftest import random_weights, sign
+from tests.conftest import ROOT, random_weights, sign
 from tests.helpers import run_without_package
 
 
@@ -476,3 +478,20 @@ def test_what_cannot_be_written_is_said_before_training(good_images, tmp_path, c
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     assert main(tiny_flags(good_images, tmp_path / "full")) == 2
     assert "has 100 MB of room; training needs 450 MB" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(good_images, tmp_path):
+    losses, environment = {}, os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    for count, batch in ((1, 4), (2, 2)):
+        output = tmp_path / f"by {count}"
+        flags = [*tiny_flags(good_images, output), "--batch-size", str(batch), "--steps", "10"]
+        launch = ["--standalone", "--nproc_per_node", str(count), "-m", "ddad.cli"]  # accelerate launches GPUs alone
+        command = [sys.executable, "-m", "torch.distributed.run", *launch, *flags, "--mixed-precision", "no"]
+        subprocess.run(command, check=True, cwd=ROOT, env=environment, timeout=600)
+        record = json.loads((output / "training.json").read_text())
+        assert record["images_seen"] == 40
+        losses[count] = record["losses"][-1]
+    assert losses[1]["step"] == losses[2]["step"] == 10
+    for name, value in losses[1].items():
+        assert losses[2][name] == pytest.approx(value, rel=1e-3, abs=2e-5), name

@@ -165,15 +165,17 @@ def train_unet(
         total=config.steps, initial=step, desc="Training", disable=not accelerator.is_main_process, mininterval=1
     )
     while step < config.steps:
-        number = step * accelerator.num_processes + accelerator.process_index
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + number)
-        device_generator = torch.Generator(device).manual_seed(config.seed * 1_000_003 + number)
-        indices = image_indices(number * config.batch_size, config.batch_size, len(store), config.seed)
-        clean, damaged = load_batch(store, indices, corruption, config, generator)
-        noise = torch.randn(clean.shape, generator=device_generator, device=device)
+        # Every process draws the whole batch and takes its part: several see what one would.
+        total = config.batch_size * accelerator.num_processes
+        own = slice(config.batch_size * accelerator.process_index, config.batch_size * (accelerator.process_index + 1))
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+        device_generator = torch.Generator(device).manual_seed(config.seed * 1_000_003 + step)
+        indices = image_indices(step * total, total, len(store), config.seed)
+        clean, damaged = (images[own] for images in load_batch(store, indices, corruption, config, generator))
+        noise = torch.randn((total, *clean.shape[1:]), generator=device_generator, device=device)[own]
         # One t from each of N equal parts of the range: as uniform as independent draws, with less variance.
-        offsets = torch.arange(len(clean)) + torch.rand(len(clean), generator=generator)
-        timesteps = (offsets / len(clean) * config.max_timestep).long().to(device)
+        offsets = torch.arange(total) + torch.rand(total, generator=generator)
+        timesteps = (offsets / total * config.max_timestep).long()[own].to(device)
         with accelerator.autocast():
             losses = compute_losses(model, features, scheduler, clean, damaged, noise, timesteps, config.max_snr)
             loss = config.pixel_weight * losses.pixel + losses.variance + losses.feature
@@ -186,7 +188,8 @@ def train_unet(
         optimizer.zero_grad(set_to_none=True)
         ema.step(unet.parameters())
         step += 1
-        values = {name: round(value.item(), 5) for name, value in vars(losses).items()}
+        together = accelerator.reduce({name: value.detach() for name, value in vars(losses).items()}, "mean")
+        values = {name: round(value.item(), 5) for name, value in together.items()}
         progress.update()
         progress.set_postfix(values)
         if accelerator.is_main_process:
