@@ -8,7 +8,7 @@ images cannot be compared.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -278,7 +278,16 @@ class DDADCalibration(ModelMixin, ConfigMixin):
         return np.maximum(np.quantile(scores, quantile, axis=-1), predicted)
 
     def threshold(self, judgement: DDADJudgement) -> float | None:
-        """The quantile `threshold_quantile` of the held-out images' scores, of few `predictive_limit`; or None."""
+        """The quantile `threshold_quantile` of the held-out images' scores, of few `predictive_limit`; or None.
+
+        A tolerant one is never below the strict one, which half of its images have no part in.
+        """
+        if judgement.tolerance == "tolerant":
+            limits = (self._threshold(one) for one in (judgement, replace(judgement, tolerance="strict")))
+            return max((limit for limit in limits if limit is not None), default=None)
+        return self._threshold(judgement)
+
+    def _threshold(self, judgement: DDADJudgement) -> float | None:
         scores = self.held_out_scores(judgement)
         if scores is None:
             return None

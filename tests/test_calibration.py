@@ -1,5 +1,6 @@
 """Calibration: what is chosen without test images, what is held out of what, and what a changed lamp needs."""
 
+import copy
 import json
 
 import numpy as np
@@ -70,6 +71,11 @@ def test_all_of_it_follows_from_good_images(adapted, good):
     assert strict[1::2].mean() < tolerant[1::2].mean()
     shown = find_images(good)[0]
     assert pipe(shown, denoise=False).threshold == pipe.threshold
+    lower = copy.deepcopy(pipe.calibration)
+    maps = lower.calibration_maps
+    maps[24:] = maps[1:24:2] - 0.5  # changed images that score less
+    limits = [lower.threshold(pipe.judgement(tolerance=one)) for one in ("strict", "tolerant")]
+    assert limits[0] == limits[1]
     told = pipe(shown, denoise=False, tolerance="tolerant").threshold
     assert told == pipe.calibration.threshold(pipe.judgement(tolerance="tolerant")) != pipe.threshold
 
