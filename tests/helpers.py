@@ -1,5 +1,6 @@
 """What several tests need: files that Pillow cannot write, pictures of parts, and a process without this package."""
 
+import io
 import json
 import os
 import struct
@@ -116,3 +117,24 @@ def photographs(parts, shots, seed=0):
             values = 0.5 + design + random.uniform(0.7, 1.3) * texture + lamp + noise
             images.append(torch.from_numpy(values.clip(0, 1)).float().expand(3, -1, -1))
     return images
+
+
+def png(seed=0, size=(64, 64)):
+    """The file of a picture of noise."""
+    data = io.BytesIO()
+    values = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    PIL.Image.fromarray(values).save(data, "PNG")
+    return data.getvalue()
+
+
+def runtime_command(*arguments, without=()):
+    """`ddad-runtime` as it runs where PyTorch, and what else is named, is not installed."""
+    missing = ("torch", "diffusers", "scipy", *without)
+    program = f"""
+import sys
+for name in {missing}:
+    sys.modules[name] = None
+from ddad.runtime.commands import main
+sys.exit(main(sys.argv[1:]))
+"""
+    return [sys.executable, "-c", program, *map(str, arguments)]

@@ -3,10 +3,8 @@
 import json
 import os
 import shutil
-import struct
 import subprocess
 import sys
-import zlib
 
 import numpy as np
 import PIL.Image
@@ -22,6 +20,7 @@ from ddad.runtime.regions import find_regions
 from ddad.serving import export
 from ddad.serving.graphs import Verdict, resize
 from tests.conftest import ROOT, create_tiny_pipeline, with_memory
+from tests.helpers import deep_png
 from tools import reading
 
 pytest.importorskip("onnxruntime")
@@ -146,17 +145,6 @@ def test_regions_are_those_that_scipy_labels(shape, threshold):
     assert len(found) == count and found == sorted(expected, key=lambda one: -one[-1].expected)
 
 
-def png_of(values):
-    """`[H, W, 3]` of 16 bits, which Pillow does not write."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, 2, 0, 0, 0)
-    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in values))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-
-
 def pictures_of(folder):
     """Kinds of files that both read."""
     random = np.random.default_rng(0)
@@ -174,8 +162,7 @@ def pictures_of(folder):
     deep = random.integers(0, 4000, (40, 50)).astype(np.uint16)
     PIL.Image.fromarray(deep).save(folder / "deep.png")
     PIL.Image.fromarray(deep).save(folder / "deep.tiff", tiffinfo={281: 8191})
-    rgb16 = random.integers(0, 4000, (40, 50, 3)).astype(">u2")
-    (folder / "colours_of_16_bits.png").write_bytes(png_of(rgb16))
+    deep_png(folder / "colours_of_16_bits.png", random.integers(0, 4000, (40, 50, 3)).astype(np.uint16), 2)
     return sorted(folder.iterdir())
 
 

@@ -22,17 +22,12 @@ import pytest
 
 from ddad.runtime import load
 from tests.conftest import ROOT
+from tests.helpers import png, runtime_command
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 KEY = "a key of the line"
-PROGRAM = """
-import sys
-sys.modules["torch"] = sys.modules["diffusers"] = sys.modules["scipy"] = None
-from ddad.runtime.commands import main
-sys.exit(main(sys.argv[1:]))
-"""
 
 
 class Running:
@@ -44,7 +39,7 @@ class Running:
             self.url = f"http://127.0.0.1:{port}"
         self.log = folder / "service.log"
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, "serve", *map(str, categories), "--port", str(port), *flags],
+            runtime_command("serve", *categories, "--port", port, *flags),
             cwd=ROOT,
             env=environment | ({"DDAD_API_KEY": key} if key else {}),
             stdout=self.log.open("w"),
@@ -83,19 +78,12 @@ def socket_at():
         yield one.getsockname()[1]
 
 
-def picture(seed=0, size=(60, 80)):
-    data = io.BytesIO()
-    values = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
-    PIL.Image.fromarray(values).save(data, "PNG")
-    return data.getvalue()
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, exported):
     folder = tmp_path_factory.mktemp("line")
     shutil.copytree(exported, folder / "tiny")
     (folder / "images").mkdir()
-    (folder / "images" / "part.png").write_bytes(picture())
+    (folder / "images" / "part.png").write_bytes(png())
     return folder
 
 
@@ -108,42 +96,42 @@ def service(folder):
 
 
 def test_it_says_what_the_exported_category_says(service, folder):
-    expected = load(folder / "tiny").inspect(picture())
+    expected = load(folder / "tiny").inspect(png())
     (category,) = service.client.get("/categories").json()
     assert category["engine"] in ("onnx", "openvino") and category["threshold"] == round(expected.threshold, 4)
-    answer = service.inspect(picture(), name="a part", category=category["category"])
+    answer = service.inspect(png(), name="a part", category=category["category"])
     assert answer.status_code == 200 and answer.json() == {
         "category": category["category"],
         **expected.record("a part").to_dict(),
     }
     kept = json.loads((folder / "answers.jsonl").read_text().splitlines()[-1])
     assert kept.pop("date") and kept == answer.json()
-    assert service.inspect(picture(), threshold=-1e9).json()["is_anomalous"]
-    stricter = service.inspect(picture(), false_alarms=0.01).json()["threshold"]
+    assert service.inspect(png(), threshold=-1e9).json()["is_anomalous"]
+    stricter = service.inspect(png(), false_alarms=0.01).json()["threshold"]
     assert stricter == pytest.approx(load(folder / "tiny").threshold_at(0.01), abs=1e-4)
     named = service.client.post("/inspect", json={"path": "part.png"}).json()
     assert named["image"] == "part.png" and named["image_score"] == answer.json()["image_score"]
 
 
 def test_pictures_on_demand(service, folder):
-    expected = load(folder / "tiny").inspect(picture())
-    answer = service.inspect(picture(), output="overlay")
+    expected = load(folder / "tiny").inspect(png())
+    answer = service.inspect(png(), output="overlay")
     assert answer.headers["content-type"] == "image/png"
     assert answer.headers["x-is-anomalous"] == str(expected.is_anomalous).lower()
     drawn = np.asarray(PIL.Image.open(io.BytesIO(answer.content)), float)
     assert np.abs(drawn - np.asarray(expected.overlay, float)).max() <= 1
-    found = np.asarray(PIL.Image.open(io.BytesIO(service.inspect(picture(), output="map").content)))
+    found = np.asarray(PIL.Image.open(io.BytesIO(service.inspect(png(), output="map").content)))
     np.testing.assert_allclose(found, expected.anomaly_map, atol=1e-4)
 
 
 @pytest.mark.parametrize(
     ("ask", "status", "said"),
     [
-        (lambda one: one.inspect(picture()[:500]), 422, "damaged or cut off"),
+        (lambda one: one.inspect(png()[:500]), 422, "damaged or cut off"),
         (lambda one: one.inspect(b"%!PS-Adobe-3.0 EPSF-3.0\n"), 422, "not an image that can be read"),
-        (lambda one: one.inspect(picture(size=(8, 8))), 422, "each side needs at least 16"),
-        (lambda one: one.inspect(picture(), category="cup"), 404, "'cup' is not served here; these are: tiny"),
-        (lambda one: one.inspect(picture(), false_alarms=0.9), 422, "`rate` must lie in"),
+        (lambda one: one.inspect(png(size=(8, 8))), 422, "each side needs at least 16"),
+        (lambda one: one.inspect(png(), category="cup"), 404, "'cup' is not served here; these are: tiny"),
+        (lambda one: one.inspect(png(), false_alarms=0.9), 422, "`rate` must lie in"),
         (lambda one: one.inspect(bytes(2**20 + 1)), 413, "1 MB at most"),
         (lambda one: one.inspect(iter([bytes(2**19)] * 3)), 413, "1 MB at most"),
         (lambda one: one.client.post("/inspect", json={"path": "../tiny/metadata.json"}), 403, "does not lie in"),
@@ -172,13 +160,13 @@ def test_a_category_is_exchanged_without_a_restart(service, folder):
     before = path.read_text()
     assert service.client.post("/reload").json() == {"loaded": []}
     path.write_text(json.dumps(json.loads(before) | {"threshold": 99.0}))
-    assert service.inspect(picture()).json()["threshold"] != 99
+    assert service.inspect(png()).json()["threshold"] != 99
     assert service.client.post("/reload").json() == {"loaded": ["tiny"]}
-    assert service.inspect(picture()).json()["threshold"] == 99
+    assert service.inspect(png()).json()["threshold"] == 99
     path.write_text("{}")
     answer = service.client.post("/reload")
     assert answer.status_code == 409 and "stays as it was" in answer.json()["error"]
-    assert service.inspect(picture()).json()["threshold"] == 99
+    assert service.inspect(png()).json()["threshold"] == 99
     path.write_text(before)
     service.client.post("/reload")
 
@@ -207,7 +195,7 @@ def test_assistants_find_two_tools(service):
 def test_too_many_are_told_to_come_again_and_none_is_lost(folder, exported):
     running = Running(folder, "--max-waiting", "2", "--results", str(folder / "few.jsonl"), categories=[exported])
     with concurrent.futures.ThreadPoolExecutor(12) as threads:
-        answers = list(threads.map(lambda seed: running.inspect(picture(seed, (900, 900)), name=str(seed)), range(24)))
+        answers = list(threads.map(lambda seed: running.inspect(png(seed, (900, 900)), name=str(seed)), range(24)))
     statuses = [answer.status_code for answer in answers]
     assert set(statuses) == {200, 429} and all(
         answer.headers["retry-after"] == "1" for answer in answers if answer.status_code == 429
@@ -223,7 +211,7 @@ def test_a_stop_in_the_middle_loses_nothing_that_was_answered(folder, exported):
 
     def ask(seed):
         try:
-            answer = running.inspect(picture(seed, (600, 600)), name=str(seed))
+            answer = running.inspect(png(seed, (600, 600)), name=str(seed))
         except httpx.TransportError:
             return None
         if answer.status_code == 200:
@@ -247,7 +235,7 @@ def test_five_hundred_requests_eight_at_a_time(folder, exported, capsys):
     running = Running(folder, categories=[exported])
     huge = io.BytesIO()
     PIL.Image.new("RGB", (8000, 8000), (90, 90, 90)).save(huge, "PNG")
-    bodies = [picture(seed % 20, (512, 512)) for seed in range(500)]
+    bodies = [png(seed % 20, (512, 512)) for seed in range(500)]
     bodies[123], bodies[321] = bodies[123][:1000], huge.getvalue()
 
     def ask(body):

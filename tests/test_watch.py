@@ -2,13 +2,11 @@
 
 import csv
 import http.server
-import io
 import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 
@@ -23,29 +21,16 @@ from ddad.runtime.sinks import to_mqtt, to_webhook
 from ddad.runtime.sources import Folder
 from ddad.runtime.watch import Watch
 from tests.conftest import ROOT
+from tests.helpers import png, runtime_command
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
-
-PROGRAM = """
-import sys
-sys.modules["torch"] = sys.modules["diffusers"] = sys.modules["scipy"] = sys.modules["gradio"] = None
-from ddad.runtime.commands import main
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-def picture(seed, size=(64, 64)):
-    data = io.BytesIO()
-    values = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
-    PIL.Image.fromarray(values).save(data, "PNG")
-    return data.getvalue()
 
 
 def fill(folder, count, start=0):
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(start, start + count):
-        (folder / f"{number:03}.png").write_bytes(picture(number))
+        (folder / f"{number:03}.png").write_bytes(png(number))
 
 
 def rows_of(output):
@@ -54,16 +39,17 @@ def rows_of(output):
 
 
 def start(exported, folder, output, *flags):
-    arguments = ["watch", str(folder), "--category", str(exported), "--output", str(output), "--every", "0.1", *flags]
-    return subprocess.Popen([sys.executable, "-c", PROGRAM, *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    arguments = ["watch", folder, "--category", exported, "--output", output, "--every", "0.1", *flags]
+    command = runtime_command(*arguments, without=["gradio"])
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
 
 def test_what_lies_there_is_inspected_once(exported, tmp_path):
     fill(tmp_path / "in" / "line 1", 4)
-    (tmp_path / "in" / "broken.png").write_bytes(picture(0)[:500])
+    (tmp_path / "in" / "broken.png").write_bytes(png(0)[:500])
     os.utime(tmp_path / "in" / "broken.png", (1, 1))  # old enough to stay as it is
     (tmp_path / "in" / "notes.txt").write_text("no picture")
-    (tmp_path / "in" / ".hidden.png").write_bytes(picture(0))
+    (tmp_path / "in" / ".hidden.png").write_bytes(png(0))
     output = tmp_path / "in" / "out"  # results are no pictures of the line
     process = start(exported, tmp_path / "in", output, "--once", "--all-overlays")
     assert process.wait(60) == 0, process.stderr.read()
@@ -71,7 +57,7 @@ def test_what_lies_there_is_inspected_once(exported, tmp_path):
     assert [row["image"] for row in rows] == ["broken.png", *(f"line 1/{number:03}.png" for number in range(4))]
     assert "damaged or cut off" in rows[0]["error"] and rows[0]["is_anomalous"] == ""
     for number, row in enumerate(rows[1:]):
-        expected = load(exported).inspect(picture(number))
+        expected = load(exported).inspect(png(number))
         assert float(row["image_score"]) == pytest.approx(expected.image_score, abs=1e-3)
         assert row["is_anomalous"] == str(expected.is_anomalous) and row["date"] and row["category"] == "tiny"
         drawn = np.asarray(PIL.Image.open(output / row["overlay"]), float)
@@ -117,7 +103,7 @@ def test_files_that_are_written_slowly_renamed_or_copied(exported, tmp_path):
         return [row["image"] for row in rows_of(output)]
 
     with Watching(exported, folder, output):
-        content = picture(1, (300, 300))
+        content = png(1, (300, 300))
         with (folder / "slow.png").open("wb") as file:
             for part in range(0, len(content), 40_000):
                 file.write(content[part : part + 40_000])
@@ -128,12 +114,12 @@ def test_files_that_are_written_slowly_renamed_or_copied(exported, tmp_path):
         (folder / "slow.png").rename(folder / "part 17.png")
         time.sleep(0.5)
         assert names() == ["slow.png"]
-        (folder / "upload.part").write_bytes(picture(2))
+        (folder / "upload.part").write_bytes(png(2))
         (folder / "upload.part").rename(folder / "upload.png")
         wait_until(lambda: names() == ["slow.png", "upload.png"])
         shutil.copy2(folder / "upload.png", folder / "again.png")  # another part that looks the same, for all we know
         wait_until(lambda: names() == ["slow.png", "upload.png", "again.png"])
-        (folder / "upload.png").write_bytes(picture(3))  # written over: another part
+        (folder / "upload.png").write_bytes(png(3))  # written over: another part
         wait_until(lambda: len(names()) == 4)
 
 

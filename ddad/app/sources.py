@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ddad.datasets.files import IMAGE_SUFFIXES
 from ddad.datasets.names import is_hidden
+from ddad.runtime.pictures import IMAGE_SUFFIXES
 
 LARGEST_FILE = 50 * 2**20
 

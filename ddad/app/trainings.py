@@ -25,7 +25,7 @@ from ddad.app.uploads import refusal
 from ddad.app.words import as_text
 from ddad.checkpoint.installed import DDADPipeline
 from ddad.checkpoint.loading import load_weights
-from ddad.checkpoint.names import AVERAGE_NAME, PROGRESS_NAME, STATE_FOLDER
+from ddad.checkpoint.names import AVERAGE_NAME, PROGRESS_NAME, STATE_FOLDER, kept_below
 from ddad.unet_ddad import DDADUNet2DModel
 
 TITLE = "Nothing is trained"
@@ -38,8 +38,8 @@ State = Literal["running", "unfinished", "finished"]
 
 
 def parts_folder() -> Path:
-    """Where trainings lie: `$DDAD_HOME/parts`, else `~/.cache/ddad/parts`."""
-    return Path(os.environ.get("DDAD_HOME") or Path.home() / ".cache" / "ddad").expanduser() / "parts"
+    """Where trainings lie."""
+    return kept_below("parts")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The files of a checkpoint's folder, and the tags by which it is found on the Hub."""
 
+import os
 from pathlib import Path
 
 INDEX_NAME = "model_index.json"
@@ -24,3 +25,8 @@ BUNDLED_BASE = Path(__file__).parents[2] / "checkpoints" / "base"
 STATE_FOLDER, AVERAGE_NAME = "training_state", "average"
 # Beside it: how far the run is, a line of JSON each second.
 PROGRESS_NAME = "training_progress.jsonl"
+
+
+def kept_below(name: str) -> Path:
+    """A folder of what is kept for this user: `$DDAD_HOME/NAME`, else `~/.cache/ddad/NAME`."""
+    return Path(os.environ.get("DDAD_HOME") or Path.home() / ".cache" / "ddad").expanduser() / name

@@ -4,7 +4,6 @@ import argparse
 import glob
 import hashlib
 import json
-import os
 import sys
 import typing
 from pathlib import Path
@@ -213,14 +212,14 @@ def write_pictures(pictures: Pictures, output: Path, name: str) -> dict[str, str
     """Writes map, overlay and normal version; where they are."""
     import PIL.Image
 
+    from ddad.runtime.pictures import write_whole
+
     files = {}
     for (kind, picture), ending in zip(pictures.items(), ENDINGS, strict=False):
         target = output / f"{name}{ending}"
-        fresh = target.with_name(f".{target.name}")  # an interruption leaves no half picture under its name
         if kind == "map":
-            PIL.Image.fromarray(picture).save(fresh, format="TIFF")
+            write_whole(PIL.Image.fromarray(picture), target, "TIFF")
         else:
-            picture.save(fresh, format="PNG")
-        os.replace(fresh, target)
+            write_whole(picture, target)
         files[kind] = str(target)
     return files

@@ -6,11 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 
 from ddad.datasets.names import is_hidden, words_of
+from ddad.runtime.pictures import IMAGE_SUFFIXES
 
-IMAGE_SUFFIXES = (
-    ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".jfif", ".jpe",
-    ".dib", ".avif", ".jp2", ".j2k", ".jpx", ".heic", ".heif", ".hif", ".jxl", ".dcm", ".dicom",
-)  # fmt: skip
 # Files of these suffixes are not opened to see whether they are images.
 OTHER_SUFFIXES = words_of(
     """

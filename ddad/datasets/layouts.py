@@ -23,10 +23,11 @@ from typing import Literal
 import PIL.Image
 
 from ddad.datasets.annotations import find_annotated
-from ddad.datasets.files import IMAGE_SUFFIXES, describe_others, find_images, images_in, looks_like_image, walk
+from ddad.datasets.files import describe_others, find_images, images_in, looks_like_image, walk
 from ddad.datasets.ground_truth import Truths, files_by_stem, files_by_truth, find_mask, find_truths, read_mask
 from ddad.datasets.names import HOW_TO_DECIDE, Choice, choose_good, describe_found, is_hidden, is_neutral, kind_of
 from ddad.datasets.tables import read_rows
+from ddad.runtime.pictures import IMAGE_SUFFIXES
 
 __all__ = ["Dataset", "Sample", "find_images", "make_contact_sheet", "read_dataset", "read_mask"]
 

@@ -83,12 +83,12 @@ def run_watch(arguments: argparse.Namespace) -> int:
     from ddad.runtime.sinks import to_mqtt, to_webhook
     from ddad.runtime.watch import watch
 
-    receivers = []
+    receivers = {}
     if arguments.webhook is not None:
-        receivers.append((f"webhook {arguments.webhook}", to_webhook(arguments.webhook)))
+        receivers[f"webhook {arguments.webhook}"] = to_webhook(arguments.webhook)
     if arguments.mqtt is not None:
         place = arguments.mqtt.rpartition("@")[2]  # without the password
-        receivers.append((f"mqtt {place}", to_mqtt(arguments.mqtt)))
+        receivers[f"mqtt {place}"] = to_mqtt(arguments.mqtt)
     inspector = load(arguments.category, arguments.engine, arguments.threads)
     if arguments.threshold is not None:
         inspector.threshold = arguments.threshold
@@ -110,12 +110,13 @@ def run_inspect(arguments: argparse.Namespace) -> int:
     from ddad.runtime.records import Record
 
     inspector, status = load(arguments.category, arguments.engine, arguments.threads), 0
+    if arguments.output is not None:
+        arguments.output.mkdir(parents=True, exist_ok=True)
     for path in arguments.images:
         try:
             found = inspector.inspect(path, arguments.threshold)
             line = found.record(path)
             if arguments.output is not None:
-                arguments.output.mkdir(parents=True, exist_ok=True)
                 found.overlay.save(arguments.output / f"{Path(path).stem}_overlay.png")
         except ValueError as error:
             line, status = Record(path, error=str(error)), 1

@@ -22,7 +22,6 @@ DATABASE_NAME, TABLE_NAME = "inspections.sqlite", "inspections.csv"
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS inspections (
     number INTEGER PRIMARY KEY AUTOINCREMENT, path TEXT, bytes INTEGER, modified INTEGER, digest TEXT, entry TEXT);
-CREATE INDEX IF NOT EXISTS by_path ON inspections (path, bytes, modified);
 CREATE INDEX IF NOT EXISTS by_content ON inspections (digest, bytes, modified);
 CREATE TABLE IF NOT EXISTS sent (sink TEXT PRIMARY KEY, number INTEGER);
 """

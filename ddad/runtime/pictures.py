@@ -1,6 +1,7 @@
 """Pictures in, heatmaps out, without PyTorch: the same pixels as the installed package reads and draws."""
 
 import os
+from pathlib import Path
 from typing import IO
 
 import numpy as np
@@ -10,6 +11,11 @@ from ddad.runtime.reading import check_size, decoding, is_encoded, name_of, open
 
 ImageInput = str | os.PathLike | bytes | IO[bytes] | PIL.Image.Image | np.ndarray
 
+# A name says only that somebody means a picture; what it is its content says.
+IMAGE_SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".jfif", ".jpe",
+    ".dib", ".avif", ".jp2", ".j2k", ".jpx", ".heic", ".heif", ".hif", ".jxl", ".dcm", ".dicom",
+)  # fmt: skip
 COLOURS = ((0.3, 0.0, 0.4), (0.75, 0.1, 0.35), (0.95, 0.45, 0.1), (1.0, 0.9, 0.3))
 STRIP = 2**20  # pixels that are drawn at once: what is computed of each takes a hundred times its memory
 
@@ -76,6 +82,13 @@ def as_planes(values: np.ndarray) -> np.ndarray:
     for channel in range(3):
         np.divide(values[..., channel], np.float32(255 if values.dtype == np.uint8 else 1), out=planes[channel])
     return planes
+
+
+def write_whole(picture: PIL.Image.Image, target: Path, form: str = "PNG") -> None:
+    """Writes a file; an interruption leaves no half of it under its name."""
+    fresh = target.with_name(f".{target.name}")
+    picture.save(fresh, format=form)
+    os.replace(fresh, target)
 
 
 def enlarge(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -50,6 +50,10 @@ class Limits:
     most_waiting: int = 64
 
 
+class UnknownCategoryError(ValueError):
+    """A category that is not served."""
+
+
 class Shelf:
     """The categories that are served, by name; one whose folder has changed is taken up by `reload`.
 
@@ -101,10 +105,13 @@ class Shelf:
         """A category, or the first.
 
         Raises:
-            KeyError: if there is no such one.
+            UnknownCategoryError: if there is no such one.
         """
         found = self.inspectors
-        return found[category if category is not None else next(iter(found))]
+        name = next(iter(found)) if category is None else category
+        if name not in found:
+            raise UnknownCategoryError(f"{name!r} is not served here; these are: {', '.join(found)}.")
+        return found[name]
 
 
 class Gate:
@@ -132,8 +139,7 @@ class Gate:
             return
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > self.most_bytes:
-            refused = JSONResponse({"error": too_long(self.most_bytes)}, 413, {"connection": "close"})
-            await refused(scope, receive, send)
+            await too_long(self.most_bytes)(scope, receive, send)
             return
         await self.app(scope, receive, send)
 
@@ -144,9 +150,10 @@ class Gate:
         return hmac.compare_digest(given.encode(), self.key.encode())
 
 
-def too_long(most_bytes: int) -> str:
-    """What is said of a body that is too long."""
-    return f"A request holds {most_bytes / 2**20:.0f} MB at most: crop the image, or save it as PNG or JPEG."
+def too_long(most_bytes: int) -> JSONResponse:
+    """The answer to a body that is too long; the rest of it is not waited for."""
+    said = f"A request holds {most_bytes / 2**20:.0f} MB at most: crop the image, or save it as PNG or JPEG."
+    return JSONResponse({"error": said}, 413, {"connection": "close"})
 
 
 def png(picture: PIL.Image.Image, form: str = "PNG") -> bytes:
@@ -195,7 +202,7 @@ class Service:
         """What is found, and the line that is kept of it.
 
         Raises:
-            KeyError: for a category that is not served.
+            UnknownCategoryError: for a category that is not served.
             ValueError: for an image that cannot be read.
         """
         inspector = self.shelf.get(category)
@@ -231,9 +238,8 @@ class Service:
     def _respond(self, output: Output, *asked: Any) -> Response:
         try:
             found, line = self.inspect(*asked)
-        except KeyError:
-            known = ", ".join(self.shelf.inspectors)
-            return JSONResponse({"error": f"{asked[2]!r} is not served here; these are: {known}."}, 404)
+        except UnknownCategoryError as error:
+            return JSONResponse({"error": str(error)}, 404)
         except ValueError as error:
             return JSONResponse({"error": str(error).replace(f"{self.images}{os.sep}", "")}, 422)
         if output == "json":
@@ -297,7 +303,7 @@ def create_server(service: Service, key: str | None) -> Server:
         """Inspects one image: the body is its file, or JSON that names one of this machine's as `path`."""
         image: bytes | Path = await read_body(request, service.limits.most_bytes)
         if len(image) > service.limits.most_bytes:
-            return JSONResponse({"error": too_long(service.limits.most_bytes)}, 413, {"connection": "close"})
+            return too_long(service.limits.most_bytes)
         if request.headers.get("content-type", "").startswith("application/json"):
             try:
                 name = str(json.loads(image)["path"])

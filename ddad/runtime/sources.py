@@ -12,12 +12,7 @@ from typing import Any
 import numpy as np
 
 from ddad.runtime.journal import Journal, State
-
-# Told apart by content when they are read; a name says only that somebody means a picture.
-SUFFIXES = (
-    *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dib", ".webp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"),
-    *(".jp2", ".j2k", ".avif", ".heic", ".heif", ".jxl", ".dcm"),
-)
+from ddad.runtime.pictures import IMAGE_SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -52,6 +47,8 @@ class Folder:
         say: called with a sentence when the folder vanishes and when it is back.
         patience: seconds for which a damaged file that is young may still become whole.
     """
+
+    ended = False
 
     def __init__(
         self, folder: Path, output: Path, journal: Journal, say: Callable[[str], None], patience: float = 10.0
@@ -113,7 +110,7 @@ class Folder:
                     if entry.is_dir():
                         if Path(entry.path).resolve() != self.output:
                             folders.append(entry.path)
-                    elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+                    elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
                         try:
                             status = entry.stat()
                         except FileNotFoundError:

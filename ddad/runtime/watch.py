@@ -6,11 +6,11 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
 from pathlib import Path
 
 from ddad.runtime.inspector import Inspection, Inspector
 from ddad.runtime.journal import Journal, Table
+from ddad.runtime.pictures import write_whole
 from ddad.runtime.records import Record
 from ddad.runtime.sinks import Send, Sink
 from ddad.runtime.sources import Arrival, Camera, Folder
@@ -64,7 +64,7 @@ class Watch:
         for sink in self.sinks:
             sink.start()
         idle = 0
-        while not self.ended.is_set() and not (once and idle > 1) and not getattr(self.source, "ended", False):
+        while not self.ended.is_set() and not (once and idle > 1) and not self.source.ended:
             started, found = time.monotonic(), 0
             for arrival in self.source.look():
                 found += self.take(arrival)
@@ -106,9 +106,7 @@ class Watch:
         stem = arrival.name.replace(os.sep, "_")[:150]
         name = f"{PICTURES}/{stem}_{(arrival.digest or f'{time.time_ns():x}')[:12]}.png"
         target = self.journal.folder / name
-        fresh = target.with_name(f".{target.name}")
-        found.overlay.save(fresh, format="PNG")
-        os.replace(fresh, target)
+        write_whole(found.overlay, target)
         return name
 
     def show(self) -> None:
@@ -133,12 +131,12 @@ def watch(
     output: Path,
     address: str,
     every: float,
-    receivers: Sequence[tuple[str, Send]],
+    receivers: dict[str, Send],
     all_overlays: bool,
     once: bool,
 ) -> None:
     """Watches until the process is told to end; what was begun is ended."""
-    watching = Watch(inspector, output, address, every, dict(receivers), all_overlays)
+    watching = Watch(inspector, output, address, every, receivers, all_overlays)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: watching.ended.set())
     watching.say(f"Watching {address} as {inspector.category}; results in {output}.")

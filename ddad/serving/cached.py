@@ -11,15 +11,11 @@ import torch
 import ddad
 from ddad.checkpoint.installed import DDADPipeline
 from ddad.checkpoint.loading import find_folder
+from ddad.checkpoint.names import kept_below
 from ddad.checkpoint.saving import describe_state
 from ddad.runtime.engines import installed
 from ddad.runtime.inspector import FORMAT, METADATA_NAME
 from ddad.serving.export import TOLERANCE, Format, compare, export_pipeline, pictures_to_compare
-
-
-def cache_folder() -> Path:
-    """Where they lie: `$DDAD_HOME/exports`, else `~/.cache/ddad/exports`."""
-    return Path(os.environ.get("DDAD_HOME") or Path.home() / ".cache" / "ddad").expanduser() / "exports"
 
 
 def exported(checkpoint: str | os.PathLike, engine: Format | None = None) -> Path:
@@ -45,7 +41,7 @@ def exported(checkpoint: str | os.PathLike, engine: Format | None = None) -> Pat
         raise ImportError(f"{form} is not installed: `pip install 'ddad[export{',openvino' * (form != 'onnx')}]'`.")
     folder = find_folder(checkpoint, {})
     state = f"{describe_state(folder)} {ddad.__version__} {FORMAT} {form}"
-    kept = cache_folder() / f"{folder.name[:40]}-{hashlib.sha256(state.encode()).hexdigest()[:24]}"
+    kept = kept_below("exports") / f"{folder.name[:40]}-{hashlib.sha256(state.encode()).hexdigest()[:24]}"
     if (kept / METADATA_NAME).is_file():
         return kept
     pipe = DDADPipeline.from_pretrained(folder, torch_dtype=torch.float32)

@@ -12,8 +12,8 @@ import pyarrow.parquet as parquet
 import ray
 
 from ddad.runtime import load
+from ddad.runtime.pictures import IMAGE_SUFFIXES
 from ddad.runtime.records import Record
-from ddad.runtime.sources import SUFFIXES
 
 ROWS_A_FILE = 500  # what an interruption loses at most, of each worker
 
@@ -38,7 +38,7 @@ def main(category: str, results: str, folder: str, workers: int = 2) -> None:
     """Inspects what has no row yet."""
     files = Path(results).glob("*.parquet")
     done = {name for file in files for name in parquet.read_table(file, columns=["image"])["image"].to_pylist()}
-    paths = [str(path) for path in sorted(Path(folder).rglob("*")) if path.suffix.lower() in SUFFIXES]
+    paths = [str(path) for path in sorted(Path(folder).rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
     new = [{"image": path} for path in paths if path not in done]
     print(f"{len(done)} images are done, {len(new)} to do.")
     if new:
