@@ -110,19 +110,32 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 
 Pictures = dict[str, typing.Any]
-Inspect = typing.Callable[[Path], tuple[dict[str, typing.Any], Pictures]]
 
 
-def by_pipeline(arguments: argparse.Namespace) -> Inspect:
-    """What inspects a file by the checkpoint's pipeline: its line, and map, overlay and normal version."""
+class Inspector(typing.NamedTuple):
+    """How a file is inspected: only `read` may fail for one of many, the rest fails for all of them.
+
+    Attributes:
+        read: gives what `inspect` takes; raises a ValueError for a file that is no image.
+        inspect: gives a file's line, and its pictures.
+    """
+
+    read: typing.Callable[[Path], typing.Any]
+    inspect: typing.Callable[[Path, typing.Any], tuple[dict[str, typing.Any], Pictures]]
+
+
+def by_pipeline(arguments: argparse.Namespace) -> Inspector:
+    """Inspects by the checkpoint's pipeline: line, map, overlay and normal version."""
     from ddad.report.export import record_of
     from ddad.report.size import far_too_small
 
     pipe = load_pipeline(arguments.checkpoint, arguments.device)
 
-    def inspect(path: Path) -> tuple[dict[str, typing.Any], Pictures]:
-        original = pipe.image_processor.read_image(path)
-        white = pipe.image_processor.largest_value(path)
+    def read(path: Path) -> typing.Any:
+        return pipe.image_processor.read_image(path), pipe.image_processor.largest_value(path)
+
+    def inspect(path: Path, image: typing.Any) -> tuple[dict[str, typing.Any], Pictures]:
+        original, white = image
         result = pipe(
             original,
             alpha=arguments.alpha,
@@ -140,11 +153,11 @@ def by_pipeline(arguments: argparse.Namespace) -> Inspect:
         pictures = {"map": result.anomaly_map[0], "overlay": result.overlay[0]}
         return line, pictures if result.denoised_image is None else pictures | {"denoised": result.denoised_image[0]}
 
-    return inspect
+    return Inspector(read, inspect)
 
 
-def by_engine(arguments: argparse.Namespace) -> Inspect:
-    """What inspects a file by the checkpoint's exported verdict: its line, map and overlay.
+def by_engine(arguments: argparse.Namespace) -> Inspector:
+    """Inspects by the checkpoint's exported verdict: line, map and overlay.
 
     Raises:
         ValueError: for flags that only the pipeline knows.
@@ -160,14 +173,14 @@ def by_engine(arguments: argparse.Namespace) -> Inspect:
         raise ValueError(f"--engine gives the checkpoint's own verdict, and makes no normal version: {said}.")
     inspector = load(exported(arguments.checkpoint, arguments.engine), arguments.engine)
 
-    def inspect(path: Path) -> tuple[dict[str, typing.Any], Pictures]:
-        found = inspector.inspect(path, arguments.threshold)
+    def inspect(path: Path, image: typing.Any) -> tuple[dict[str, typing.Any], Pictures]:
+        found = inspector.judge(image, arguments.threshold)
         size = (found.image.shape[1], found.image.shape[0])
         small = too_small_for(size, inspector.metadata["sizes"]["looked_at"])
         line = found.record(str(path)).to_dict() | ({} if small is None else {"warning": " ".join(small)})
         return line, {"map": found.anomaly_map, "overlay": found.overlay}
 
-    return inspect
+    return Inspector(inspector.read, inspect)
 
 
 def run_predict(arguments: argparse.Namespace) -> int:
@@ -183,7 +196,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
     output.mkdir(parents=True, exist_ok=True)
     settings = settings_of(arguments)
     done = read_done(output, settings)
-    inspect = by_pipeline(arguments) if arguments.engine is None else by_engine(arguments)
+    inspector = by_pipeline(arguments) if arguments.engine is None else by_engine(arguments)
     there = (path.name for path in output.iterdir())
     names = UniqueNames(name.removesuffix(ending) for name in there for ending in ENDINGS if name.endswith(ending))
     status = 0
@@ -199,11 +212,12 @@ def run_predict(arguments: argparse.Namespace) -> int:
             print(json.dumps(done[json.dumps(state)]), flush=True)
             continue
         try:
-            line, pictures = inspect(path)
+            image = inspector.read(path)
         except ValueError as error:
             status = 1
             keep(Record(str(path), error=str(error)).to_dict(), state)
             continue
+        line, pictures = inspector.inspect(path, image)
         keep(line | write_pictures(pictures, output, names.choose(path.as_posix())), state)
     return status
 

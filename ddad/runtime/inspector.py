@@ -114,7 +114,14 @@ class Inspector:
         Raises:
             ValueError: if it cannot be read.
         """
-        pixels = pictures.read(image, **{name: self.metadata[name] for name in READING})
+        return self.judge(self.read(image), threshold)
+
+    def read(self, image: pictures.ImageInput) -> np.ndarray:
+        """An image as it is judged, `[H, W, 3]`; what cannot be read raises a ValueError."""
+        return pictures.read(image, **{name: self.metadata[name] for name in READING})
+
+    def judge(self, pixels: np.ndarray, threshold: float | None = None) -> Inspection:
+        """What is found on an image that `read` gave; `threshold` as for `inspect`."""
         maps, scores = self._evaluate(pictures.as_planes(pixels)[None])
         limit = self.threshold if threshold is None else threshold
         return Inspection(pixels, maps[0], float(scores[0]), limit, self.metadata["opacity"])
