@@ -8,7 +8,7 @@ import torch
 from ddad.calibration.fitting import FOLDS, assign_folds
 from ddad.cli import main
 from ddad.datasets.layouts import read_dataset
-from ddad.datasets.lookalikes import group_lookalikes, split_images
+from ddad.datasets.lookalikes import choose_judges, group_lookalikes, split_images
 from ddad.datasets.splitting import count_seen
 from tests.helpers import photographs
 
@@ -107,3 +107,12 @@ def test_identical_files_are_one_part():
     others = [torch.rand(3, 80, 80, generator=torch.Generator().manual_seed(seed)) for seed in range(1, 6)]
     assert group_lookalikes([image] * 8) == [0] * 8
     assert group_lookalikes([*others, image, image]) == [0, 1, 2, 3, 4, 5, 5]
+
+
+def test_judges_are_of_as_many_parts_as_there_are():
+    groups = [0] * 30 + [1] * 5 + list(range(2, 12))
+    assert {groups[judge] for judge in choose_judges(groups, 12, seed=0)} == set(range(12))
+    judges = choose_judges(groups, 20, seed=0)
+    counted = [sum(groups[judge] == group for judge in judges) for group in range(12)]
+    assert counted[:2] == [5, 5] and counted[2:] == [1] * 10  # every part in turn, while it has photographs
+    assert judges == sorted(set(judges)) and judges != choose_judges(groups, 20, seed=1)

@@ -43,7 +43,7 @@ from ddad.checkpoint.installed import DDADPipeline
 from ddad.checkpoint.saving import check_output, save_checkpoint, update_record
 from ddad.datasets.folder import ImageFolder, measure_max_value
 from ddad.datasets.layouts import Dataset
-from ddad.datasets.lookalikes import check_enough, group_lookalikes, shrink_image, split_images
+from ddad.datasets.lookalikes import check_enough, choose_judges, group_lookalikes, shrink_image
 from ddad.datasets.orientation import MOST_IMAGES as MOST_COMPARED
 from ddad.datasets.orientation import lie_in_any_orientation
 from ddad.features_ddad import DDADFeatureExtractor
@@ -337,7 +337,7 @@ def recalibrate(
     held_out = numbers
     if len(numbers) > MOST_JUDGES:
         groups = group_lookalikes(shrink_image(images[number]) for number in numbers)
-        _, held_out = split_images(numbers, groups, MOST_JUDGES, config.seed)
+        held_out = choose_judges(groups, MOST_JUDGES, config.seed)
     logger.info(
         "%d good images are seen; %d of them judge, each by the statistics of others.", len(numbers), len(held_out)
     )

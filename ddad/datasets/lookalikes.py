@@ -147,3 +147,27 @@ def split_images(images: list[Item], groups: Sequence[int], held_out: int, seed:
             held += group
     chosen = set(held if len(held) >= 2 else order[:count])
     return [image for i, image in enumerate(images) if i not in chosen], [images[i] for i in sorted(chosen)]
+
+
+def choose_judges(groups: Sequence[int], most: int, seed: int) -> list[int]:
+    """Images whose scores a threshold rests on: of as many groups as there are, before a second of any.
+
+    A hundred photographs of thirty parts say as little of other parts as thirty: of whole groups of magnetic tiles, the
+    95 % quantile of such scores lay at 6.7 where that of new tiles lies at 4.9.
+
+    Args:
+        groups: the group of each image; see `group_lookalikes`.
+        most: how many.
+        seed: of the choice.
+
+    Returns:
+        Their numbers, ascending.
+    """
+    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed)).tolist()
+    seen: dict[int, int] = {}
+    turns = []
+    for number in order:
+        seen[groups[number]] = seen.get(groups[number], -1) + 1
+        turns.append((seen[groups[number]], number))
+    turns.sort(key=lambda turn: turn[0])  # stable: at random within a turn
+    return sorted(number for _, number in turns[:most])
