@@ -152,8 +152,8 @@ def split_images(images: list[Item], groups: Sequence[int], held_out: int, seed:
 def choose_judges(groups: Sequence[int], most: int, seed: int) -> list[int]:
     """Images whose scores a threshold rests on: of as many groups as there are, before a second of any.
 
-    A hundred photographs of thirty parts say as little of other parts as thirty: of whole groups of magnetic tiles, the
-    95 % quantile of such scores lay at 6.7 where that of new tiles lies at 4.9.
+    A hundred photographs of thirty parts say as little of other parts as thirty: where whole groups of magnetic tiles
+    judged, the 95 % quantile of scores was 6.7, and that of new tiles is 4.9.
 
     Args:
         groups: the group of each image; see `group_lookalikes`.
