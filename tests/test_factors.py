@@ -1,6 +1,7 @@
 """Factors against numpy, and that they take off what images have in common and leave what they have not."""
 
 import numpy as np
+import pytest
 import torch
 
 from ddad import DDADGaussianModel
@@ -70,3 +71,19 @@ def test_the_stored_model_measures_what_the_factors_leave():
     maps = values.transpose(1, 2).unflatten(2, (4, 4))
     expected = found.unexplained(values).norm(dim=2).view(-1, 1, 4, 4)
     torch.testing.assert_close(model(maps), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("folds", [2, 4])
+def test_what_judges_a_fold_has_seen_nothing_of_it(monkeypatch, folds):
+    """Another picture in a fold changes what judges it in no number; what judges the others changes."""
+    monkeypatch.setattr("ddad.calibration.factors.NUM_FACTORS", (3,) if folds > 2 else (0,))
+    monkeypatch.setattr("ddad.calibration.gaussians.SHRINKAGES", (0.1,))
+    values = draw(48)
+    before = fit_statistics(views_of(values, folds))
+    changed = values.clone()
+    changed[views_of(values, folds).fold == 1] += draw(48 // folds, common=5, seed=7, strength=9.0)
+    after = fit_statistics(views_of(changed, folds))
+    for name in ("mean", "covariance", "factors", "whitening"):
+        one, other = (getattr(fit.of_others(1), name) for fit in (before, after))
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert not torch.allclose(before.of_others(0).covariance, after.of_others(0).covariance)

@@ -4,9 +4,10 @@ A Gaussian at every position knows nothing of the rest of the image. Good parts 
 lamp, the batch, how the part lies. These are the principal components of whole feature images, and what they explain
 is no defect (factor analysis; as a score of its own "DFM", Ahuja et al., 2019). Factors explain the images that they
 were fitted to better than others, so covariances and likelihoods are those of images that they have not seen: in
-folds.
+folds, and what judges a fold is made of factors that have not seen it either.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -85,6 +86,23 @@ class Views:
 def cross_fit(views: Views, count: int) -> dict[int, Factors]:
     """For each fold the factors of all images that are not in it."""
     return {fold: fit_factors(views.values[views.fold != fold], count) for fold in views.folds}
+
+
+def cross_fit_pairs(views: Views, count: int) -> dict[tuple[int, int], Factors]:
+    """For each two folds the factors of all images that are in neither: they may judge the first by the second.
+
+    Two folds leave none: then it is the mean of the second, without factors.
+    """
+    found: dict[tuple[int, int], Factors] = {}
+    for first, second in itertools.permutations(views.folds, 2):
+        neither = (views.fold != first) & (views.fold != second)
+        if not neither.any():
+            found[first, second] = fit_factors(views.values[views.fold == second], 0)
+        elif (second, first) in found:
+            found[first, second] = found[second, first]
+        else:
+            found[first, second] = fit_factors(views.values[neither], count)
+    return found
 
 
 def unexplained(views: Views, factors: dict[int, Factors], count: int) -> torch.Tensor:

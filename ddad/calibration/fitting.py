@@ -11,7 +11,16 @@ from dataclasses import dataclass
 import torch
 from sklearn.model_selection import StratifiedGroupKFold
 
-from ddad.calibration.factors import Factors, Views, candidates, cross_fit, fit_factors, moments_of, unexplained
+from ddad.calibration.factors import (
+    Factors,
+    Views,
+    candidates,
+    cross_fit,
+    cross_fit_pairs,
+    fit_factors,
+    moments_of,
+    unexplained,
+)
 from ddad.calibration.gaussians import Moments, choose_shrinkage, shrink
 from ddad.gaussians_ddad import DDADGaussianModel
 
@@ -80,7 +89,7 @@ class Statistics:
         log_likelihoods: of each number of factors at its best shrinkage.
         factors: for each fold those of all other images.
         everything: moments of what they leave of each view.
-        rest: for each fold the moments of all that is not in it.
+        rest: for each fold the moments of all that is not in it, left by factors that have not seen it either.
     """
 
     views: Views
@@ -114,24 +123,41 @@ class Statistics:
         return found
 
 
+def least_in_neither(views: Views) -> int:
+    """The fewest views that any two folds leave; 0 of two folds."""
+    sizes = sorted(int((views.fold == fold).sum()) for fold in views.folds)
+    return sum(sizes[:-2])
+
+
+def moments_without(fold: int, views: Views, of_pairs: dict[tuple[int, int], Factors], count: int) -> Moments:
+    """Moments of all images that are not in a fold, as factors leave them that have seen neither them nor it."""
+    moments = Moments.empty(*views.values.shape[1:])
+    for other in views.folds:
+        if other != fold:
+            moments.add(of_pairs[fold, other].first(count).unexplained(views.values[views.fold == other]))
+    return moments
+
+
 def fit_statistics(views: Views) -> Statistics:
-    """Chooses number of factors and shrinkage by the likelihood of images that neither has seen."""
-    counts = candidates(min(int((views.fold != fold).sum()) for fold in views.folds))
-    factors = cross_fit(views, max(counts))
+    """Chooses number of factors and shrinkage by the likelihood of images that neither has seen.
+
+    What judges a fold has seen nothing of it, by no way round: where the residuals of other folds were left by factors
+    that this one had a part in, its own distances came out 3 % too small, and of new good monocrystalline cells 13 %
+    were called defective where 5 % were promised.
+    """
+    counts = candidates(least_in_neither(views))
+    factors, of_pairs = cross_fit(views, max(counts)), cross_fit_pairs(views, max(counts))
     best: Statistics | None = None
     likelihoods: dict[int, float] = {}
     for count in counts:
         left = unexplained(views, factors, count)
-        moments = {fold: moments_of(left[views.fold == fold]) for fold in views.folds}
-        first, *others = moments.values()
-        everything = sum(others, first)
-        rest = {fold: everything - own for fold, own in moments.items()}
+        rest = {fold: moments_without(fold, views, of_pairs, count) for fold in views.folds}
         originals = [left[(views.fold == fold) & views.original] for fold in views.folds]
         shrinkage, by_shrinkage = choose_shrinkage(rest.values(), originals)
         # Any k directions taken off D dimensions make what is left smaller by k / D; that alone explains nothing.
         freedom = math.log1p(-count / views.values[0].numel()) / 2
         likelihoods[count] = by_shrinkage[shrinkage] / int(views.original.sum()) + freedom
         if best is None or likelihoods[count] > likelihoods[best.num_factors] + LEAST_GAIN:
-            best = Statistics(views, count, shrinkage, likelihoods, factors, everything, rest)
+            best = Statistics(views, count, shrinkage, likelihoods, factors, moments_of(left), rest)
     assert best is not None
     return best

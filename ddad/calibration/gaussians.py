@@ -16,7 +16,7 @@ SHRINKAGES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 0.9)
 
 @dataclass
 class Moments:
-    """Sums over images, from which Gaussians follow; those of some images can be taken off again.
+    """Sums over images, from which Gaussians follow.
 
     Attributes:
         count: images seen.
@@ -43,12 +43,6 @@ class Moments:
         self.total += values.sum(dim=0, dtype=torch.float64)
         # Products of float32 features summed in float64: the batch is small, the sum is not.
         self.products += torch.bmm(values.permute(1, 2, 0), values.permute(1, 0, 2)).double()
-
-    def __add__(self, other: "Moments") -> "Moments":
-        return Moments(self.count + other.count, self.total + other.total, self.products + other.products)
-
-    def __sub__(self, other: "Moments") -> "Moments":
-        return Moments(self.count - other.count, self.total - other.total, self.products - other.products)
 
     def gaussian(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean `[P, C]` and covariance `[P, C, C]`.
