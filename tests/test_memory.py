@@ -55,7 +55,7 @@ import os, sys
 sys.path.insert(0, {root!r})
 from ddad.app import LAUNCH, create_page
 open({pid!r}, "w").write(str(os.getpid()))
-create_page({checkpoints!r}).launch(**LAUNCH)
+create_page({checkpoints!r}, export=False).launch(**LAUNCH)
 """
 
 

@@ -55,8 +55,8 @@ def test_an_exported_category_says_the_same_of_real_images(category, engine, tmp
     assert {True, False} <= set(verdicts)
     batch = np.stack([np.asarray(PIL.Image.open(path).convert("RGB").resize((320, 240))) for path in images[:8]])
     batch = batch.transpose(0, 3, 1, 2).astype(np.float32) / 255
-    together, scores = inspector._evaluate(batch)
+    together, scores = inspector.evaluate(batch)
     for number in range(len(batch)):
-        alone, score = inspector._evaluate(batch[number : number + 1])
+        alone, score = inspector.evaluate(batch[number : number + 1])
         np.testing.assert_allclose(together[number], alone[0], atol=1e-3)
         assert scores[number] == pytest.approx(score[0], abs=1e-3)

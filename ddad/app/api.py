@@ -80,12 +80,13 @@ def add_api(known: Categories, visits: Visits) -> None:
         if image is None:
             raise refusal("Give an image.")
         category = category or known.offered[0]
-        pipe = open_category(known, category).pipe
+        opened = open_category(known, category)
         try:
-            result = pipe(
-                image,
+            weight = check_number("alpha", alpha)
+            result = opened.pipe(
+                opened.score(image, "kl" if weight else None),
                 threshold=check_number("threshold", threshold),
-                alpha=check_number("alpha", alpha),
+                alpha=weight,
                 denoise=bool(normal_version),
                 callback_on_step_end=lambda *_: give_way(),
             )

@@ -1,6 +1,7 @@
 """The categories that the page offers: bundled checkpoints, and repositories on the Hub."""
 
 import copy
+import functools
 import logging
 import math
 import os
@@ -19,9 +20,13 @@ import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
+from ddad.app import engines
 from ddad.app.words import as_text
 from ddad.checkpoint.installed import DDADPipeline
 from ddad.checkpoint.names import CHOSEN_NAME, TAG
+from ddad.images_ddad import ImageInput
+from ddad.pipeline import DDADScores, PixelScore
+from ddad.runtime.inspector import Inspector
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +47,7 @@ class CategoryError(ValueError):
     """A category that cannot be offered; its message is for the visitor and names no path of this machine."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Category:
     """One category in memory.
 
@@ -50,11 +55,19 @@ class Category:
         pipe: the pipeline, on the device.
         judge: the same pipeline with its statistics on the CPU: it judges scores where no GPU is at hand.
         size: bytes of its weights.
+        graph: its verdict exported, once it is there, where that is faster.
     """
 
     pipe: DDADPipeline
     judge: DDADPipeline
     size: int
+    graph: Inspector | None = None
+
+    def score(self, image: ImageInput, pixel_score: PixelScore | None = None) -> DDADScores:
+        """As the pipeline's `score`."""
+        if self.graph is None or pixel_score is not None:
+            return self.pipe.score(image, pixel_score=pixel_score)
+        return engines.score_by(self.graph, self.pipe, self.pipe.image_processor.read_image(image))
 
 
 def readable(name: str) -> str:
@@ -114,15 +127,17 @@ class Categories:
             page is to offer some from the start.
         device: where the networks run.
         memory_limit: bytes of weights kept; one category is kept whatever it takes.
+        export: whether to look for a faster verdict on the CPU; see `engines`.
 
     Raises:
         FileNotFoundError: if the folder neither holds a checkpoint nor names one.
     """
 
-    def __init__(self, folder: str | Path, device: str, memory_limit: int = MEMORY_LIMIT):
+    def __init__(self, folder: str | Path, device: str, memory_limit: int = MEMORY_LIMIT, export: bool = False):
         self.folder = Path(folder)
         self.device = device
         self.memory_limit = memory_limit
+        self.export = export and device == "cpu"
         self.bundled = sorted(path.parent.name for path in self.folder.glob(f"*/{DDADPipeline.config_name}"))
         chosen = self.folder / CHOSEN_NAME
         repositories = chosen.read_text(encoding="utf-8").split() if chosen.is_file() else []
@@ -226,7 +241,10 @@ class Categories:
             raise CategoryError(
                 f"{name} cannot be loaded: it is no ddad checkpoint of this version, or a file of it is damaged."
             ) from None
-        return self._hold(pipe)
+        category = self._hold(pipe)
+        if self.export:
+            engines.prepare(pipe, source, functools.partial(setattr, category, "graph"))
+        return category
 
     def _hold(self, pipe: DDADPipeline) -> Category:
         """A pipeline on its device, with what judges beside it."""

@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 import PIL.Image
 
-from ddad.app.categories import Categories
+from ddad.app.categories import Categories, Category
 from ddad.app.compute import QUICK, evaluates_networks, needs_gpu
 from ddad.app.examples import OPACITY
 from ddad.app.inspection import draw_heatmap, shrink
@@ -20,7 +20,6 @@ from ddad.app.sources import FOLDERS, is_other_file, open_all, read_folders
 from ddad.app.uploads import create_image_input, open_category, output_path
 from ddad.app.visits import Judged, Settings, Stopped, Visit, Visits
 from ddad.app.words import Words, as_text, refused
-from ddad.checkpoint.installed import DDADPipeline
 from ddad.report.regions import regions_of
 
 EVERY_SECONDS = 0.5  # the browser offers a picture of the camera; what comes too soon is dropped
@@ -45,17 +44,17 @@ def counters(visit: Visit) -> str:
     )
 
 
-def look(pipe: DDADPipeline, path: str, settings: Settings | None) -> tuple[Judged, PIL.Image.Image]:
+def look(category: Category, path: str, settings: Settings | None) -> tuple[Judged, PIL.Image.Image]:
     """The verdict on a picture, and the picture under its heatmap.
 
     Raises:
         TypeError, ValueError: if it is none.
     """
     chosen = {} if settings is None else settings.arguments
-    original = pipe.image_processor.read_image(path)
-    scores = pipe.score(original, pixel_score=None if settings is None else settings.pixel_score)
+    original = category.pipe.image_processor.read_image(path)
+    scores = category.score(original, pixel_score=None if settings is None else settings.pixel_score)
     scores.images = [shrink(original)]
-    result = pipe(scores, denoise=False, **chosen)
+    result = category.pipe(scores, denoise=False, **chosen)
     picture = draw_heatmap(scores.images[0], result, regions_of(result), OPACITY)
     return Judged(path, result.is_anomalous[0], result.image_score[0], result.threshold), picture
 
@@ -78,9 +77,9 @@ class Line:
         Raises:
             gr.Error: if the category cannot be opened.
         """
-        pipe = open_category(self.categories, category).pipe
+        opened = open_category(self.categories, category)
         try:
-            judged, picture = self.look(pipe, path, visit.settings.get(category))
+            judged, picture = self.look(opened, path, visit.settings.get(category))
         except (TypeError, ValueError) as error:
             return sign("none", str(error).replace(path, "This picture")), None, counters(visit)
         line = visit.line

@@ -13,7 +13,7 @@ from typing import Any
 import gradio as gr
 import PIL.Image
 
-from ddad.app.categories import OWN_MARK, Categories, readable
+from ddad.app.categories import OWN_MARK, Categories, Category, readable
 from ddad.app.compute import evaluates_networks, give_way, needs_gpu
 from ddad.app.single_events import MOMENT, SingleImage
 from ddad.app.sources import FOLDERS, Source, count_files, is_other_file, open_all, read_folders
@@ -21,7 +21,6 @@ from ddad.app.uploads import open_category, output_path
 from ddad.app.visits import Judged, Run, Settings, Stopped, Visits
 from ddad.app.words import Words, as_text, refused
 from ddad.calibration.advice import count_of
-from ddad.checkpoint.installed import DDADPipeline
 from ddad.pipeline import DDADPipelineOutput
 from ddad.report.export import ResultsArchive, record_of
 from ddad.runtime.records import Record
@@ -38,12 +37,12 @@ ORDERS = ("As they came", "Highest score first", "Lowest score first")
 
 
 def inspect_source(
-    pipe: DDADPipeline, source: Source, denoise: bool, settings: Settings | None = None, run: Run | None = None
+    category: Category, source: Source, denoise: bool, settings: Settings | None = None, run: Run | None = None
 ) -> tuple[Record, DDADPipelineOutput | None]:
     """One image's record and result; an image that cannot be inspected gives a record with the reason.
 
     Args:
-        pipe: the pipeline.
+        category: the category.
         source: the image.
         denoise: whether to make the normal version; one that is under way when the visitor stops is left out.
         settings: what the visitor chose for the category.
@@ -59,11 +58,11 @@ def inspect_source(
 
     chosen = {} if settings is None else settings.arguments
     try:
-        scores = pipe.score(source.path, pixel_score=None if settings is None else settings.pixel_score)
+        scores = category.score(source.path, pixel_score=None if settings is None else settings.pixel_score)
         try:
-            result = pipe(scores, denoise=denoise, callback_on_step_end=after_step, **chosen)
+            result = category.pipe(scores, denoise=denoise, callback_on_step_end=after_step, **chosen)
         except Stopped:
-            result = pipe(scores, denoise=False, **chosen)
+            result = category.pipe(scores, denoise=False, **chosen)
     except (TypeError, ValueError) as error:
         return Record(source.name, error=str(error).replace(str(source.path), "This file")), None
     return record_of(source.name, result), result
@@ -142,7 +141,7 @@ class ManyImages:
             yield "**No images yet.** Choose images, a folder or a zip first.", [], None
             return
         try:
-            pipe = open_category(self.categories, category).pipe
+            opened = open_category(self.categories, category)
         except gr.Error as error:
             yield refused(error), [], None
             return
@@ -175,7 +174,7 @@ class ManyImages:
                     )
                     break
                 number = len(rows) + 1
-                record, result = self.inspect_one(pipe, source, denoise, settings, run)
+                record, result = self.inspect_one(opened, source, denoise, settings, run)
                 if result is None:
                     archive.add(record)
                     rows.append(table_row(number, record, None))

@@ -154,16 +154,17 @@ def keep_deleting(every: float, age: float) -> None:
     threading.Thread(target=run, name="delete", daemon=True).start()
 
 
-def create_page(checkpoints: str | Path) -> gr.Blocks:
+def create_page(checkpoints: str | Path, export: bool = True) -> gr.Blocks:
     """Loads the checkpoints, onto the GPU where there is one, and builds the page; launch it with `**LAUNCH`.
 
     Args:
         checkpoints: a folder of checkpoints, with or without `repositories.txt`; see `Categories`.
+        export: whether verdicts on the CPU may come from exported graphs, where an engine is installed and faster.
 
     Raises:
         FileNotFoundError, CategoryError: if the folder holds no checkpoint, or none can be loaded.
     """
-    categories = Categories(checkpoints, "cuda" if torch.cuda.is_available() else "cpu")
+    categories = Categories(checkpoints, "cuda" if torch.cuda.is_available() else "cpu", export=export)
     categories.load_offered(evaluates_networks(categories.get))
     visits, parts = Visits(), OwnParts()
     examples = Examples(categories.folder, categories.bundled, parts.examples)

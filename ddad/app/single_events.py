@@ -134,10 +134,10 @@ class SingleImage:
 
     def _look(self, path: str, category: str, alpha: float) -> Inspection:
         """Scores an image; the U-Net is evaluated only if its pixel score weighs something."""
-        pipe = self.open(category).pipe
+        opened = self.open(category)
         try:
-            original = pipe.image_processor.read_image(path)
-            scores = pipe.score(original, pixel_score="kl" if alpha > 0 else None)
+            original = opened.pipe.image_processor.read_image(path)
+            scores = opened.score(original, pixel_score="kl" if alpha > 0 else None)
         except (TypeError, ValueError) as error:
             raise refusal(str(error).replace(path, Path(path).name)) from None
         shown = replace(scores, images=[views.shrink(original)])

@@ -73,11 +73,12 @@ class Inspector:
         engine: its name.
 
     Attributes:
+        evaluate: see there.
         threshold: the score above which an image is anomalous; may be set.
     """
 
     def __init__(self, metadata: dict[str, Any], evaluate: Evaluate, engine: str):
-        self.metadata, self.engine, self._evaluate = metadata, engine, evaluate
+        self.metadata, self.engine, self.evaluate = metadata, engine, evaluate
         self.threshold: float = metadata["threshold"]
 
     @property
@@ -122,7 +123,7 @@ class Inspector:
 
     def judge(self, pixels: np.ndarray, threshold: float | None = None) -> Inspection:
         """What is found on an image that `read` gave; `threshold` as for `inspect`."""
-        maps, scores = self._evaluate(pictures.as_planes(pixels)[None])
+        maps, scores = self.evaluate(pictures.as_planes(pixels)[None])
         limit = self.threshold if threshold is None else threshold
         return Inspection(pixels, maps[0], float(scores[0]), limit, self.metadata["opacity"])
 

@@ -22,7 +22,7 @@ import sys
 sys.path.insert(0, {root!r})
 from ddad.app import LAUNCH, create_page, learning
 learning.IMAGE_SIZE = 96  # photographs of 80 pixels are looked at no larger, which learns a part four times faster
-create_page({checkpoints!r}).launch(**LAUNCH)
+create_page({checkpoints!r}, export=False).launch(**LAUNCH)
 """
 
 

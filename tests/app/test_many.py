@@ -9,6 +9,7 @@ import pytest
 from playwright.sync_api import expect
 
 from ddad.app import many, sources
+from ddad.app.categories import Category
 from ddad.app.many import ManyImages
 from ddad.app.sources import open_all
 from ddad.app.visits import Visits
@@ -94,11 +95,11 @@ def test_a_row_opens_its_image_in_full(open_page, batch, solar_pipe, defective):
     expect(page.locator("#image img")).to_be_visible()
 
 
-class OneCategory:
+class OneCategory(Category):
     """The tiny pipeline as the only category."""
 
     def __init__(self, pipe):
-        self.pipe = pipe
+        super().__init__(pipe, pipe, 0)
 
     def get(self, _):
         return self
@@ -117,11 +118,11 @@ def test_the_table_in_another_order(open_page, batch):
     page.get_by_role("button", name="Inspect all").click()
     expect(page.get_by_text(re.compile("3 inspected"))).to_be_visible(timeout=60_000)
     scores = page.locator("[role=gridcell][aria-colindex='4']")
-    expect(scores).to_have_text(["28.17", "2.44", ""])
+    expect(scores).to_have_text(["24.13", "2.88", ""])
     box = scores.first.bounding_box()
     assert box["x"] + box["width"] <= 390  # on a phone, without scrolling aside
     page.get_by_label("Lowest score first").check()
-    expect(scores).to_have_text(["2.44", "28.17", ""])
+    expect(scores).to_have_text(["2.88", "24.13", ""])
 
 
 def test_hostile_zips_cost_nothing(tiny_pipe, tmp_path, monkeypatch, defective):
@@ -191,5 +192,5 @@ def test_a_damaged_stream_in_a_zip_is_that_files_error(method, tmp_path, defecti
 def test_one_file_of_another_kind_stops_no_batch(tiny_pipe, tmp_path, picture):
     source = many.Source("part.png", tmp_path / "part.png")
     source.path.write_bytes(EPS)
-    record, result = many.inspect_source(tiny_pipe, source, False)
+    record, result = many.inspect_source(Category(tiny_pipe, tiny_pipe, 0), source, False)
     assert result is None and record.error.startswith("This file is not an image that can be read")
