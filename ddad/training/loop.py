@@ -59,12 +59,9 @@ def image_indices(first: int, count: int, size: int, seed: int) -> torch.Tensor:
 
     It depends on the seed and the number alone, so that a resumed run sees what an uninterrupted one does.
     """
-    indices = []
-    for number in range(first, first + count):
-        epoch, position = divmod(number, size)
-        order = torch.randperm(size, generator=torch.Generator().manual_seed(seed + epoch))
-        indices.append(order[position])
-    return torch.stack(indices)
+    epochs = range(first // size, (first + count - 1) // size + 1)
+    orders = [torch.randperm(size, generator=torch.Generator().manual_seed(seed + epoch)) for epoch in epochs]
+    return torch.cat(orders)[first - epochs[0] * size :][:count]
 
 
 def load_batch(
