@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import PIL.Image
@@ -15,7 +16,7 @@ from scipy import ndimage
 
 from ddad import DDADImageProcessor, DDADPipeline, DDADRenderer
 from ddad.cli import main
-from ddad.runtime import load, pictures
+from ddad.runtime import engines, load, pictures
 from ddad.runtime.regions import find_regions
 from ddad.serving import export
 from ddad.serving.graphs import Verdict, resize
@@ -215,3 +216,27 @@ def test_the_example_in_cpp_says_the_same(exported, tmp_path):
     assert float(score) == pytest.approx(found.image_score, rel=1e-4)
     assert float(threshold) == pytest.approx(found.threshold, rel=1e-4)
     assert verdict == ("defective" if found.is_anomalous else "good")
+
+
+def test_the_faster_engine_is_taken(exported, monkeypatch):
+    """Which it is depends on the processor."""
+    images = np.zeros((1, 3, 20, 20), np.float32)
+
+    def slow(seconds):
+        def create(path, threads):
+            def evaluate(images):
+                time.sleep(seconds)
+                return images[:, 0], images[:, 0, 0, 0]
+
+            return evaluate
+
+        return create
+
+    monkeypatch.setattr(engines, "installed", lambda: ["openvino", "onnx"])
+    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: name)
+    for faster, seconds in (("onnx", (0.02, 0.0)), ("openvino", (0.0, 0.02))):
+        monkeypatch.setattr(engines, "with_openvino", slow(seconds[0]))
+        monkeypatch.setattr(engines, "with_onnxruntime", slow(seconds[1]))
+        name, evaluate = engines.create(exported, None, None)
+        assert name == faster and evaluate(images)[1].shape == (1,)
+    assert engines.create(exported, "openvino", None)[0] == "openvino"

@@ -32,7 +32,9 @@ def add_serving(parser: argparse.ArgumentParser, what: str) -> None:
 def add_engine(parser: argparse.ArgumentParser) -> None:
     """By what graphs are evaluated."""
     parser.add_argument(
-        "--engine", choices=("onnx", "openvino"), help="what evaluates (default: the fastest that is installed)"
+        "--engine",
+        choices=("onnx", "openvino"),
+        help="what evaluates (default: the faster of those installed, timed once)",
     )
     parser.add_argument("--threads", type=int, help="of the engine (default: all cores)")
 

@@ -133,7 +133,7 @@ def load(folder: str | os.PathLike, engine: str | None = None, threads: int | No
 
     Args:
         folder: that `ddad export` wrote.
-        engine: `"onnx"` or `"openvino"`; None takes the fastest that is installed.
+        engine: `"onnx"` or `"openvino"`; None takes the faster where both are installed.
         threads: at most so many; None leaves it to the engine.
 
     Raises:

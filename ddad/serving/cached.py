@@ -26,7 +26,7 @@ def exported(checkpoint: str | os.PathLike, engine: Format | None = None) -> Pat
 
     Args:
         checkpoint: an exported folder, a checkpoint's folder, or a repository on the Hub.
-        engine: that it is for; None takes the fastest that is installed.
+        engine: that it is for; None takes all that are installed.
 
     Raises:
         ImportError: if no engine is installed, or what exports.
@@ -49,11 +49,12 @@ def exported(checkpoint: str | os.PathLike, engine: Format | None = None) -> Pat
     kept.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".") as fresh:
         made = export_pipeline(pipe, Path(fresh) / kept.name, form)
-        agreement = compare(pipe, made, pictures_to_compare(folder), form)
-        if not agreement.holds:
-            raise RuntimeError(
-                f"Exported for {form}, {checkpoint} says something else (more than {TOLERANCE} apart): {agreement}"
-            )
+        for name in [engine] if engine else engines:
+            agreement = compare(pipe, made, pictures_to_compare(folder), name)
+            if not agreement.holds:
+                raise RuntimeError(
+                    f"Exported for {name}, {checkpoint} says something else (more than {TOLERANCE} apart): {agreement}"
+                )
         shutil.rmtree(kept, ignore_errors=True)  # what an interruption left
         os.replace(made, kept)
     return kept
