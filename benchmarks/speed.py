@@ -3,15 +3,21 @@
 import argparse
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.rivals import Padim, Patchcore
+from benchmarks.methods import backbone_input, judged_by
+from benchmarks.rivals import FeatureRival, Padim, Patchcore
 from ddad import DDADPipeline
+from ddad.runtime.engines import create, installed
+from ddad.serving.export import write_graph
+from ddad.serving.graphs import Verdict
 from ddad.training.config import TrainConfig
 from ddad.training.corruption import Corruption
 from ddad.training.loop import create_scheduler, create_unet, load_batch
@@ -21,6 +27,8 @@ REPEATS = 5
 GRADIENT_STEPS = 20
 AUTHORS_STEPS = 500
 BATCH = 8
+# What a rival costs to score depends on how many patches it keeps, and these are chosen among as many as 50,000.
+FEW = 16
 
 
 class ImagesInMemory:
@@ -29,8 +37,8 @@ class ImagesInMemory:
     def __init__(self, count: int, size: int):
         self.images = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
-    def batches(self):
-        """All images, `[N, 3, S, S]` in [-1, 1]."""
+    def looks(self):
+        """All images, `[N, 3, L, L]` in [-1, 1]."""
         return self.images.split(BATCH)
 
 
@@ -49,7 +57,7 @@ def take_turns(work: dict[str, Callable[[], object]], repeats: int = REPEATS) ->
 
 def fitted(rival):
     """A rival that has seen a few images: what it costs to score does not depend on what it saw."""
-    rival.fit(ImagesInMemory(128, rival.pipe.unet.config.sample_size))
+    rival.fit(ImagesInMemory(FEW, judged_by(rival.pipe).config.image_size))
     return rival
 
 
@@ -63,21 +71,51 @@ class WidePatchcore(Patchcore):
         return PatchcoreModel(["layer2", "layer3"], "wide_resnet50_2", pre_trained=False)
 
 
+class Exportable(nn.Module):
+    """A rival's network under the names that the runtime's engines know."""
+
+    def __init__(self, rival: FeatureRival):
+        super().__init__()
+        self.network, self.extractor = rival.model, judged_by(rival.pipe)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`[N, 3, L, L]` in [0, 1] -> maps `[N, L, L]` and scores `[N]`."""
+        output = self.network(backbone_input(self.extractor, images * 2 - 1))
+        return output.anomaly_map[:, 0], output.pred_score.flatten()
+
+
+def exported(network: nn.Module, image: np.ndarray, folder: Path) -> dict[str, Callable[[], object]]:
+    """A network as an ONNX graph, by every engine that is installed, for images of one size."""
+    folder.mkdir()
+    given = {"images": (torch.from_numpy(image), ())}
+    write_graph(network.eval(), given, ["anomaly_map", "image_score"], folder / "verdict.onnx")
+    threads = torch.get_num_threads()
+    graphs = {name: create(folder, name, threads)[1] for name in installed()}
+    return {name: (lambda one=one: one(image)) for name, one in graphs.items()}
+
+
 def time_maps(pipe: DDADPipeline) -> dict[str, float]:
-    """Seconds for the anomaly map of one image."""
-    image = ImagesInMemory(1, pipe.unet.config.sample_size).images
-    picture = (image[0] + 1) / 2
+    """Seconds for the verdict on one image of the size that is looked at, by PyTorch and exported, beside rivals."""
+    size = judged_by(pipe).config.image_size
+    picture = torch.rand(3, size, size, generator=torch.Generator().manual_seed(0))
+    image = picture[None].numpy()
     rivals = {
-        "PaDiM, same backbone (anomalib)": fitted(Padim(pipe)),
-        "PatchCore, same backbone (anomalib)": fitted(Patchcore(pipe)),
-        "PatchCore, WideResNet-50 (anomalib)": fitted(WidePatchcore(pipe)),
+        "PaDiM, same backbone": fitted(Padim(pipe)),
+        "PatchCore, same backbone": fitted(Patchcore(pipe)),
+        "PatchCore, WideResNet-50": fitted(WidePatchcore(pipe)),
     }
-    work: dict[str, Callable[[], object]] = {
-        "ddad, anomaly map of an image": lambda: pipe.score(picture),
-        "of it the U-Net, three noise levels": lambda: pipe.unet(image.expand(3, -1, -1, -1), 201),
-        "of it the backbone": lambda: pipe.extract_features(image),
-    }
-    return take_turns(work | {name: (lambda one=one: one.score(image)) for name, one in rivals.items()})
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        work: dict[str, Callable[[], object]] = {
+            "ddad, verdict on an image": lambda: pipe.score(picture),
+            "of it the backbone": lambda: pipe.extract_appearance(picture[None] * 2 - 1),
+        }
+        for engine, run in exported(Verdict(pipe), image, Path(folder) / "ddad").items():
+            work[f"ddad, exported, {engine}"] = run
+        for number, (name, one) in enumerate(rivals.items()):
+            work[f"{name} (anomalib)"] = lambda one=one: one.score([picture])
+            for engine, run in exported(Exportable(one), image, Path(folder) / str(number)).items():
+                work[f"{name}, exported, {engine}"] = run
+        return take_turns(work)
 
 
 def time_normal_versions(pipe: DDADPipeline) -> dict[str, float]:
