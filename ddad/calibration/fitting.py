@@ -123,12 +123,6 @@ class Statistics:
         return found
 
 
-def least_in_neither(views: Views) -> int:
-    """The fewest views that any two folds leave; 0 of two folds."""
-    sizes = sorted(int((views.fold == fold).sum()) for fold in views.folds)
-    return sum(sizes[:-2])
-
-
 def moments_without(fold: int, views: Views, of_pairs: dict[tuple[int, int], Factors], count: int) -> Moments:
     """Moments of all images that are not in a fold, as factors leave them that have seen neither them nor it."""
     moments = Moments.empty(*views.values.shape[1:])
@@ -145,7 +139,8 @@ def fit_statistics(views: Views) -> Statistics:
     that this one had a part in, its own distances came out 3 % too small, and of new good monocrystalline cells 13 %
     were called defective where 5 % were promised.
     """
-    counts = candidates(least_in_neither(views))
+    of_others = min(int((views.fold != fold).sum()) for fold in views.folds)
+    counts = candidates(of_others if len(views.folds) > 2 else 0)
     factors, of_pairs = cross_fit(views, max(counts)), cross_fit_pairs(views, max(counts))
     best: Statistics | None = None
     likelihoods: dict[int, float] = {}
