@@ -116,9 +116,9 @@ def test_it_runs_without_torch(exported, tmp_path):
     program = f"""
 import sys, time
 sys.modules["torch"] = sys.modules["diffusers"] = sys.modules["scipy"] = None
-started = time.monotonic()
+started = time.process_time()  # of this process: other work on the machine counts for nothing
 from ddad.runtime import load
-assert time.monotonic() - started < 1
+assert time.process_time() - started < 1
 found = load({str(exported)!r}).inspect({str(tmp_path / "part.png")!r})
 found.overlay.save({str(tmp_path / "heatmap.png")!r})
 assert sys.modules["torch"] is None  # nothing has imported it
