@@ -1,0 +1,1 @@
+../../../ddad/memory_ddad.py
