@@ -9,7 +9,6 @@ be offered.
 import argparse
 import importlib
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -50,29 +49,15 @@ def quantise(graph: Path, output: Path, good: list[np.ndarray]) -> None:
     )  # fmt: skip
 
 
-def in_bfloat16(path: Path, threads: int) -> Evaluate:
-    """OpenVINO with leave to compute in bfloat16."""
-    openvino = importlib.import_module("openvino")
-    settings = {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": threads}
-    compiled, turn = openvino.Core().compile_model(str(path), "CPU", settings), threading.Lock()
-
-    def evaluate(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        with turn:
-            found = compiled(images)
-            return found["anomaly_map"].copy(), found["image_score"].copy()
-
-    return evaluate
-
-
 def compare(name: str, data: Path, threads: int) -> list[list[Any]]:
     """A row for each engine and precision."""
     pipe = DDADPipeline.from_pretrained(ROOT / "checkpoints" / name)
     pipe.set_progress_bar_config(disable=True)
-    train, test, defective, _ = read_category(name, data)
-    size, processor = pipe.appearance_extractor.config.image_size, DDADImageProcessor()
+    train, test, *_ = read_category(name, data)
+    size = pipe.appearance_extractor.config.image_size
 
     def read(sources: list[Any], most: int) -> list[np.ndarray]:
-        images = (processor.read_image(sources[place])[None] for place in spread(len(sources), most))
+        images = (DDADImageProcessor().read_image(sources[place])[None] for place in spread(len(sources), most))
         return [DDADImageProcessor.resize(image, (size, size))[0].clamp(0, 1).numpy() for image in images]
 
     shown = read(test, MOST_TEST)
@@ -84,7 +69,7 @@ def compare(name: str, data: Path, threads: int) -> list[list[Any]]:
             "onnxruntime, float32": with_onnxruntime(graph, threads),
             "onnxruntime, INT8": with_onnxruntime(small, threads),
             "OpenVINO, float32": with_openvino(graph, threads),
-            "OpenVINO, bfloat16": in_bfloat16(graph, threads),
+            "OpenVINO, bfloat16": with_openvino(graph, threads, "bf16"),
             "OpenVINO, INT8": with_openvino(small, threads),
         }
         found = {
@@ -96,10 +81,8 @@ def compare(name: str, data: Path, threads: int) -> list[list[Any]]:
         }
         picture = torch.from_numpy(shown[0])
         times = take_turns({"the pipeline": lambda: pipe.score(picture)} | work)
-    exact, rows = (
-        found["onnxruntime, float32"],
-        [[name, "the pipeline", f"{1000 * times['the pipeline']:.0f}", "", ""]],
-    )
+    exact = found["onnxruntime, float32"]
+    rows: list[list[Any]] = [[name, "the pipeline", f"{1000 * times['the pipeline']:.0f}", "", ""]]
     for key, judged in found.items():
         apart = max(float(np.abs(one[0] - other[0]).max()) for one, other in zip(judged, exact, strict=True))
         changed = sum(

@@ -1,11 +1,11 @@
 """Verdicts by an exported graph, where the page runs on the CPU and an engine is installed and faster than PyTorch."""
 
+import functools
 import logging
 import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from ddad.app.compute import LONG, give_way, model_thread
 from ddad.checkpoint.installed import DDADPipeline
 from ddad.pipeline import DDADScores
 from ddad.runtime import load
-from ddad.runtime.engines import installed
+from ddad.runtime.engines import installed, shortest
 from ddad.runtime.inspector import Inspector
 
 logger = logging.getLogger(__name__)
@@ -27,14 +27,12 @@ os.nice(10)
 from ddad.serving.cached import exported
 print(exported(sys.argv[1]))
 """
-TIMED = 3
 
 
 def rests_on_looks(pipe: DDADPipeline) -> bool:
     """Whether a pipeline's own verdict is made of maps that no noise level and no U-Net has a part in."""
-    judgement = pipe.judgement()
-    measured = set().union(*map(pipe.calibration.weights, judgement.scores))
-    return judgement.alpha == 0 and measured <= set(pipe.calibration.look_scores)
+    measured = set().union(*map(pipe.calibration.weights, pipe.judgement().scores))
+    return measured <= set(pipe.calibration.look_scores)
 
 
 def score_by(inspector: Inspector, pipe: DDADPipeline, image: torch.Tensor) -> DDADScores:
@@ -49,17 +47,6 @@ def score_by(inspector: Inspector, pipe: DDADPipeline, image: torch.Tensor) -> D
     judgement = pipe.judgement()
     levels = maps[:, None].expand(-1, len(judgement.timesteps), -1, -1)
     return DDADScores([image], None, None, levels, list(judgement.timesteps), judgement.feature_score)
-
-
-def shortest(work: Callable[[], object]) -> float:
-    """Seconds that something takes once it is warm; visitors who wait go between."""
-    times = []
-    for _ in range(1 + TIMED):
-        give_way(LONG)
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
 
 
 def faster_graph(pipe: DDADPipeline, checkpoint: str) -> Inspector | None:
@@ -82,7 +69,10 @@ def faster_graph(pipe: DDADPipeline, checkpoint: str) -> Inspector | None:
     image = torch.rand(3, side, side, generator=torch.Generator().manual_seed(0))
 
     def compare() -> tuple[float, float]:
-        return shortest(lambda: pipe.score(image)), shortest(lambda: score_by(inspector, pipe, image))
+        visitors = functools.partial(give_way, LONG)  # who waits goes between
+        both = (lambda: pipe.score(image)), (lambda: score_by(inspector, pipe, image))
+        before, after = (shortest(work, visitors) for work in both)
+        return before, after
 
     before, after = model_thread().run(LONG, compare)
     logger.info(

@@ -48,16 +48,18 @@ def create(folder: Path, engine: str | None, threads: int | None) -> tuple[str, 
     }
     if not found:
         raise OSError(f"{folder} has no graph for {names[0]}: export it with `ddad export --format {names[0]}`.")
-    name = next(iter(found)) if len(found) == 1 else min(found, key=lambda name: seconds_of(found[name]))
+    image = np.zeros((1, 3, 256, 256), np.float32)
+    name = next(iter(found)) if len(found) == 1 else min(found, key=lambda name: shortest(lambda: found[name](image)))
     return name, found[name]
 
 
-def seconds_of(evaluate: Evaluate) -> float:
-    """What an image takes, once everything is warm."""
-    image, times = np.zeros((1, 3, 256, 256), np.float32), []
+def shortest(work: Callable[[], object], before_each: Callable[[], object] = lambda: None) -> float:
+    """Seconds that something takes once it is warm; what is done before each time does not count."""
+    times = []
     for _ in range(1 + TIMED):
+        before_each()
         start = time.perf_counter()
-        evaluate(image)
+        work()
         times.append(time.perf_counter() - start)
     return min(times[1:])
 
@@ -76,13 +78,13 @@ def with_onnxruntime(path: Path, threads: int | None) -> Evaluate:
     return evaluate
 
 
-def with_openvino(path: Path, threads: int | None) -> Evaluate:
-    """Evaluates by OpenVINO on the CPU, in float32: lower precision moves maps by whole standard deviations.
+def with_openvino(path: Path, threads: int | None, precision: str = "f32") -> Evaluate:
+    """Evaluates by OpenVINO on the CPU, in float32: a lower precision moves maps by whole standard deviations.
 
     Threads wait for each other: a compiled model has one set of tensors, which the next evaluation overwrites.
     """
     openvino = importlib.import_module("openvino")
-    settings = {"INFERENCE_PRECISION_HINT": "f32"} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
+    settings = {"INFERENCE_PRECISION_HINT": precision} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
     compiled, turn = openvino.Core().compile_model(str(path), "CPU", settings), threading.Lock()
 
     def evaluate(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
