@@ -4,8 +4,8 @@ The network predicts noise in whitened features of the backbone and so knows nei
 residual z - z_0hat under Gaussians with factors, the paper's feature error (section 3.2) in the space of features.
 Beside it stand the Gaussians of the features themselves, with and without factors, on the same grid, and sums.
 
-What `benchmarks.evidence --cache` keeps of a category is all that is read: views of the good images, the good images
-that judge, and the test images.
+What is read of a category is what `benchmarks.evidence` keeps: views of the good images, the good images that judge,
+and the test images.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.evidence import MOST_HELD_OUT, cached, fit, read_category
+from benchmarks.evidence import MOST_HELD_OUT, appearance_of, fit, read_category
 from ddad import DDADImageProcessor
 from ddad.calibration.factors import Views
 from ddad.calibration.growth import standardised
@@ -169,7 +169,7 @@ def run(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The rows of a category."""
     name = arguments.category
     _, _, defective, masks = read_category(name, arguments.data)
-    views, (judges, _, test) = cached(arguments.cache / f"{name}-{arguments.features}.safetensors", lambda: None)
+    views, (judges, _, test) = appearance_of(name, arguments.data, arguments.features, arguments.cache)
     judges, test = judges[:, 0], test[:, 0]
     images = int(views.original.sum())
     own = views.fold[views.original][spread(images, MOST_HELD_OUT)]
@@ -220,7 +220,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("category")
     parser.add_argument("--data", type=Path, required=True, help="folder of data sets")
-    parser.add_argument("--cache", type=Path, required=True, help="folder that benchmarks.evidence filled")
+    parser.add_argument("--cache", type=Path, help="folder that keeps what the backbone sees of images")
     parser.add_argument("--features", default="tf_efficientnet_lite2-512")
     parser.add_argument("--grid", type=int, default=16)
     parser.add_argument("--width", type=int, default=192)

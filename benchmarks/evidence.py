@@ -299,6 +299,32 @@ def cached(path: Path | None, compute: Callable[[], tuple[Views, list[Any]]]) ->
     return Views(values["views"], values["fold"], values["original"]), found
 
 
+def pipeline_of(networks: dict[str, Any], pictures: Pictures, backbone: str, size: int) -> DDADPipeline:
+    """Of networks and empty statistics; appearance is looked at by a backbone at a size."""
+    extractor = create_appearance_extractor(size, networks["feature_extractor"], backbone)
+    shrunk = (size, size)
+    extractor.fit(DDADImageProcessor.resize(one[None], shrunk).clamp(-1, 1) for one in list(pictures.train))
+    round_to_half(extractor)
+    return DDADPipeline(
+        **networks,
+        **empty_components(networks["feature_extractor"], extractor, TIMESTEPS, 0.95),
+        denoiser=DDADDenoiser(),
+        image_processor=DDADImageProcessor(),
+        renderer=DDADRenderer(),
+    )
+
+
+def appearance_of(name: str, data: Path, features: str, cache: Path | None) -> tuple[Views, list[Any]]:
+    """What `look` finds by features alone, no U-Net: `features` is "tf_efficientnet_lite2-512", say."""
+    backbone, size = features.rsplit("-", 1)
+
+    def compute() -> tuple[Views, list[Any]]:
+        pictures, config = Pictures.read(name, data, int(size), CalibrationConfig()), CalibrationConfig()
+        return look(pipeline_of(networks_of(name), pictures, backbone, int(size)), pictures, config, False)
+
+    return cached(None if cache is None else cache / f"{name}-{features}.safetensors", compute)
+
+
 def run(
     name: str, data: Path, combinations: Sequence[tuple[str, int]], cache: Path | None
 ) -> Iterator[list[dict[str, Any]]]:
@@ -306,26 +332,13 @@ def run(
     networks, config = networks_of(name), CalibrationConfig()
     pictures = Pictures.read(name, data, max(size for _, size in combinations), config)
 
-    def pipeline(backbone: str, size: int) -> DDADPipeline:
-        extractor = create_appearance_extractor(size, networks["feature_extractor"], backbone)
-        shrunk = (size, size)
-        extractor.fit(DDADImageProcessor.resize(one[None], shrunk).clamp(-1, 1) for one in list(pictures.train))
-        round_to_half(extractor)
-        return DDADPipeline(
-            **networks,
-            **empty_components(networks["feature_extractor"], extractor, TIMESTEPS, 0.95),
-            denoiser=DDADDenoiser(),
-            image_processor=DDADImageProcessor(),
-            renderer=DDADRenderer(),
-        )
-
     def seen_by(pipe: DDADPipeline, what: str, ask_network: bool) -> tuple[Views, list[Any]]:
         path = None if cache is None else cache / f"{name}-{what}.safetensors"
         return cached(path, lambda: look(pipe, pictures, config, ask_network))
 
-    residuals, by_network = seen_by(pipeline("tf_efficientnet_lite0", 256), "network", True)
+    residuals, by_network = seen_by(pipeline_of(networks, pictures, "tf_efficientnet_lite0", 256), "network", True)
     for backbone, size in combinations:
-        pipe = pipeline(backbone, size)
+        pipe = pipeline_of(networks, pictures, backbone, size)
         looks, by_appearance = seen_by(pipe, f"{backbone}-{size}", False)
         seen = [Observed(one, *other) for one, other in zip(by_appearance, by_network, strict=True)]
         rows = []

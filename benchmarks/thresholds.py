@@ -1,8 +1,9 @@
 """Does a threshold keep its promise: `python -m benchmarks.thresholds CATEGORY ... --data ... --cache ...`.
 
-Ten times the good images of a category are divided at random, look-alikes together: of seven tenths come statistics
-and threshold as `ddad fit` measures them; of the others it is counted how many lie above it. Beside it stands the
-interval that is promised for so many judges and so many images that are tried: nine of ten rates should lie inside.
+Ten times the good images of a category are divided at random, look-alikes together: of seven tenths, or as many as
+asked for, come statistics and threshold as `ddad fit` measures them; of the others it is counted how many lie above.
+Beside it stands the interval that is promised for so many judges and so many images that are tried: nine of ten rates
+should lie inside.
 """
 
 import argparse
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.evidence import Pictures, cached
+from benchmarks.evidence import Pictures, appearance_of
 from ddad import DDADCalibration, DDADImageProcessor
 from ddad.calibration.calibration import measured
 from ddad.calibration.factors import Views
@@ -39,10 +40,12 @@ def smoothed(distances: torch.Tensor, blur: float) -> torch.Tensor:
     return DDADImageProcessor.blur(DDADImageProcessor.resize(distances.view(-1, 1, side, side), (SIZE, SIZE)), blur)
 
 
-def rate_of(values: torch.Tensor, groups: list[int], copies: int, seed: int, blur: float, cells: int) -> list[float]:
+def rate_of(
+    values: torch.Tensor, groups: list[int], photographs: int, seed: int, blur: float, cells: int
+) -> list[float]:
     """One division: judges, images tried, and the part of these above the threshold, in percent."""
-    numbers = list(range(len(groups)))
-    trained, tried = split_images(numbers, groups, round(0.3 * len(numbers)), seed)
+    numbers, copies = list(range(len(groups))), len(values) // len(groups) - 1
+    trained, tried = split_images(numbers, groups, len(numbers) - photographs, seed)
     folds = torch.tensor(assign_folds([groups[i] for i in trained], [True] * len(trained)))
     by_image = values.unflatten(0, (len(numbers), 1 + copies))
     views = Views(
@@ -76,8 +79,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("categories", nargs="+")
     parser.add_argument("--data", type=Path, required=True, help="folder of data sets")
-    parser.add_argument("--cache", type=Path, required=True, help="folder that benchmarks.evidence filled")
+    parser.add_argument("--cache", type=Path, help="folder that keeps what the backbone sees of images")
     parser.add_argument("--features", default="tf_efficientnet_lite2-512")
+    parser.add_argument("--photographs", type=int, help="that fit and judge (default: seven tenths)")
     parser.add_argument("--blur", type=float, default=2.0)
     parser.add_argument("--cells", type=int, default=4)
     arguments = parser.parse_args()
@@ -85,11 +89,11 @@ def main() -> None:
     for name in arguments.categories:
         pictures = Pictures.read(name, arguments.data, SIZE, CalibrationConfig())
         groups = group_lookalikes(shrink_image(pictures.train[number]) for number in range(len(pictures.train)))
-        views, _ = cached(arguments.cache / f"{name}-{arguments.features}.safetensors", lambda: None)
-        copies = len(views.values) // len(groups) - 1
+        views, _ = appearance_of(name, arguments.data, arguments.features, arguments.cache)
+        photographs = arguments.photographs or round(0.7 * len(groups))
         found = []
         for seed in range(SPLITS):
-            found.append(rate_of(views.values, groups, copies, seed, arguments.blur, arguments.cells))
+            found.append(rate_of(views.values, groups, photographs, seed, arguments.blur, arguments.cells))
             print(name, *found[-1], flush=True)
         intervals = [promised(int(judges), int(tried)) for judges, tried, _ in found]
         inside = sum(low <= rate <= high for (low, high), (*_, rate) in zip(intervals, found, strict=True))
