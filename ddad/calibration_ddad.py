@@ -63,6 +63,7 @@ class DDADCalibration(ModelMixin, ConfigMixin):
         num_top_cells: an image's score is the mean of so many of its highest cells.
         prediction_factor: where few images are held out, how many standard deviations above their mean the threshold
             lies at least, with any settings; see `predictive_limit`.
+        region_size: height and width of the stored region, outside of which nothing decides; 0 looks everywhere.
 
     Raises:
         ValueError: if statistics do not fit `timesteps`, or there are fewer cells than make a score.
@@ -88,6 +89,7 @@ class DDADCalibration(ModelMixin, ConfigMixin):
         num_top_cells: int = 1,
         prediction_factor: float | None = None,  # noqa: ARG002 - kept in the config
         num_changed_images: int = 0,
+        region_size: int = 0,
     ):
         super().__init__()
         if statistics is not None:
@@ -101,6 +103,51 @@ class DDADCalibration(ModelMixin, ConfigMixin):
         count = num_calibration_images + num_changed_images
         shape = (count, sum(map(self.num_maps, self.scores)), calibration_size, calibration_size)
         self.calibration_maps = nn.Parameter(torch.zeros(shape), requires_grad=False)
+        region = nn.Parameter(torch.ones(region_size, region_size), requires_grad=False) if region_size else None
+        self.register_parameter("region", region)
+
+    # -------------------------------------------------------------------------------------------------------- region
+
+    def with_region(self, region: torch.Tensor | None) -> "DDADCalibration":
+        """The same, looking at a part of the picture alone: thresholds follow from the held-out images inside it.
+
+        Args:
+            region: `[R, R]`, above zero where it is looked at; None looks everywhere.
+
+        Raises:
+            ValueError: if there are fewer cells inside than make an image score.
+        """
+        settings = {name: value for name, value in self.config.items() if not name.startswith("_")}
+        new = type(self)(**settings | {"region_size": 0 if region is None else len(region)})
+        new.to(self.calibration_maps)
+        new.calibration_maps.copy_(self.calibration_maps)
+        if region is not None:
+            new.region.copy_(region > 0)
+            new.check_region(new.inside(len(region)))
+        return new
+
+    def inside(self, size: int) -> torch.Tensor | None:
+        """The stored region, `[1, 1, size, size]` of ones and zeros; None looks everywhere."""
+        return None if self.region is None else self.covered(self.region.float()[None, None], size)
+
+    @staticmethod
+    def covered(inside: torch.Tensor, size: int) -> torch.Tensor:
+        """Which cells of another grid lie at least half in a region, `[N, 1, S, S]` -> `[N, 1, size, size]`."""
+        if inside.shape[-1] == size:
+            return inside
+        if inside.shape[-1] % size == 0:
+            return (F.adaptive_avg_pool2d(inside, size) >= 0.5).float()
+        return (F.interpolate(inside, size=(size, size), mode="bilinear", antialias=True) >= 0.5).float()
+
+    def check_region(self, inside: torch.Tensor) -> None:
+        """Raises a ValueError where a region, `[N, 1, S, S]`, holds fewer cells than make an image score."""
+        least, size = self.config.num_top_cells, self.config.calibration_size
+        found = int(self.covered(inside, size).sum(dim=(1, 2, 3)).min())
+        if found < least:
+            raise ValueError(
+                f"The region is too small: {found} of {size}x{size} cells lie in it, and an image score needs {least}."
+                " White is looked at, black is not."
+            )
 
     # -------------------------------------------------------------------------------------------------------- scores
 
@@ -229,9 +276,21 @@ class DDADCalibration(ModelMixin, ConfigMixin):
         """Means over the cells that image scores are made of, `[..., S, S]` -> `[..., 32, 32]`."""
         return F.adaptive_avg_pool2d(maps, (self.config.calibration_size,) * 2)
 
-    def image_score(self, anomaly_maps: torch.Tensor) -> torch.Tensor:
-        """The mean of the highest cells of each map, `[N, S, S]` -> `[N]`."""
-        return self.top_cells(self.pool(anomaly_maps).flatten(1))
+    def image_score(self, anomaly_maps: torch.Tensor, inside: torch.Tensor | None = None) -> torch.Tensor:
+        """The mean of the highest cells of each map, `[N, S, S]` -> `[N]`.
+
+        Args:
+            anomaly_maps: of each image.
+            inside: where it is looked at, `[N or 1, 1, S, S]` of ones and zeros; None for everywhere.
+        """
+        if inside is None:
+            return self.top_cells(self.pool(anomaly_maps).flatten(1))
+        outside = self.covered(inside, self.config.calibration_size)[:, 0] == 0
+        return self.top_cells(self.pool_inside(anomaly_maps, inside[:, 0]).masked_fill(outside, -torch.inf).flatten(1))
+
+    def pool_inside(self, maps: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+        """As `pool`, means of what lies in a region of ones and zeros, `[N, S, S]`."""
+        return self.pool(maps * inside) / self.pool(inside).clamp(min=1e-6)
 
     def top_cells(self, cells: torch.Tensor, count: int | None = None) -> torch.Tensor:
         """The mean of the highest, `[N, cells]` -> `[N]`; None takes as many as make an image score."""
@@ -240,7 +299,7 @@ class DDADCalibration(ModelMixin, ConfigMixin):
     # ----------------------------------------------------------------------------------------------------- threshold
 
     def held_out_maps(self, judgement: DDADJudgement) -> torch.Tensor | None:
-        """The anomaly maps of the held-out good images in cells, `[M, cells]`; None if none are stored.
+        """The anomaly maps of the held-out good images in cells of the region, `[M, cells]`; None if none are stored.
 
         Every second one is that of the changed image where the judgement is tolerant.
         """
@@ -259,7 +318,8 @@ class DDADCalibration(ModelMixin, ConfigMixin):
         }
         # [M, K, 32, 32]; of weight zero, the first may be any
         pixel, feature = (self.combine(score, by_score) for score in (judgement.scores[0], judgement.feature_score))
-        return self.fuse(pixel, feature, judgement.alpha).flatten(1)
+        maps, inside = self.fuse(pixel, feature, judgement.alpha), self.inside(self.config.calibration_size)
+        return maps.flatten(1) if inside is None else maps[:, inside[0, 0] > 0]
 
     def held_out_scores(self, judgement: DDADJudgement) -> torch.Tensor | None:
         """The image scores of the held-out good images, each by the statistics of others, `[M]`; None without any."""

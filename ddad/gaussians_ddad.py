@@ -22,6 +22,8 @@ _loaded_before = globals().get("DDADGaussianModel")
 
 # Factors in one parameter: a file of a checkpoint holds whole parameters and must stay below 10 MB.
 FACTORS_TOGETHER = 32
+# A factor's share of what is looked at, below which it is not estimated from that alone.
+LEAST_INSIDE = 0.1
 
 
 class DDADGaussianModel(ModelMixin, ConfigMixin):
@@ -95,16 +97,38 @@ class DDADGaussianModel(ModelMixin, ConfigMixin):
         # The root has no slope at zero; the constant is far below the distance of any image.
         return (whitened.square().sum(dim=1) + 1e-12).sqrt().T
 
-    def distance(self, reduced: torch.Tensor) -> torch.Tensor:
-        """The distance at each position, `[N, P, c]` as `reduce` gives them -> `[N, P]`."""
-        return self.mahalanobis(reduced, *self.unpacked())
+    def distance(self, reduced: torch.Tensor, inside: torch.Tensor | None = None) -> torch.Tensor:
+        """The distance at each position, `[N, P, c]` as `reduce` gives them -> `[N, P]`.
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        Args:
+            reduced: features of images.
+            inside: which positions are looked at, `[P]` bool; None for all. What lies at the others changes nothing.
+        """
+        mean, whitening, factors = self.unpacked()
+        if inside is None:
+            return self.mahalanobis(reduced, mean, whitening, factors)
+        chosen = inside.to(mean.device)
+        factors = self.factors_inside(factors.view(*mean.shape, -1)[chosen].flatten(0, 1))
+        found = reduced.new_zeros(reduced.shape[:2])
+        found[:, chosen] = self.mahalanobis(reduced[:, chosen], mean[chosen], whitening[chosen], factors)
+        return found
+
+    @staticmethod
+    def factors_inside(factors: torch.Tensor) -> torch.Tensor:
+        """Factors of some positions alone, from the rows of all factors there, `[P' c, k]`: U with x - U U^T x left.
+
+        With rows B' and B'^T B' = V L V^T that is U = B' V L^-1/2, by which x - U U^T x is what the least squares of x
+        on B' leave. Of a direction with less than a tenth inside less is taken off: it would explain anything.
+        """
+        values, vectors = torch.linalg.eigh(factors.T @ factors)
+        return factors @ (vectors / values.clamp(min=LEAST_INSIDE).sqrt())
+
+    def forward(self, features: torch.Tensor, inside: torch.Tensor | None = None) -> torch.Tensor:
         """The distance at each position, `[N, C, h, w]` -> `[N, 1, grid_size, grid_size]`.
 
-        Computed in float32 whatever the weights' type, and differentiable in `features`.
+        Computed in float32 whatever the weights' type, and differentiable in `features`; `inside` as for `distance`.
         """
-        return self.to_map(self.distance(self.reduce(features)))
+        return self.to_map(self.distance(self.reduce(features), inside))
 
     def to_map(self, distances: torch.Tensor) -> torch.Tensor:
         """Distances at the positions as a map, `[N, P]` -> `[N, 1, grid_size, grid_size]`."""

@@ -628,6 +628,56 @@ class DDADImageProcessor(SchedulerMixin, ConfigMixin):
             except (TypeError, ValueError) as error:
                 raise type(error)(f"Image {index} of the list: {error}") from None
 
+    # -------------------------------------------------------------------------------------------------------- regions
+
+    def read_region(self, region: ImageInput, size: tuple[int, int] | None = None) -> torch.Tensor:
+        """A mask of where to look as bool `[H, W]`: True where it is white, lighter than middle grey.
+
+        Args:
+            region: an image as `read_image` takes it, or a bool array or tensor `[H, W]`.
+            size: height and width of the image that it is a mask of; None for any.
+
+        Raises:
+            TypeError, ValueError: as `read_image`, for a mask of another aspect ratio than the image's, and for one
+                that is black all over.
+        """
+        if isinstance(region, (np.ndarray, torch.Tensor)) and str(region.dtype) in ("bool", "torch.bool"):
+            inside = torch.as_tensor(region)
+        else:
+            inside = self.read_image(region).mean(dim=0) > 0.5
+        if inside.ndim != 2:
+            raise ValueError(f"A region must be [H, W], found {list(inside.shape)}.")
+        if size is not None:
+            (height, width), (own_height, own_width) = size, inside.shape
+            # To a pixel of the smaller of both: a mask may have been made smaller, not cropped.
+            if abs(own_width * height - own_height * width) > max(height, width, own_height, own_width):
+                raise ValueError(
+                    f"The region has {own_width}x{own_height} pixels and the image {width}x{height}: another aspect"
+                    " ratio, so it shows another picture. Give a mask of the image's own size."
+                )
+        if not inside.any():
+            raise ValueError("The region is black all over, so nothing would be looked at: white is what decides.")
+        return inside
+
+    def read_regions(
+        self, region: ImageInput | Sequence[ImageInput], sizes: Sequence[tuple[int, int]], size: int
+    ) -> torch.Tensor:
+        """Masks of images of some sizes (height, width), `[N, 1, size, size]` of ones and zeros; see `read_region`.
+
+        Args:
+            region: one for all images, or a list of as many.
+            sizes: of the images.
+            size: height and width of the result.
+
+        Raises:
+            TypeError, ValueError: as `read_region`, and for another number of masks.
+        """
+        each: list[Any] = list(region) if isinstance(region, (list, tuple)) else [region] * len(sizes)
+        if len(each) != len(sizes):
+            raise ValueError(f"There are {len(sizes)} images and {len(each)} regions: give one for all, or one each.")
+        read = [self.read_region(mask, own).float()[None, None] for mask, own in zip(each, sizes, strict=True)]
+        return torch.cat([(self.resize(mask, (size, size)) >= 0.5).float() for mask in read])
+
     # -------------------------------------------------------------------------------------------------- images, maps
 
     @staticmethod

@@ -59,17 +59,20 @@ class DDADPipelineOutput(BaseOutput):
             anomalous of 32x32 cells of the anomaly map, one unless the pipeline's calibration says otherwise.
         threshold: the score above which an image is called anomalous.
         is_anomalous: whether `image_score` is above `threshold`.
-        anomaly_map: `[H, W]` float32, the weighted mean of pixel and feature map, zero for an average normal pixel.
+        anomaly_map: `[H, W]` float32, the weighted mean of pixel and feature map, zero for an average normal pixel
+            and outside of the region that is looked at.
         pixel_map: `[H, W]` float32, the calibrated pixel-level score (KL divergence), mean over the noise levels; None
             where it weighs nothing and was not asked for: the U-Net was not evaluated then.
         feature_map: `[H, W]` float32, the calibrated feature-level score, mean over the noise levels.
-        overlay: the image under the heatmap, on a scale fixed by the threshold: a normal part shows no colour.
+        overlay: the image under the heatmap, on a scale fixed by the threshold: a normal part shows no colour. What
+            is not looked at is hatched.
         denoised_image: the image without its defects; the image itself where none were found; None if not asked for.
         intermediates: the denoising steps of each image from the image itself to the last, at the model's size;
             a single entry where no defect was found; None if not asked for.
         normality_distance: (before, after) of the distance that gradient denoising lowers, averaged over the repaired
             region, before a refiner adds detail; None for an image without defects. Normal is the root of the
             dimensions modelled: 8 of 64.
+        region: where was looked, `[H, W]` bool.
 
     Images are PIL images, arrays `[H, W, 3]` or tensors `[3, H, W]` in [0, 1] by `output_type`; maps are tensors for
     `"pt"` and arrays otherwise. What has an image's own size is computed when it is read.
@@ -85,6 +88,7 @@ class DDADPipelineOutput(BaseOutput):
     denoised_image: Sequence[Any] | None
     intermediates: Sequence[list[Any]] | None
     normality_distance: list[tuple[float, float] | None] | None
+    region: Sequence[Any]
 
 
 @dataclass
@@ -101,6 +105,7 @@ class DDADScores:
         feature_maps: likewise.
         timesteps: the K noise levels.
         feature_score: the feature score's name.
+        inside: where is looked at, `[N, 1, S, S]` of ones and zeros; None for everywhere.
     """
 
     images: Sequence[torch.Tensor]
@@ -109,6 +114,7 @@ class DDADScores:
     feature_maps: torch.Tensor
     timesteps: list[int]
     feature_score: str
+    inside: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -140,12 +146,14 @@ class DDADVerdict:
         image_score: of each.
         threshold: above it an image is anomalous.
         mask_level: how low a defect region reaches from the cells above the threshold.
+        inside: where is looked at, `[N, 1, S, S]` of ones and zeros; None for everywhere.
     """
 
     anomaly_maps: torch.Tensor
     image_score: list[float]
     threshold: float
     mask_level: float
+    inside: torch.Tensor | None = None
 
     @property
     def is_anomalous(self) -> list[bool]:
@@ -304,6 +312,32 @@ class DDADPipeline(DiffusionPipeline):
             return self.config.threshold
         return self.calibration.threshold(self.judgement())
 
+    @property
+    def inside(self) -> torch.Tensor | None:
+        """The pipeline's own region at the model's size, `[1, 1, S, S]` of ones and zeros; None for everywhere."""
+        inside = self.calibration.inside(self.unet.config.sample_size)
+        return None if inside is None else inside.cpu()
+
+    def with_region(self, region: ImageInput | None) -> "DDADPipeline":
+        """A pipeline of the same components that looks at a part of the picture alone.
+
+        Its threshold follows at once from what is stored of held-out good images inside it. `ddad calibrate --region`
+        fits the statistics to what is inside too.
+
+        Args:
+            region: an image that is white where it is looked at; see a call. None looks everywhere.
+
+        Raises:
+            TypeError, ValueError: for what is no such image, and a region that is too small.
+        """
+        size, mask = self.unet.config.sample_size, None
+        if region is not None:
+            inside = self.image_processor.read_region(region)
+            mask = self.image_processor.read_regions(inside, [tuple(inside.shape)], size)[0, 0]
+        pipe = type(self).from_pipe(self, calibration=self.calibration.with_region(mask))
+        pipe.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
+        return pipe
+
     # ------------------------------------------------------------------------------------ a call: score, judge, repair
 
     @in_own_types
@@ -318,6 +352,7 @@ class DDADPipeline(DiffusionPipeline):
         pixel_score: PixelScore | None = None,
         feature_score: FeatureScore | None = None,
         tolerance: Tolerance | None = None,
+        region: ImageInput | Sequence[ImageInput] | None = None,
         batch_size: int = 4,
         generator: torch.Generator | None = None,
         output_type: Literal["pil", "np", "pt"] = "pil",
@@ -344,6 +379,10 @@ class DDADPipeline(DiffusionPipeline):
             tolerance: what a measured threshold makes room for: `"strict"`, photographs like the good ones that it was
                 measured on; `"tolerant"`, also parts that lie elsewhere or under another lamp; None takes the
                 pipeline's.
+            region: where to look: an image of each image's height and width, or of its aspect ratio, that is white
+                there and black where nothing may decide, one for all or one for each. It narrows the pipeline's own
+                region, and does not change the threshold. Features see a sixteenth of the picture far, so what must
+                not decide needs a margin. What `score` gave has its region already.
             batch_size: images in one evaluation of the networks; it changes memory and speed alone.
             generator: source of the noise; None takes the same noise at every call. What `score` gave has its noise
                 already: then it is the source for denoising alone.
@@ -358,12 +397,14 @@ class DDADPipeline(DiffusionPipeline):
         given = image if isinstance(image, DDADScores) else None
         judgement = self.judgement(alpha, timesteps, pixel_score, feature_score, tolerance, given)
         self._check_options(threshold, denoise, num_denoising_steps, batch_size, output_type)
+        if given is not None and region is not None:
+            raise ValueError("`region` comes too late: the scores given were measured. Give it to `score`.")
         if given is not None and generator is not None and not denoise:
             raise ValueError("`generator` has no use: the scores given have their noise, and nothing is denoised.")
         levels = self._judging_levels(judgement, threshold)
 
         if given is None:
-            scores = self._score(self.image_processor.read_images(image), judgement, batch_size, generator)
+            scores = self._score(self.image_processor.read_images(image), judgement, region, batch_size, generator)
         else:
             scores = given.select(judgement.timesteps)
         verdict = self._judge(scores, judgement.alpha, levels)
@@ -382,10 +423,11 @@ class DDADPipeline(DiffusionPipeline):
             anomaly_map=drawing.maps(verdict.anomaly_maps),
             pixel_map=None if pixel is None else drawing.maps(pixel.mean(dim=1)),
             feature_map=drawing.maps(scores.feature_maps.mean(dim=1)),
-            overlay=drawing.overlays(verdict.anomaly_maps, verdict.threshold),
+            overlay=drawing.overlays(verdict.anomaly_maps, verdict.threshold, verdict.inside),
             denoised_image=repaired.get("denoised_image"),
             intermediates=repaired.get("intermediates"),
             normality_distance=repaired.get("normality_distance"),
+            region=drawing.regions(verdict.inside),
         )
         return output if return_dict else output.to_tuple()
 
@@ -396,6 +438,7 @@ class DDADPipeline(DiffusionPipeline):
         timesteps: Sequence[int] | None = None,
         pixel_score: PixelScore | None = None,
         feature_score: FeatureScore | None = None,
+        region: ImageInput | Sequence[ImageInput] | None = None,
         batch_size: int = 4,
         generator: torch.Generator | None = None,
     ) -> DDADScores:
@@ -409,7 +452,7 @@ class DDADPipeline(DiffusionPipeline):
         """
         judgement = self.judgement(None, timesteps, pixel_score, feature_score)
         self._check_options(batch_size=batch_size)
-        scores = self._score(self.image_processor.read_images(image), judgement, batch_size, generator)
+        scores = self._score(self.image_processor.read_images(image), judgement, region, batch_size, generator)
         self.maybe_free_model_hooks()
         return scores
 
@@ -472,8 +515,14 @@ class DDADPipeline(DiffusionPipeline):
     # ------------------------------------------------------------------------------------------------------- 1. score
 
     def _score(
-        self, images: Sequence[torch.Tensor], judgement: Any, batch_size: int, generator: torch.Generator | None
+        self,
+        images: Sequence[torch.Tensor],
+        judgement: Any,
+        region: ImageInput | Sequence[ImageInput] | None,
+        batch_size: int,
+        generator: torch.Generator | None,
     ) -> DDADScores:
+        inside = self._inside(images, region)
         ask = self._ask_unet(judgement.scores)
         noise = self.get_noise(judgement.timesteps, generator) if ask else None  # one for all batches
         prepared: list[torch.Tensor] = []
@@ -482,7 +531,8 @@ class DDADPipeline(DiffusionPipeline):
             batch = images[first : first + batch_size]
             seen = self.prepare(batch) if ask else None
             prepared += [] if seen is None else [seen]
-            maps.append(self.calibrated_maps(batch, judgement.timesteps, noise, judgement.scores, seen))
+            part = None if inside is None else inside[first : first + batch_size]
+            maps.append(self.calibrated_maps(batch, judgement.timesteps, noise, judgement.scores, seen, part))
         together = [torch.cat(parts) for parts in zip(*maps, strict=True)]  # [N, K, S, S] each
         return DDADScores(
             images,
@@ -491,7 +541,21 @@ class DDADPipeline(DiffusionPipeline):
             together[-1],
             list(judgement.timesteps),
             judgement.feature_score,
+            inside,
         )
+
+    def _inside(
+        self, images: Sequence[torch.Tensor], region: ImageInput | Sequence[ImageInput] | None
+    ) -> torch.Tensor | None:
+        """Where is looked at, `[N, 1, S, S]` of ones and zeros; None for everywhere."""
+        own = self.inside
+        if region is None:
+            return None if own is None else own.expand(len(images), -1, -1, -1)
+        sizes = [tuple(image.shape[1:]) for image in images]
+        given = self.image_processor.read_regions(region, sizes, self.unet.config.sample_size)
+        inside = given if own is None else given * own
+        self.calibration.check_region(inside)
+        return inside
 
     def _ask_unet(self, scores: Sequence[str]) -> bool:
         return not self._parts(scores).isdisjoint(self.calibration.network_scores)
@@ -507,6 +571,7 @@ class DDADPipeline(DiffusionPipeline):
         noise: torch.Tensor | None,
         scores: Sequence[str],
         prepared: torch.Tensor | None = None,
+        inside: torch.Tensor | None = None,
     ) -> list[torch.Tensor]:
         """The calibrated maps of images `[3, H, W]` in [0, 1], one for each of `scores`, `[N, K, S, S]` each.
 
@@ -516,15 +581,18 @@ class DDADPipeline(DiffusionPipeline):
             noise: `[K, 3, S, S]`; None takes that of `get_noise` where the U-Net is asked.
             scores: the names of the maps.
             prepared: what the U-Net sees of the images, where that is at hand.
+            inside: where is looked at, `[N, 1, S, S]` of ones and zeros; None takes the pipeline's own region.
         """
         measured = self._parts(scores)
+        inside = self._inside(images, None) if inside is None else inside
         maps: dict[str, torch.Tensor] = {}
         if self._ask_unet(scores):
             prepared = self.prepare(images) if prepared is None else prepared
             noise = self.get_noise(timesteps) if noise is None else noise
-            maps |= self.score_maps(prepared, timesteps, noise, measured.intersection(self.calibration.network_scores))
+            asked = measured.intersection(self.calibration.network_scores)
+            maps |= self.score_maps(prepared, timesteps, noise, asked, inside)
         if looks := measured.intersection(self.calibration.look_scores):
-            maps |= self.appearance_maps(images, looks)
+            maps |= self.appearance_maps(images, looks, inside)
         calibrated = {
             name: self.calibration.standardise(name, maps[name], timesteps).cpu().expand(-1, len(timesteps), -1, -1)
             for name in measured
@@ -533,7 +601,12 @@ class DDADPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def score_maps(
-        self, images: torch.Tensor, timesteps: Sequence[int], noise: torch.Tensor, scores: set[str]
+        self,
+        images: torch.Tensor,
+        timesteps: Sequence[int],
+        noise: torch.Tensor,
+        scores: set[str],
+        inside: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """The score maps before calibration, smoothed, at the model's size; one evaluation of the U-Net for all.
 
@@ -543,6 +616,7 @@ class DDADPipeline(DiffusionPipeline):
             noise: `[K, 3, S, S]`.
             scores: the names of the maps to compute: `kl` (see `DDADScheduler.pixel_maps`) and `residual` (see
                 `DDADGaussianModel`).
+            inside: where is looked at; see `smooth`.
 
         Returns:
             The maps by name, `[N, K, S, S]` each.
@@ -551,23 +625,40 @@ class DDADPipeline(DiffusionPipeline):
         maps = self.scheduler.pixel_maps(originals, noisy, output, levels, scores)
         if "residual" in scores:
             residuals = self.extract_features(images).repeat_interleave(len(timesteps), dim=0) - predicted
-            maps["residual"] = self.residual(residuals)
+            each = [residuals] if inside is None else residuals.split(len(timesteps))
+            where = self._positions(self.residual, inside, len(each))
+            maps["residual"] = torch.cat([self.residual(*pair) for pair in zip(each, where, strict=True)])
         by_level = {name: value.view(len(images), len(timesteps), *value.shape[-2:]) for name, value in maps.items()}
-        return {name: self.smooth(value) for name, value in by_level.items()}
+        return {name: self.smooth(value, inside) for name, value in by_level.items()}
 
-    def appearance_maps(self, images: Sequence[torch.Tensor], scores: set[str]) -> dict[str, torch.Tensor]:
+    def appearance_maps(
+        self, images: Sequence[torch.Tensor], scores: set[str], inside: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
         """How unusual images `[3, H, W]` in [0, 1] look, without the U-Net; smoothed, `[N, 1, S, S]` by name.
 
         Args:
             images: as they were read.
             scores: `appearance`, by its Gaussians, `memory`, or both.
+            inside: where is looked at; see `smooth`.
         """
         found: dict[str, list[torch.Tensor]] = {name: [] for name in scores}
-        for image in images:
+        measure: dict[str, Callable] = {"appearance": self.appearance.distance}
+        if self.memory is not None:
+            measure["memory"] = lambda reduced, _: self.memory.distance(
+                reduced
+            )  # positions know nothing of each other
+        for image, where in zip(images, self._positions(self.appearance, inside, len(images)), strict=True):
             reduced = self.appearance.reduce(self.extract_appearance(self.prepare_appearance([image])))
             for name, distances in found.items():
-                distances.append(self.appearance.to_map(getattr(self, name).distance(reduced)))
-        return {name: self.smooth(torch.cat(distances)) for name, distances in found.items()}
+                distances.append(self.appearance.to_map(measure[name](reduced, where)))
+        return {name: self.smooth(torch.cat(distances), inside) for name, distances in found.items()}
+
+    def _positions(self, model: Any, inside: torch.Tensor | None, count: int) -> list[torch.Tensor | None]:
+        """Which positions of a component's grid are looked at of each image, `[P]` bool; None for all."""
+        if inside is None:
+            return [None] * count
+        covered = self.calibration.covered(inside, model.config.grid_size).flatten(1) > 0
+        return list(covered.expand(count, -1))
 
     def prepare(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
         """Images `[3, H, W]` in [0, 1] of any size -> what the U-Net sees, `[N, 3, S, S]` in [-1, 1]."""
@@ -616,10 +707,23 @@ class DDADPipeline(DiffusionPipeline):
         features = F.interpolate(output.features.float(), size=grid, mode="bilinear", align_corners=False)
         return originals, noisy, levels, output.sample.float(), features
 
-    def smooth(self, maps: torch.Tensor) -> torch.Tensor:
-        """Maps on any grid, `[N, C, h, w]` -> smoothed, `[N, C, S, S]`."""
+    def smooth(self, maps: torch.Tensor, inside: torch.Tensor | None = None) -> torch.Tensor:
+        """Maps on any square grid, `[N, C, g, g]` -> smoothed, `[N, C, S, S]`.
+
+        Args:
+            maps: of scores.
+            inside: where is looked at, `[N or 1, 1, S, S]` of ones and zeros; None for everywhere. Means are of what
+                lies inside: positions outside weigh nothing.
+        """
         size = (self.unet.config.sample_size,) * 2
-        return self.image_processor.blur(self.image_processor.resize(maps, size), self.config.blur_sigma)
+
+        def blurred(values: torch.Tensor) -> torch.Tensor:
+            return self.image_processor.blur(self.image_processor.resize(values, size), self.config.blur_sigma)
+
+        if inside is None:
+            return blurred(maps)
+        weights = self.calibration.covered(inside.to(maps), maps.shape[-1])
+        return blurred(maps * weights) / blurred(weights).clamp(min=1e-3)
 
     # ------------------------------------------------------------------------------------------------------- 2. judge
 
@@ -642,7 +746,11 @@ class DDADPipeline(DiffusionPipeline):
         anomaly_maps = self.calibration.fuse(pixel, scores.feature_maps, alpha)
         if not torch.isfinite(anomaly_maps).all():
             raise ValueError("The scores are no numbers: weights of the checkpoint are damaged. Download it again.")
-        return DDADVerdict(anomaly_maps, self.calibration.image_score(anomaly_maps).tolist(), *levels)
+        inside = scores.inside
+        if inside is not None:
+            anomaly_maps = anomaly_maps * inside[:, 0]
+        image_score = self.calibration.image_score(anomaly_maps, inside)
+        return DDADVerdict(anomaly_maps, image_score.tolist(), *levels, inside)
 
     # ------------------------------------------------------------------------------------------------------ 3. repair
 
@@ -692,12 +800,13 @@ class DDADPipeline(DiffusionPipeline):
     def _defect_masks(self, verdict: DDADVerdict, whole: bool) -> torch.Tensor:
         """Where to repair, `[N, 1, S, S]`: what lies above the threshold, or all of the image."""
         maps = verdict.anomaly_maps[:, None]
+        inside = torch.ones_like(maps) if verdict.inside is None else verdict.inside
         if whole:
-            return torch.ones_like(maps)
+            return inside
         # Single cells of a good image may lie above the threshold: its score is the mean of the highest.
         found = torch.tensor(verdict.is_anomalous).view(-1, 1, 1, 1)
         seeds = (found & (self.calibration.pool(maps) > verdict.threshold)).float()
-        return self.denoiser.defect_mask(seeds, maps, verdict.mask_level)
+        return self.denoiser.defect_mask(seeds, maps, verdict.mask_level) * inside
 
     def denoise(
         self,

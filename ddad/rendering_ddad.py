@@ -74,11 +74,23 @@ class DDADDrawing:
 
         return self.results(draw)
 
-    def overlays(self, maps: torch.Tensor, threshold: float) -> DDADResults:
-        """The images under the heatmaps of `[N, S, S]`."""
+    def regions(self, inside: torch.Tensor | None) -> DDADResults:
+        """Where is looked at, of `[N, 1, S, S]`, at the images' own sizes, `[H, W]` bool each; None for everywhere."""
+
+        def draw(index: int) -> torch.Tensor | np.ndarray:
+            everywhere = torch.ones(self.images[index].shape[1:], dtype=torch.bool)
+            region = everywhere if inside is None else self._enlarge(inside[:, 0], index) > 0.5
+            return region if self.output_type == "pt" else region.numpy()
+
+        return self.results(draw)
+
+    def overlays(self, maps: torch.Tensor, threshold: float, inside: torch.Tensor | None = None) -> DDADResults:
+        """The images under the heatmaps of `[N, S, S]`, hatched outside of `[N, 1, S, S]`."""
 
         def draw(index: int) -> Any:
             overlay = self.renderer.overlay(self.images[index], self._enlarge(maps, index), threshold)
+            if inside is not None:
+                overlay = self.renderer.hatch(overlay, self._enlarge(inside[:, 0], index) > 0.5)
             return self.renderer.to_image(overlay, self.output_type)
 
         return self.results(draw)
@@ -173,6 +185,15 @@ class DDADRenderer(SchedulerMixin, ConfigMixin):
         rows = max(1, STRIP // original.shape[2])
         parts = zip(original.split(rows, dim=1), anomaly_map.split(rows), strict=True)
         return torch.cat([self._colour(*part, threshold, opacity) for part in parts], dim=1)
+
+    @staticmethod
+    def hatch(image: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+        """Pale, with grey stripes, where nothing is looked at; `[3, H, W]` in [0, 1] and `[H, W]` bool."""
+        height, width = inside.shape
+        period = max(6, min(height, width) // 40)
+        stripes = (torch.arange(height)[:, None] + torch.arange(width)) % period < max(1, period // 6)
+        pale = torch.where(stripes, 0.45, 0.5 * image + 0.5)
+        return torch.where(inside, image, pale)
 
     @staticmethod
     def _colour(original: torch.Tensor, anomaly_map: torch.Tensor, threshold: float, opacity: float) -> torch.Tensor:

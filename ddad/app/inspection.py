@@ -64,7 +64,7 @@ class Finding:
     Attributes:
         is_anomalous, image_score, threshold: the verdict.
         regions: the defect regions; none on an image that is judged good.
-        unusual: part of the picture whose score is above the threshold, in [0, 1].
+        unusual: part of the picture, or of the region looked at, whose score is above the threshold, in [0, 1].
         size: width and height of the image as it came.
         shown_size: width and height of what the page shows.
     """
@@ -80,7 +80,7 @@ class Finding:
     @classmethod
     def of(cls, result: DDADPipelineOutput, size: tuple[int, int], shown_size: tuple[int, int]) -> "Finding":
         """What a result says of an image of a size, which is shown at another."""
-        unusual = float(np.mean(result.anomaly_map[0] > result.threshold))
+        unusual = float(np.mean(result.anomaly_map[0][result.region[0]] > result.threshold))
         return cls(
             result.is_anomalous[0],
             result.image_score[0],
@@ -177,7 +177,8 @@ def draw_heatmap(
     limit = result.threshold
     if not result.is_anomalous[0]:  # the score is a mean over cells: single pixels of a good part may lie above it
         limit = max(limit, float(anomaly_map.max()))
-    picture = RENDERER.to_image(RENDERER.overlay(image, anomaly_map, limit, opacity), "pil")
+    drawn = RENDERER.overlay(image, anomaly_map, limit, opacity)
+    picture = RENDERER.to_image(RENDERER.hatch(drawn, torch.from_numpy(result.region[0])), "pil")
     scale = LEAST_DRAWN_SIDE / max(picture.size)
     if scale > 1:
         picture = picture.resize((round(picture.width * scale), round(picture.height * scale)))

@@ -77,6 +77,7 @@ def empty_components(
     extractor: DDADFeatureExtractor,
     timesteps: Sequence[int],
     quantile: float,
+    region: torch.Tensor | None = None,
 ) -> dict[str, Any]:
     """The components of a pipeline that follow from good images, before any was seen.
 
@@ -85,7 +86,9 @@ def empty_components(
         extractor: what appearance is judged by.
         timesteps: the noise levels that score.
         quantile: the part of good images that the threshold lets pass.
+        region: `[R, R]`, above zero where is looked at; None looks everywhere.
     """
+    calibration = DDADCalibration(tuple(timesteps), threshold_quantile=quantile, num_top_cells=NUM_TOP_CELLS)
 
     def gaussians(channels: int, grid: int) -> DDADGaussianModel:
         return DDADGaussianModel(channels, min(NUM_COMPONENTS, channels), grid)
@@ -94,7 +97,7 @@ def empty_components(
         "residual": gaussians(features.feature_channels, RESIDUAL_GRID),
         "appearance": gaussians(extractor.feature_channels, extractor.config.grid_size),
         "appearance_extractor": extractor,
-        "calibration": DDADCalibration(tuple(timesteps), threshold_quantile=quantile, num_top_cells=NUM_TOP_CELLS),
+        "calibration": calibration if region is None else calibration.with_region(region),
         "memory": None,
     }
 
@@ -130,10 +133,12 @@ def measured(calibration: DDADCalibration, maps: dict[str, torch.Tensor], change
     statistics, cells = {}, []
     for name in (name for name in calibration.all_scores if name in maps):
         values = maps[name].double()
-        good = values[: len(values) - changed]
-        mean, std = good.mean(dim=(0, 2, 3)), good.std(dim=(0, 2, 3), correction=0).clamp(min=1e-6)
+        own = calibration.inside(values.shape[-1])
+        inside = torch.ones(1, *values.shape[-2:]).double() if own is None else own[0].to(values)
+        good = values[: len(values) - changed, :, inside[0] > 0]  # [M, K, pixels]
+        mean, std = good.mean(dim=(0, 2)), good.std(dim=(0, 2), correction=0).clamp(min=1e-6)
         statistics |= {f"{name}_mean": mean.tolist(), f"{name}_std": std.tolist()}
-        cells.append(calibration.pool((values - mean[:, None, None]) / std[:, None, None]))
+        cells.append(calibration.pool_inside((values - mean[:, None, None]) / std[:, None, None], inside))
     settings = {name: value for name, value in calibration.config.items() if not name.startswith("_")}
     count, quantile = len(cells[0]) - changed, calibration.config.threshold_quantile
     stored = DDADCalibration(
@@ -146,6 +151,8 @@ def measured(calibration: DDADCalibration, maps: dict[str, torch.Tensor], change
         }
     )
     stored.calibration_maps.copy_(torch.cat(cells, dim=1))
+    if calibration.region is not None:
+        stored.region.copy_(calibration.region)
     round_to_half(stored)
     return stored
 
@@ -259,6 +266,7 @@ def calibrate(
         pipe.appearance_extractor if extractor is None else extractor,
         pipe.timesteps,
         pipe.calibration.config.threshold_quantile,
+        pipe.calibration.region,
     )
     tolerance = "strict" if config.nuisance == "none" else config.tolerance
     pipe = DDADPipeline.from_pipe(pipe, **fresh, **RULE, threshold=None, tolerance=tolerance)
@@ -291,7 +299,8 @@ def calibrate(
     if changed:
         plain = observe(pipe, Subset(images, sorted(judges)[1::2]), True, "Measuring unchanged images", report)
         observed, own = with_unchanged(observed, plain), torch.cat([own, own[1::2]])
-    maps = {name: pipe.smooth(one) for name, one in score_maps(pipe, observed, own, appearance, residual).items()}
+    unsmoothed, inside = score_maps(pipe, observed, own, appearance, residual), pipe.inside
+    maps = {name: pipe.smooth(one, inside) for name, one in unsmoothed.items()}
     found = {
         "appearance": filled(pipe.appearance, appearance.of_all()),
         "residual": filled(pipe.residual, residual.of_all()),

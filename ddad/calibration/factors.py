@@ -65,12 +65,14 @@ class Views:
         fold: the fold of each view's image, `[V]`.
         original: whether the view is the image itself and no copy, `[V]` bool.
         turned: whether copies are turned by any angle, and stand for photographs that are not there.
+        inside: which positions are looked at, `[P]` bool; None for all. The values of the others are zero.
     """
 
     values: torch.Tensor
     fold: torch.Tensor
     original: torch.Tensor
     turned: bool = False
+    inside: torch.Tensor | None = None
 
     @property
     def image(self) -> torch.Tensor:

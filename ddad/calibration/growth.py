@@ -55,8 +55,9 @@ def measure_growth(
         `image_auroc`, how well all images tell them from good ones.
     """
     good = spread(len(judged), MOST_IMAGES)
+    inside = pipe.inside
     defective, _, sources = make_defects(
-        torch.stack([judged[index] for index in good]), DEFECTS_PER_TYPE, config.seed + 1
+        torch.stack([judged[index] for index in good]), DEFECTS_PER_TYPE, config.seed + 1, inside
     )
     seen = observe(pipe, list(defective), False, "Looking at synthetic defects", report)
     reduced = torch.cat([observed.appearance[good], seen.appearance])[:, 0]  # [N, P, c]
@@ -76,9 +77,10 @@ def measure_growth(
                 reduced[own]
             )
         maps = {
-            name: standardised(pipe.smooth(pipe.appearance.to_map(one)), len(good)) for name, one in distances.items()
+            name: standardised(pipe.smooth(pipe.appearance.to_map(one), inside), len(good))
+            for name, one in distances.items()
         }
-        scores = pipe.calibration.image_score(pipe.calibration.combine("appearance", maps))
+        scores = pipe.calibration.image_score(pipe.calibration.combine("appearance", maps), inside)
         threshold = torch.quantile(scores[: len(good)], pipe.calibration.config.threshold_quantile)
         found[count] = round(100 * float((scores[len(good) :] > threshold).float().mean()), 1)
     area = auroc(scores[: len(good)].numpy(), scores[len(good) :].numpy())  # by all of them

@@ -13,6 +13,7 @@ from ddad.calibration.progress import Report, track
 from ddad.checkpoint.installed import DDADPipeline
 from ddad.datasets.folder import ImagesInMemory
 from ddad.datasets.nuisance import Nuisance, change_one, vary
+from ddad.gaussians_ddad import DDADGaussianModel
 
 # Images that the principal components are found on.
 COMPONENT_IMAGES = 64
@@ -70,6 +71,18 @@ def shrink_to_unet(pipe: DDADPipeline, images: torch.Tensor) -> torch.Tensor:
     return pipe.image_processor.resize(images, size).clamp(-1, 1)
 
 
+def positions_inside(pipe: DDADPipeline, model: DDADGaussianModel) -> torch.Tensor | None:
+    """Which positions of a component's grid a pipeline looks at, `[P]` bool; None for all."""
+    inside = pipe.calibration.inside(model.config.grid_size)
+    return None if inside is None else inside.flatten() > 0
+
+
+def reduced_inside(pipe: DDADPipeline, model: DDADGaussianModel, features: torch.Tensor) -> torch.Tensor:
+    """As `model.reduce`, on the CPU; zero at positions that are not looked at, which then explain nothing."""
+    reduced, inside = model.reduce(features).cpu(), positions_inside(pipe, model)
+    return reduced if inside is None else reduced * inside.cpu()[:, None]
+
+
 @torch.no_grad()
 def residuals_of(pipe: DDADPipeline, images: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
     """The residuals' mean over the noise levels, of `[N, 3, S, S]`; `[N, C, h, w]`.
@@ -90,7 +103,9 @@ def fit_components(pipe: DDADPipeline, images: Images) -> None:
         looks.append(pipe.appearance.to_grid(pipe.extract_appearance(image)))
         residuals.append(pipe.residual.to_grid(residuals_of(pipe, shrink_to_unet(pipe, image), None)))
     for model, values in ((pipe.appearance, looks), (pipe.residual, residuals)):
-        model.basis.copy_(principal_components(torch.cat(values), model.config.num_channels).half())
+        inside = positions_inside(pipe, model)
+        chosen = torch.cat(values)[:, slice(None) if inside is None else inside]
+        model.basis.copy_(principal_components(chosen, model.config.num_channels).half())
 
 
 @torch.no_grad()
@@ -114,6 +129,7 @@ def view_images(
         ask_network: residuals of the U-Net, or features.
         report: called with the progress.
     """
+    model = pipe.residual if ask_network else pipe.appearance
     copies = RESIDUAL_COPIES if ask_network else count_copies(len(images), config.rotation_degrees)
     what = "Asking the network about good images" if ask_network else "Looking at good images"
     found = []
@@ -123,14 +139,16 @@ def view_images(
         varied = (vary(image, config.rotation_degrees, config.nuisance, generator) for _ in range(copies))
         views = torch.cat([image, *varied]).to(pipe.device)
         if ask_network:
-            found.append(pipe.residual.reduce(residuals_of(pipe, shrink_to_unet(pipe, views), generator)).cpu())
+            features = residuals_of(pipe, shrink_to_unet(pipe, views), generator)
         else:
-            found.append(pipe.appearance.reduce(pipe.extract_appearance(views)).cpu())
+            features = pipe.extract_appearance(views)
+        found.append(reduced_inside(pipe, model, features))
     return Views(
         torch.cat(found),
         folds.repeat_interleave(1 + copies),
         torch.arange(len(images) * (1 + copies)) % (1 + copies) == 0,
         config.rotation_degrees >= ANY_ANGLE,
+        positions_inside(pipe, model),
     )
 
 
@@ -178,14 +196,14 @@ def observe(pipe: DDADPipeline, images: Images, ask_network: bool, what: str, re
     for first in track(range(0, len(images), BATCH_SIZE), what, report, unit="batch"):
         chosen = range(first, min(first + BATCH_SIZE, len(images)))
         batch = torch.stack([images[index] for index in chosen]).to(pipe.device)
-        looks.append(pipe.appearance.reduce(pipe.extract_appearance(batch)).cpu())
+        looks.append(reduced_inside(pipe, pipe.appearance, pipe.extract_appearance(batch)))
         if ask_network:
             small = shrink_to_unet(pipe, batch)
             originals, noisy, levels, output, predicted = pipe.predict_at(small, timesteps, noise)
             maps = pipe.scheduler.pixel_maps(originals, noisy, output, levels, ["kl"])["kl"]  # [N K, 1, S, S]
             kl.append(maps.float().cpu().view(len(batch), len(timesteps), *maps.shape[2:]))
             features = pipe.extract_features(small).repeat_interleave(len(timesteps), dim=0)
-            residuals.append(pipe.residual.reduce(features - predicted).cpu().unflatten(0, (len(batch), -1)))
+            residuals.append(reduced_inside(pipe, pipe.residual, features - predicted).unflatten(0, (len(batch), -1)))
     seen = torch.cat(looks)[:, None]
     return Observed(seen, torch.cat(residuals), torch.cat(kl)) if ask_network else Observed(seen, None, None)
 

@@ -149,6 +149,7 @@ def fit_part(
     config: CalibrationConfig | None = None,
     device: str | torch.device = "cpu",
     report: Report | None = None,
+    region: ImageInput | None = None,
 ) -> tuple[DDADPipeline, dict[str, Any], PartReport]:
     """A pipeline for a part of which there are good photographs, and nothing else.
 
@@ -160,16 +161,20 @@ def fit_part(
         config: how it is calibrated; None takes the default.
         device: where networks are evaluated.
         report: called with the progress.
+        region: an image that is white where is looked at, of the photographs' aspect ratio; None looks everywhere.
 
     Returns:
         The pipeline, its record as `save_checkpoint` takes it, and what was understood.
 
     Raises:
         OSError: if there is no base network.
-        ValueError: if there are too few images, or one cannot be read.
+        ValueError: if there are too few images, or one cannot be read, or the region is of another aspect ratio.
     """
     started = time.monotonic()
     check_enough(len(images))
+    if region is not None:
+        first = DDADImageProcessor().read_image(images[0])
+        region = DDADImageProcessor().read_region(region, tuple(first.shape[1:]))
     parts = load_base(base)
     names = [
         Path(image).name if isinstance(image, (str, os.PathLike)) else f"image {number}"
@@ -177,7 +182,7 @@ def fit_part(
     ]
     processor = DDADImageProcessor(max_value=measure_max_value(images))
     photographs = Photographs(read_once(images, processor, image_size or IMAGE_SIZE, report), names, processor)
-    return fit_photographs(photographs, parts, category, base, config, device, report, started)
+    return fit_photographs(photographs, parts, category, base, config, device, report, started, region)
 
 
 def fit_photographs(
@@ -189,6 +194,7 @@ def fit_photographs(
     device: str | torch.device = "cpu",
     report: Report | None = None,
     started: float | None = None,
+    region: ImageInput | None = None,
 ) -> tuple[DDADPipeline, dict[str, Any], PartReport]:
     """As `fit_part`, of photographs that were read.
 
@@ -201,6 +207,7 @@ def fit_photographs(
         device: where.
         report: called with the progress.
         started: when the work began, by `time.monotonic`; None for now.
+        region: where is looked at.
     """
     started = time.monotonic() if started is None else started
     images, parts = photographs.images, dict(parts)
@@ -217,6 +224,8 @@ def fit_photographs(
         renderer=DDADRenderer(),
         category=category,
     ).to(device)
+    if region is not None:
+        pipe = pipe.with_region(region)
     config = config or CalibrationConfig()
     fitted, calibration = recalibrate(pipe, images, config, report)
     small = [shrink_to_unet(pipe, images[index][None])[0] for index in range(len(images))]

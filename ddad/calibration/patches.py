@@ -45,9 +45,10 @@ def remember(views: Views, chosen: torch.Tensor | None = None, most: int = NUM_P
         most: patches.
     """
     chosen = torch.ones_like(views.original) if chosen is None else chosen
-    whitening = whiten_pooled(views.values[chosen]).half().float()
+    where = slice(None) if views.inside is None else views.inside
+    whitening = whiten_pooled(views.values[chosen][:, where]).half().float()
     remembered = chosen if views.turned else chosen & views.original
-    values, image = views.values[remembered], views.image[remembered]
+    values, image = views.values[remembered][:, where], views.image[remembered]
     patches = values.flatten(0, 1)
     drawn = torch.randperm(len(patches), generator=torch.Generator().manual_seed(0))[:most]
     patches = (patches[drawn] @ whitening).half().float()

@@ -12,12 +12,15 @@ import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 import torch
+import torch.nn.functional as F
 from scipy import ndimage
 
 DEFECT_TYPES = ("scratch", "crack", "spot", "cut", "texture", "stain", "shade", "missing")
 
 # A defect that changes less than this much of the grey scale, or fewer pixels, cannot be asked of anybody to see.
 MIN_CHANGE = 0.015
+# So often a defect is drawn anew until it lies where is looked at.
+MOST_PLACES = 40
 MIN_PIXELS = 12
 
 
@@ -167,25 +170,37 @@ def paste_defect(
     raise ValueError(f"No {defect_type} shows on this image: is it blank?")
 
 
-def make_defects(images: torch.Tensor, per_type: int, seed: int) -> tuple[torch.Tensor, np.ndarray, list[int]]:
+def make_defects(
+    images: torch.Tensor, per_type: int, seed: int, inside: torch.Tensor | None = None
+) -> tuple[torch.Tensor, np.ndarray, list[int]]:
     """Good images with synthetic defects, every kind alike often.
 
     Args:
         images: good, `[M, 3, S, S]` in [-1, 1].
         per_type: defects of each kind.
         seed: of everything random.
+        inside: where is looked at, `[1, 1, R, R]` of ones and zeros; None for everywhere. Half of a defect lies there.
 
     Returns:
         `[N, 3, S, S]` in [-1, 1], masks `[N, S, S]` bool, and the number of the good image that each defect is in;
         fewer than asked for where a kind shows on no image.
     """
     random = np.random.default_rng(seed)
+    looked_at = None if inside is None else F.interpolate(inside, size=images.shape[-2:])[0, 0] > 0
     defective, masks, sources = [], [], []
     for number in range(per_type * len(DEFECT_TYPES)):
         first, second = random.integers(len(images)), random.integers(len(images))
-        try:
-            image, mask = paste_defect(images[first], images[second], DEFECT_TYPES[number % len(DEFECT_TYPES)], random)
-        except ValueError:  # no such defect shows on this image
+        kind = DEFECT_TYPES[number % len(DEFECT_TYPES)]
+        for _ in range(1 if looked_at is None else MOST_PLACES):
+            try:
+                image, mask = paste_defect(images[first], images[second], kind, random)
+            except ValueError:  # no such defect shows on this image
+                mask = torch.zeros(1, dtype=torch.bool)
+                break
+            if looked_at is None or 2 * int((mask & looked_at).sum()) >= int(mask.sum()):
+                break
+            mask = torch.zeros_like(mask)
+        if not mask.any():
             continue
         defective.append(image)
         masks.append(mask.numpy())

@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 
-from ddad.commands.shared import add_data, add_dry_run, add_tolerance, load_pipeline, read_data, show_good
+from ddad.commands.shared import add_data, add_dry_run, add_region, add_tolerance, load_pipeline, read_data, show_good
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -35,6 +35,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         help="how much noise, light, blur and shift is no defect (default: %(default)s)",
     )
     add_tolerance(parser, "strict")
+    add_region(parser)
     parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU where there is one)")
     add_dry_run(parser)
     parser.set_defaults(run=run_calibrate)
@@ -57,6 +58,8 @@ def run_calibrate(arguments: argparse.Namespace) -> int:
     config = dataclasses.replace(
         CalibrationConfig.of(record), nuisance=arguments.nuisance, tolerance=arguments.tolerance
     )
+    if arguments.region is not None:
+        pipe = pipe.with_region(arguments.region)
     strides = tuple(arguments.strides) if arguments.strides else None
     appearance = AppearanceConfig(
         arguments.appearance_size, arguments.appearance_backbone, arguments.backbone_weights, strides

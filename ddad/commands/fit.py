@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from ddad.commands.shared import add_dry_run, add_layout, add_tolerance, read_data, show_good
+from ddad.commands.shared import add_dry_run, add_layout, add_region, add_tolerance, read_data, show_good
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -23,6 +23,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "--base", metavar="CHECKPOINT", help="folder or USER/NAME of the base network (default: checkpoints/base)"
     )
     add_tolerance(parser, "strict")
+    add_region(parser)
     parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU where there is one)")
     add_dry_run(parser)
     parser.set_defaults(run=run_fit)
@@ -46,7 +47,9 @@ def run_fit(arguments: argparse.Namespace) -> int:
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     category = arguments.category or Path(arguments.output).name
     config = CalibrationConfig(tolerance=arguments.tolerance)
-    pipe, record, told = fit_part(dataset.train_paths, category, base=arguments.base, config=config, device=device)
+    pipe, record, told = fit_part(
+        dataset.train_paths, category, base=arguments.base, config=config, device=device, region=arguments.region
+    )
     save_checkpoint(pipe, record, arguments.output)
     print("\n".join([*told.sentences(), f"Saved to {arguments.output} after {told.seconds:.0f} s."]))
     if not told.works:

@@ -8,7 +8,7 @@ import sys
 import typing
 from pathlib import Path
 
-from ddad.commands.shared import add_tolerance, load_pipeline
+from ddad.commands.shared import add_region, add_tolerance, load_pipeline
 
 RESULTS_NAME = "results.jsonl"
 ENDINGS = ("_map.tiff", "_overlay.png", "_denoised.png")
@@ -44,11 +44,15 @@ def find_inputs(inputs: list[str], output: Path) -> tuple[list[Path], list[Path]
 
 def state_of(path: Path) -> dict[str, typing.Any]:
     """What tells whether a file is the one that was inspected before."""
+    from ddad.datasets.files import region_of
+
     try:
         status = path.stat()
     except OSError:
         return {}
-    return {"path": str(path.resolve()), "bytes": status.st_size, "modified": status.st_mtime_ns}
+    state = {"path": str(path.resolve()), "bytes": status.st_size, "modified": status.st_mtime_ns}
+    region = region_of(path)
+    return state if region is None else state | {"region": region.stat().st_mtime_ns}
 
 
 def settings_of(arguments: argparse.Namespace) -> str:
@@ -56,7 +60,7 @@ def settings_of(arguments: argparse.Namespace) -> str:
     from ddad.checkpoint.saving import describe_state
     from ddad.runtime.inspector import METADATA_NAME
 
-    names = ("checkpoint", "alpha", "timesteps", "threshold", "tolerance", "no_denoise", "engine")
+    names = ("checkpoint", "alpha", "timesteps", "threshold", "tolerance", "no_denoise", "engine", "region")
     folder = Path(arguments.checkpoint)
     metadata = folder / METADATA_NAME  # of an exported folder
     state = describe_state(folder) if folder.is_dir() else None
@@ -90,7 +94,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         " NAME_overlay.png and NAME_denoised.png for each image, and prints one JSON line for each. An image that"
         " cannot be read gets a line with its error, one that is far too small a warning; the exit status is 1 if one"
         " could not be read. The lines are kept in results.jsonl:"
-        " the same command again goes on where it stopped, and nothing that is there is overwritten.",
+        " the same command again goes on where it stopped, and nothing that is there is overwritten. Beside an image"
+        " NAME_region.png, white where to look, tells what part of it may decide.",
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders of them, or patterns")
     parser.add_argument("--checkpoint", required=True, help="folder of a checkpoint, or USER/NAME on the Hub")
@@ -99,6 +104,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--timesteps", type=int, nargs="+", help="noise levels (default: the checkpoint's)")
     parser.add_argument("--threshold", type=float, help="score above which an image is anomalous (default: measured)")
     add_tolerance(parser, None)
+    add_region(parser)
     parser.add_argument("--no-denoise", action="store_true", help="do not make the version without defects")
     parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU where there is one)")
     parser.add_argument(
@@ -126,16 +132,22 @@ class Inspector(typing.NamedTuple):
 
 def by_pipeline(arguments: argparse.Namespace) -> Inspector:
     """Inspects by the checkpoint's pipeline: line, map, overlay and normal version."""
+    from ddad.datasets.files import region_of
     from ddad.report.export import record_of
     from ddad.report.size import far_too_small
 
     pipe = load_pipeline(arguments.checkpoint, arguments.device)
+    if arguments.region is not None:
+        pipe = pipe.with_region(arguments.region)
 
     def read(path: Path) -> typing.Any:
-        return pipe.image_processor.read_image(path), pipe.image_processor.largest_value(path)
+        image, region = pipe.image_processor.read_image(path), region_of(path)
+        if region is not None:
+            region = pipe.image_processor.read_region(region, tuple(image.shape[1:]))
+        return image, region, pipe.image_processor.largest_value(path)
 
     def inspect(path: Path, image: typing.Any) -> tuple[dict[str, typing.Any], Pictures]:
-        original, white = image
+        original, region, white = image
         result = pipe(
             original,
             alpha=arguments.alpha,
@@ -143,6 +155,7 @@ def by_pipeline(arguments: argparse.Namespace) -> Inspector:
             threshold=arguments.threshold,
             tolerance=arguments.tolerance,
             denoise=not arguments.no_denoise,
+            region=region,
         )
         small = far_too_small((original.shape[2], original.shape[1]), pipe)
         line = {
@@ -166,7 +179,7 @@ def by_engine(arguments: argparse.Namespace) -> Inspector:
     from ddad.runtime import load
     from ddad.serving.cached import exported
 
-    flags = ("alpha", "timesteps", "tolerance", "device")
+    flags = ("alpha", "timesteps", "tolerance", "device", "region")
     given = [f"--{name}" for name in flags if getattr(arguments, name) is not None]
     if given or not arguments.no_denoise:
         said = f"leave out {' and '.join(given)}" if given else "add --no-denoise"

@@ -33,6 +33,15 @@ def add_good(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_region(parser: argparse.ArgumentParser) -> None:
+    """`--region`."""
+    parser.add_argument(
+        "--region",
+        metavar="MASK",
+        help="image of the photographs' aspect ratio, white where it is looked at; what is black decides nothing",
+    )
+
+
 def add_dry_run(parser: argparse.ArgumentParser) -> None:
     """`--dry-run`."""
     parser.add_argument(

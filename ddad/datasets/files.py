@@ -8,6 +8,8 @@ from pathlib import Path, PurePath
 from ddad.datasets.names import is_hidden, words_of
 from ddad.runtime.pictures import IMAGE_SUFFIXES
 
+# Of the name of an image that says where to look on another one.
+REGION_ENDING = "_region"
 # Files of these suffixes are not opened to see whether they are images.
 OTHER_SUFFIXES = words_of(
     """
@@ -66,8 +68,21 @@ def walk(folder: Path) -> Iterator[Path]:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Image files of a folder and those below it, sorted, hidden ones left out; none if there is no such folder."""
-    return sorted(filter(looks_like_image, walk(folder))) if folder.is_dir() else []
+    """Image files of a folder and those below it, sorted, hidden ones left out; none if there is no such folder.
+
+    What says where to look on an image beside it (`region_of`) is none itself.
+    """
+    paths = sorted(filter(looks_like_image, walk(folder))) if folder.is_dir() else []
+    regions = {path for path in paths if path.stem.endswith(REGION_ENDING)}
+    if regions:
+        regions &= {region_of(path) for path in paths}
+    return [path for path in paths if path not in regions]
+
+
+def region_of(path: Path) -> Path | None:
+    """The image beside one that is white where to look on it, `part_region.png` for `part.jpg`; None without any."""
+    beside = path.with_name(f"{path.stem}{REGION_ENDING}.png")
+    return beside if os.path.isfile(beside) else None  # which a name that is too long does not make fail
 
 
 def other_files(folder: Path) -> list[Path]:

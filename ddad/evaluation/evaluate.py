@@ -33,9 +33,9 @@ def measure_images(good: np.ndarray, defective: np.ndarray) -> dict[str, float]:
     }
 
 
-def measure_pixels(maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
-    """Pixel and region metrics of maps, in percent; AUPIMO is the mean over images."""
-    curves = metrics.pixel_curves(maps, masks)
+def measure_pixels(maps: np.ndarray, masks: np.ndarray, inside: np.ndarray | None = None) -> dict[str, float]:
+    """Pixel and region metrics of maps, in percent; AUPIMO is the mean over images. Pixels `inside` count."""
+    curves = metrics.pixel_curves(maps, masks, inside)
     measured = {
         "pixel_auroc": percent(curves.auroc),
         "pixel_ap": percent(curves.average_precision),
@@ -43,12 +43,16 @@ def measure_pixels(maps: np.ndarray, masks: np.ndarray) -> dict[str, float]:
         "pro_5": percent(curves.pro(0.05)),
     }
     if (~masks.any(axis=(1, 2))).any():
-        measured["aupimo"] = percent(metrics.aupimo(maps, masks).mean())
+        measured["aupimo"] = percent(metrics.aupimo(maps, masks, inside=inside).mean())
     return measured
 
 
 def measure(
-    maps: np.ndarray | None, scores: np.ndarray, samples: list[Sample], masks: np.ndarray | None
+    maps: np.ndarray | None,
+    scores: np.ndarray,
+    samples: list[Sample],
+    masks: np.ndarray | None,
+    inside: np.ndarray | None = None,
 ) -> dict[str, float]:
     """All metrics of one form of score, in percent.
 
@@ -58,12 +62,13 @@ def measure(
         samples: the N images.
         masks: ground truth `[N, S, S]` bool; None without pixel metrics. Defective images without a mask count for
             images alone: their masks are empty.
+        inside: the pixels that count, `[S, S]` bool; None for all.
     """
     defective = np.array([sample.defective for sample in samples])
     measured = measure_images(scores[~defective], scores[defective])
     if maps is not None and masks is not None:
         known = ~defective | masks.any(axis=(1, 2))
-        measured |= measure_pixels(maps[known], masks[known])
+        measured |= measure_pixels(maps[known], masks[known], inside)
     return measured
 
 
@@ -106,7 +111,10 @@ def evaluate(pipe: DDADPipeline, dataset: Dataset) -> tuple[dict[str, Any], Scor
         raise ValueError(
             f"Good and defective test images are needed, found {int((~defective).sum())} and {int(defective.sum())}."
         )
-    masks = read_masks(samples, pipe.unet.config.sample_size)
+    masks, own = read_masks(samples, pipe.unet.config.sample_size), pipe.inside
+    inside = None if own is None else own[0, 0].numpy() > 0
+    if masks is not None and inside is not None:
+        masks = masks & inside
     baselines = Baselines.of(pipe, dataset.train_paths) if len(dataset.train_paths) > 1 else None
     scored = score_images(pipe, [sample.path for sample in samples], baselines)
     combined, threshold = scored.scores["combined"], pipe.threshold
@@ -118,7 +126,9 @@ def evaluate(pipe: DDADPipeline, dataset: Dataset) -> tuple[dict[str, Any], Scor
         "good_images_seen": count_seen(dataset),
         "defective_images": int(defective.sum()),
         "masks": 0 if masks is None else int(masks.any(axis=(1, 2)).sum()),
-        "scores": {name: measure(scored.maps[name], scored.scores[name], samples, masks) for name in scored.scores},
+        "scores": {
+            name: measure(scored.maps[name], scored.scores[name], samples, masks, inside) for name in scored.scores
+        },
         "threshold": round(threshold, 4),
         "at_threshold": {
             name: value if isinstance(value, int) else percent(value) for name, value in verdicts.items()
@@ -134,7 +144,7 @@ def evaluate(pipe: DDADPipeline, dataset: Dataset) -> tuple[dict[str, Any], Scor
         detected = combined[np.array([sample.defect == kind for sample in samples])] > threshold
         row = {"images": int(detected.size), "detected": int(detected.sum())}
         kind_masks = masks[chosen] if masks is not None and masks[chosen].any() else None
-        measured = measure(scored.maps["combined"][chosen], combined[chosen], of_kind, kind_masks)
+        measured = measure(scored.maps["combined"][chosen], combined[chosen], of_kind, kind_masks, inside)
         report["defects"][kind] = row | measured
     return report, scored, masks
 

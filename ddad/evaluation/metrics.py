@@ -133,12 +133,13 @@ class PixelCurves:
         return integrate_to(self.false_positive_rate, self.overlap, limit)
 
 
-def pixel_curves(maps: np.ndarray, masks: np.ndarray) -> PixelCurves:
+def pixel_curves(maps: np.ndarray, masks: np.ndarray, inside: np.ndarray | None = None) -> PixelCurves:
     """One sort of all pixels serves all thresholds and all pixel metrics.
 
     Args:
         maps: anomaly maps, `[N, H, W]`.
         masks: ground truth, `[N, H, W]` bool; all False for a good image.
+        inside: the pixels that count, `[H, W]` bool; None for all.
 
     Returns:
         The curves, a point for each different value of the maps and one before them.
@@ -146,6 +147,8 @@ def pixel_curves(maps: np.ndarray, masks: np.ndarray) -> PixelCurves:
     Raises:
         ValueError: if shapes differ, no pixel or every pixel is defective, or a map is not finite.
     """
+    if inside is not None:
+        masks = masks & inside
     _check_maps(maps, masks)
     gains = np.zeros(masks.shape, dtype=np.float64)
     regions = 0
@@ -156,6 +159,8 @@ def pixel_curves(maps: np.ndarray, masks: np.ndarray) -> PixelCurves:
         regions += count
         sizes = np.bincount(labels.ravel())
         gain[mask] = 1 / sizes[labels[mask]]
+    if inside is not None:
+        maps, masks, gains = maps[:, inside], masks[:, inside], gains[:, inside]
     order = np.argsort(-maps.ravel())
     values = maps.ravel()[order]
     last = np.append(values[1:] != values[:-1], True)  # equal values pass a threshold together
@@ -179,7 +184,12 @@ def integrate_to(rates: np.ndarray, overlaps: np.ndarray, limit: float) -> float
 
 
 def aupimo(
-    maps: np.ndarray, masks: np.ndarray, lowest: float = 1e-5, highest: float = 1e-4, samples: int = 300
+    maps: np.ndarray,
+    masks: np.ndarray,
+    lowest: float = 1e-5,
+    highest: float = 1e-4,
+    samples: int = 300,
+    inside: np.ndarray | None = None,
 ) -> np.ndarray:
     """AUPIMO of each defective image: the part of its defective pixels that is found where almost nothing is.
 
@@ -193,6 +203,7 @@ def aupimo(
         lowest: the lowest rate.
         highest: the highest rate.
         samples: rates between them.
+        inside: the pixels that count, `[H, W]` bool; None for all.
 
     Returns:
         One value in [0, 1] for each image with a defective pixel, in their order.
@@ -200,6 +211,8 @@ def aupimo(
     Raises:
         ValueError: if there are no good images, or too few pixels in them to tell such rates.
     """
+    if inside is not None:
+        maps, masks = maps[:, None, inside], masks[:, None, inside]
     _check_maps(maps, masks)
     defective = masks.any(axis=(1, 2))
     normal = np.sort(maps[~defective].ravel())

@@ -59,6 +59,7 @@ def score_images(
 ) -> ScoredImages:
     """Maps and image scores of every form, and of the baselines where they are given."""
     noise: Any = pipe.get_noise(pipe.timesteps)
+    inside = pipe.inside
     maps: dict[str, list[np.ndarray]] = {}
     scores: dict[str, list[np.ndarray]] = {}
     progress = tqdm(total=len(paths), desc="Scoring", mininterval=1, unit="image")
@@ -66,8 +67,11 @@ def score_images(
         images = [pipe.image_processor.read_image(path) for path in paths[first : first + batch_size]]
         found = score_batch(pipe, images, noise) | ({} if baselines is None else baselines.maps(pipe, images))
         for name, value in found.items():
-            maps.setdefault(name, []).append(value.float().cpu().numpy())
-            scores.setdefault(name, []).append(pipe.calibration.image_score(value).float().cpu().numpy())
+            value = value.float().cpu()
+            if inside is not None:
+                value = value * inside[:, 0]
+            maps.setdefault(name, []).append(value.numpy())
+            scores.setdefault(name, []).append(pipe.calibration.image_score(value, inside).numpy())
         progress.update(len(images))
     progress.close()
     return ScoredImages(

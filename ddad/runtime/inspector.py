@@ -16,7 +16,7 @@ from ddad.runtime.engines import Evaluate, create
 from ddad.runtime.records import Record
 from ddad.runtime.regions import Region, find_regions
 
-METADATA_NAME = "metadata.json"
+METADATA_NAME, REGION_NAME = "metadata.json", "region.png"
 FORMAT = 2
 READING = ("max_value", "min_side", "max_pixels")
 
@@ -31,6 +31,7 @@ class Inspection:
         image_score: how anomalous the image is, in standard deviations of good images.
         threshold: the score above which it is called anomalous.
         opacity: of the heatmap.
+        inside: where was looked, `[S, S]` of ones and zeros; None for everywhere.
     """
 
     image: np.ndarray
@@ -38,6 +39,7 @@ class Inspection:
     image_score: float
     threshold: float
     opacity: float
+    inside: np.ndarray | None = None
 
     @property
     def is_anomalous(self) -> bool:
@@ -60,8 +62,11 @@ class Inspection:
 
     @cached_property
     def overlay(self) -> PIL.Image.Image:
-        """The image under the heatmap, on a scale fixed by the threshold."""
-        return pictures.overlay(self.image, self.anomaly_map, self.threshold, self.opacity)
+        """The image under the heatmap, on a scale fixed by the threshold; hatched where was not looked."""
+        drawn = pictures.overlay(self.image, self.anomaly_map, self.threshold, self.opacity)
+        if self.inside is None:
+            return drawn
+        return pictures.hatch(drawn, pictures.enlarge(self.inside, self.image.shape[:2]) > 0.5)
 
 
 class Inspector:
@@ -71,14 +76,15 @@ class Inspector:
         metadata: what `ddad export` wrote beside the graph.
         evaluate: what evaluates the graph.
         engine: its name.
+        inside: where it looks, `[S, S]` of ones and zeros; None for everywhere.
 
     Attributes:
         evaluate: see there.
         threshold: the score above which an image is anomalous; may be set.
     """
 
-    def __init__(self, metadata: dict[str, Any], evaluate: Evaluate, engine: str):
-        self.metadata, self.engine, self.evaluate = metadata, engine, evaluate
+    def __init__(self, metadata: dict[str, Any], evaluate: Evaluate, engine: str, inside: np.ndarray | None = None):
+        self.metadata, self.engine, self.evaluate, self.inside = metadata, engine, evaluate, inside
         self.threshold: float = metadata["threshold"]
 
     @property
@@ -125,7 +131,7 @@ class Inspector:
         """What is found on an image that `read` gave; `threshold` as for `inspect`."""
         maps, scores = self.evaluate(pictures.as_planes(pixels)[None])
         limit = self.threshold if threshold is None else threshold
-        return Inspection(pixels, maps[0], float(scores[0]), limit, self.metadata["opacity"])
+        return Inspection(pixels, maps[0], float(scores[0]), limit, self.metadata["opacity"], self.inside)
 
 
 def load(folder: str | os.PathLike, engine: str | None = None, threads: int | None = None) -> Inspector:
@@ -151,4 +157,7 @@ def load(folder: str | os.PathLike, engine: str | None = None, threads: int | No
         if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
             raise OSError(f"{folder / name} is not the file that was exported: copy the folder once more.")
     name, evaluate = create(folder, engine, threads)
-    return Inspector(metadata, evaluate, name)
+    if REGION_NAME not in metadata["sha256"]:
+        return Inspector(metadata, evaluate, name)
+    with PIL.Image.open(folder / REGION_NAME) as region:
+        return Inspector(metadata, evaluate, name, (np.asarray(region) > 127).astype(np.float32))

@@ -115,6 +115,16 @@ def overlay(image: np.ndarray, anomaly_map: np.ndarray, threshold: float, opacit
     return PIL.Image.fromarray(drawn)
 
 
+def hatch(picture: PIL.Image.Image, inside: np.ndarray) -> PIL.Image.Image:
+    """Pale, with grey stripes, where was not looked, `[H, W]` bool."""
+    height, width = inside.shape
+    period = max(6, min(height, width) // 40)
+    stripes = (np.arange(height)[:, None] + np.arange(width)) % period < max(1, period // 6)
+    pixels = np.asarray(picture)
+    pale = np.where(stripes[..., None], np.uint8(115), (pixels // 2 + 128).astype(np.uint8))
+    return PIL.Image.fromarray(np.where(inside[..., None], pixels, pale))
+
+
 def draw(image: np.ndarray, anomaly_map: np.ndarray, threshold: float, opacity: float) -> np.ndarray:
     """`[3, H, W]` in [0, 1] and its map `[H, W]` -> uint8 `[H, W, 3]`."""
     strength = np.clip(anomaly_map / max(threshold, 1e-6) / 2, 0, 1)

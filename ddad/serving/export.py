@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import PIL.Image
 import torch
 from torch import nn
 
@@ -19,7 +20,7 @@ from ddad.checkpoint.installed import DDADPipeline
 from ddad.checkpoint.saving import check_output, library_versions
 from ddad.pipeline import ImageInput
 from ddad.runtime import load
-from ddad.runtime.inspector import FORMAT, METADATA_NAME, READING
+from ddad.runtime.inspector import FORMAT, METADATA_NAME, READING, REGION_NAME
 from ddad.serving.graphs import NoisyToClean, Verdict
 
 Format = Literal["onnx", "openvino"]
@@ -71,6 +72,9 @@ def export_pipeline(
                 "noise": (noisy[:, :1], (0, 2, 3)),
             }
             write_graph(pipe.refiner, parts, ["detailed"], folder / "refiner.onnx")
+    if verdict.inside is not None:
+        inside = (255 * verdict.inside[0, 0]).to(torch.uint8).numpy()
+        PIL.Image.fromarray(inside).save(folder / REGION_NAME)
     if form == "openvino":
         import openvino
 

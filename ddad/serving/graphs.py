@@ -38,10 +38,16 @@ def resize(images: torch.Tensor, size: int) -> torch.Tensor:
 class Gaussians(nn.Module):
     """`DDADGaussianModel` with its weights unpacked, as constants of the graph."""
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, inside: torch.Tensor | None):
         super().__init__()
         self.model = model
         mean, whitening, factors = model.unpacked()
+        if inside is not None:  # nothing is left of what lies at other positions
+            outside = (inside == 0).flatten()
+            rows = factors.view(*mean.shape, -1).clone()
+            rows[~outside] = model.factors_inside(rows[~outside].flatten(0, 1)).view(-1, *rows.shape[1:])
+            rows[outside] = 0
+            factors = rows.flatten(0, 1)
         if factors.shape[1] == 0:  # OpenVINO reads no constant without elements
             factors = factors.new_zeros(len(factors), 1)
         for name, value in (("mean", mean), ("whitening", whitening), ("factors", factors)):
@@ -85,6 +91,8 @@ class Verdict(nn.Module):
         super().__init__()
         self.judgement, self.calibration = pipe.judgement(), pipe.calibration
         self.size, self.blur_sigma = pipe.unet.config.sample_size, pipe.config.blur_sigma
+        inside = pipe.calibration.inside(self.size)
+        self.register_buffer("inside", None if inside is None else inside.detach().clone())
         shares = {self.judgement.scores[0]: self.judgement.alpha}
         shares[self.judgement.feature_score] = 1 - self.judgement.alpha
         # The weight of every measured score that has one.
@@ -100,13 +108,13 @@ class Verdict(nn.Module):
         )
         if self.ask_looks:
             self.appearance_extractor = pipe.appearance_extractor
-            self.appearance = Gaussians(pipe.appearance)
+            self.appearance = Gaussians(pipe.appearance, pipe.calibration.inside(pipe.appearance.config.grid_size))
             self.memory = Memory(pipe.memory) if "memory" in self.weights else None
         if self.ask_network:
             self.networks = copy.copy(pipe)
             self.networks.scheduler = fixed_levels(pipe.scheduler, self.judgement.timesteps)
             self.unet, self.feature_extractor = pipe.unet, pipe.feature_extractor
-            self.residual = Gaussians(pipe.residual)
+            self.residual = Gaussians(pipe.residual, pipe.calibration.inside(pipe.residual.config.grid_size))
             self.register_buffer("noise", pipe.get_noise(self.judgement.timesteps))
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -121,7 +129,10 @@ class Verdict(nn.Module):
             weight * self.calibration.standardise(name, self.smooth(maps[name]), timesteps).mean(dim=1)
             for name, weight in self.weights.items()
         )
-        return anomaly_map, self.calibration.image_score(anomaly_map)
+        if self.inside is None:
+            return anomaly_map, self.calibration.image_score(anomaly_map)
+        anomaly_map = anomaly_map * self.inside[:, 0]
+        return anomaly_map, self.calibration.image_score(anomaly_map, self.inside)
 
     def look(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """How unusual `[N, 3, L, L]` in [-1, 1] look, `[N, 1, g, g]` by score."""
@@ -145,9 +156,16 @@ class Verdict(nn.Module):
         return maps
 
     def smooth(self, maps: torch.Tensor) -> torch.Tensor:
-        """`[N, K, g, g]` -> `[N, K, S, S]`."""
-        large = F.interpolate(maps, size=(self.size, self.size), mode="bilinear", align_corners=False)
-        return DDADImageProcessor.blur(large, self.blur_sigma)
+        """`[N, K, g, g]` -> `[N, K, S, S]`; see `DDADPipeline.smooth`."""
+
+        def blurred(values: torch.Tensor) -> torch.Tensor:
+            large = F.interpolate(values, size=(self.size, self.size), mode="bilinear", align_corners=False)
+            return DDADImageProcessor.blur(large, self.blur_sigma)
+
+        if self.inside is None:
+            return blurred(maps)
+        weights = self.calibration.covered(self.inside, maps.shape[-1])
+        return blurred(maps * weights) / blurred(weights).clamp(min=1e-3)
 
 
 def fixed_levels(scheduler: Any, timesteps: Sequence[int]) -> Any:

@@ -117,6 +117,9 @@ class TrainConfig:
     calibration_fraction: float = dataclasses.field(
         default=0.15, metadata={"help": "part of the images held out to calibrate scores and threshold"}
     )
+    region: str = dataclasses.field(
+        default="", metadata={"help": "mask of the images' aspect ratio, white where is looked; black decides nothing"}
+    )
     threshold_quantile: float = dataclasses.field(
         default=0.95, metadata={"help": "part of the held-out good images that the threshold lets pass"}
     )

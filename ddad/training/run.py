@@ -92,6 +92,8 @@ def train(config: TrainConfig) -> None:
     dataset = read_dataset(config.data, config.data_format, config.good)
     held_out_count = round(len(dataset.require_training()) * config.calibration_fraction)
     processor = DDADImageProcessor(max_value=measure_max_value(dataset.train_paths))
+    if config.region:  # what is wrong with it is said before the training
+        processor.read_region(config.region, tuple(processor.read_image(dataset.train_paths[0]).shape[1:]))
     groups = group_lookalikes(ImageFolder(dataset.train_paths, config.image_size, processor))
     train_paths, calibration_paths = split_images(dataset.train_paths, groups, held_out_count, config.seed)
     logger.info(
@@ -126,6 +128,7 @@ def train(config: TrainConfig) -> None:
     # Where the data lay on the machine that trained is nobody's business.
     settings["data"], settings["output"] = Path(config.data).name, output.name
     settings["base"] = describe_base(config.base)
+    settings["region"] = Path(config.region).name
     record |= {
         "config": settings,
         "training_images": len(train_paths),
@@ -177,6 +180,8 @@ def build_pipeline(
         renderer=DDADRenderer(),
         category=config.category,
     ).to(networks["unet"].device)
+    if config.region:
+        pipe = pipe.with_region(config.region)
     calibration = CalibrationConfig(
         config.rotation_degrees, config.seed, nuisance=config.nuisance, tolerance=config.tolerance
     )
