@@ -176,3 +176,11 @@ def test_an_exported_category_looks_at_the_same(fitted, tmp_path):
     (folder / "region.png").write_bytes(b"changed")
     with pytest.raises(OSError, match=r"region\.png is not the file that was exported"):
         load(folder)
+
+
+def test_what_a_visitor_sees_of_a_held_out_part_lies_inside(fitted):
+    from ddad.app.own_examples import held_out_result
+
+    result = held_out_result(fitted[1], 3, 2.0, (60, 80))
+    assert result.anomaly_map[0].shape == (60, 80) and (result.anomaly_map[0][:, 42:] == 0).all()
+    assert (result.anomaly_map[0][:, :38] != 0).any() and result.region[0].mean() == pytest.approx(0.5, abs=0.02)

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 # Between the name of a category and the secret that makes it one visitor's own.
 OWN_MARK = "~"  # needs no encoding in a link
+REGION_MARK = "look-"  # after it, of one that looks where the visitor says
 SEARCH_AGAIN_SECONDS = 600
 MOST_FOUND = 100
 SEARCH_SECONDS = 5.0
@@ -72,8 +73,10 @@ class Category:
 
 def readable(name: str) -> str:
     """How a category is called on the page."""
-    name, own, _ = name.partition(OWN_MARK)
+    name, own, secret = name.partition(OWN_MARK)
     shown = name if "/" in name else name.replace("_", " ").capitalize()
+    if secret.startswith(REGION_MARK):
+        return f"{shown}, where you look"
     return f"{shown}, your good parts" if own else shown
 
 
@@ -195,6 +198,28 @@ class Categories:
         own = f"{name.partition(OWN_MARK)[0]}{OWN_MARK}{secrets.token_hex(16)}"
         with self._lock:
             self._loaded[own] = category
+        return own
+
+    def add_region(self, name: str, region: ImageInput | None) -> str:
+        """Takes in a visitor's own version of a category that looks at a part of the picture alone.
+
+        Args:
+            name: the category that it is made from, whose weights it shares.
+            region: see `DDADPipeline.with_region`.
+
+        Returns:
+            Its name; see `add_own`.
+
+        Raises:
+            CategoryError: if there is no such category.
+            ValueError: if the region is too small.
+        """
+        category = self.get(name)
+        judge = category.judge.with_region(region)
+        pipe = judge if category.pipe is category.judge else category.pipe.with_region(region)
+        own = f"{name.partition(OWN_MARK)[0]}{OWN_MARK}{REGION_MARK}{secrets.token_hex(16)}"
+        with self._lock:
+            self._loaded[own] = Category(pipe, judge, judge.calibration.calibration_maps.nbytes)
         return own
 
     def load_offered(self, load: Callable[[str], Category]) -> None:

@@ -46,7 +46,8 @@ def score_by(inspector: Inspector, pipe: DDADPipeline, image: torch.Tensor) -> D
     maps = torch.from_numpy(inspector.evaluate(image[None].numpy())[0])
     judgement = pipe.judgement()
     levels = maps[:, None].expand(-1, len(judgement.timesteps), -1, -1)
-    return DDADScores([image], None, None, levels, list(judgement.timesteps), judgement.feature_score)
+    kind = judgement.feature_score
+    return DDADScores([image], None, None, levels, list(judgement.timesteps), kind, pipe.inside)
 
 
 def faster_graph(pipe: DDADPipeline, checkpoint: str) -> Inspector | None:

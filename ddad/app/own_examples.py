@@ -67,10 +67,13 @@ def held_out_result(pipe: DDADPipeline, index: int, score: float, size: tuple[in
     cells = pipe.calibration.held_out_maps(pipe.judgement(tolerance="strict"))
     assert cells is not None  # every calibrated pipeline stores some
     side = pipe.calibration.config.calibration_size
-    anomaly_map = DDADImageProcessor.resize(cells[index].view(1, 1, side, side), size)[0, 0].numpy()
-    return DDADPipelineOutput(
-        [score], pipe.threshold, [score > pipe.threshold], [anomaly_map], None, [anomaly_map], [], None, None, None
-    )
+    inside = pipe.calibration.inside(side)
+    looked_at = torch.ones(1, 1, side, side) if inside is None else inside.cpu()
+    small = torch.zeros_like(looked_at).masked_scatter(looked_at > 0, cells[index])
+    anomaly_map = DDADImageProcessor.resize(small, size)[0, 0].numpy()
+    region = (DDADImageProcessor.resize(looked_at, size) > 0.5)[0, 0].numpy()
+    verdict = [score], pipe.threshold, [score > pipe.threshold]
+    return DDADPipelineOutput(*verdict, [anomaly_map], None, [anomaly_map], [], None, None, None, [region])
 
 
 def make_examples(

@@ -17,6 +17,7 @@ from ddad.app.line import add_line
 from ddad.app.many import add_many_images
 from ddad.app.own_parts import OwnParts
 from ddad.app.part import HERE, add_your_part
+from ddad.app.regions import WhereToLook, add_where_to_look
 from ddad.app.single import KEEP_SECONDS, MOST_WAITING, add_single_image
 from ddad.app.single_events import MOMENT, SingleImage
 from ddad.app.uploads import delete_old_outputs
@@ -193,7 +194,10 @@ def create_page(checkpoints: str | Path, export: bool = True) -> gr.Blocks:
             with gr.Tab("About"):
                 add_about(categories, category)
         other.click(lambda: gr.Tabs(selected="part"), None, tabs, queue=False, api_visibility="private")
-        add_corrections(Corrections(part, work, Lists(category, known, own, given)), [many, line])
+        lists = Lists(category, known, own, given)
+        add_corrections(Corrections(part, work, lists), [many, line])
+        with work.more:
+            add_where_to_look(WhereToLook(part, work, lists))
         with gr.Accordion("Another category from the Hugging Face Hub", open=False):
             repository = add_hub(categories, work, category, known)
         add_welcome(page, categories, work, category, known, own, repository)

@@ -185,6 +185,7 @@ def add_single_image(categories: Categories, visits: Visits, examples: Examples,
             limit, threshold, alpha, levels, tolerance, again, reset, film_place, film, animation, maps_place, maps = (
                 create_controls(categories)
             )
+            work.more = gr.Column()
     places = work.places = Places(
         image,
         truth,

@@ -129,6 +129,7 @@ class SingleImage:
         self.example_places: list[Any]
         self.moment: gr.Number
         self.opacity: gr.Slider
+        self.more: gr.Column  # room for what follows from other tabs
 
     # ---------------------------------------------------------------------------------------------------- the networks
 
