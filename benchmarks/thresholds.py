@@ -18,19 +18,18 @@ from ddad.calibration.calibration import measured
 from ddad.calibration.factors import Views
 from ddad.calibration.fitting import assign_folds, fit_statistics
 from ddad.calibration.observing import CalibrationConfig
-from ddad.calibration.part import simulate_thresholds
 from ddad.calibration.patches import distances_by_others, remember
+from ddad.calibration.promise import parse_rate, simulate_rates
 from ddad.datasets.lookalikes import group_lookalikes, shrink_image, split_images
 from ddad.report.markdown import table
 
-SPLITS, SIZE, QUANTILE = 10, 256, 0.95
+SPLITS, SIZE = 10, 256
 
 
-def promised(judges: int, tried: int) -> tuple[float, float]:
-    """The 90 % interval of the rate of `tried` good images above a threshold by `judges` normal scores, in percent."""
-    limits = simulate_thresholds(judges, QUANTILE)
-    rates = (np.random.default_rng(1).standard_normal((len(limits), tried)) > limits[:, None]).mean(axis=1)
-    low, high = np.quantile(100 * rates, (0.05, 0.95))
+def promised(judges: int, tried: int, rate: float) -> tuple[float, float]:
+    """The 90 % interval of the rate of `tried` good images above a threshold by `judges` scores, in percent."""
+    found = np.random.default_rng(1).binomial(tried, simulate_rates(judges, rate)) / tried
+    low, high = np.quantile(100 * found, (0.05, 0.95))
     return float(low), float(high)
 
 
@@ -41,7 +40,7 @@ def smoothed(distances: torch.Tensor, blur: float) -> torch.Tensor:
 
 
 def rate_of(
-    values: torch.Tensor, groups: list[int], photographs: int, seed: int, blur: float, cells: int
+    values: torch.Tensor, groups: list[int], photographs: int, seed: int, rate: float, blur: float, cells: int
 ) -> list[float]:
     """One division: judges, images tried, and the part of these above the threshold, in percent."""
     numbers, copies = list(range(len(groups))), len(values) // len(groups) - 1
@@ -63,11 +62,11 @@ def rate_of(
         "memory": smoothed(remember(views).distance(by_image[tried, 0]), blur),
     }
     calibration = measured(
-        DDADCalibration((20,), threshold_quantile=QUANTILE, num_top_cells=cells),
+        DDADCalibration((20,), num_top_cells=cells),
         {"kl": good["appearance"], "residual": good["appearance"]} | good,  # the U-Net's are not asked
     )
     judgement = calibration.judgement(0.0, (20,), None, "appearance")
-    threshold = calibration.threshold(judgement)
+    threshold = calibration.threshold(judgement, rate)
     fine = {name: calibration.standardise(name, one, (20,)) for name, one in others.items()}
     scores = calibration.image_score(calibration.combine("appearance", fine)[:, 0])
     assert threshold is not None
@@ -82,6 +81,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="folder that keeps what the backbone sees of images")
     parser.add_argument("--features", default="tf_efficientnet_lite2-512")
     parser.add_argument("--photographs", type=int, help="that fit and judge (default: seven tenths)")
+    parser.add_argument("--rate", type=parse_rate, default=0.05, help="part of good images that may fail")
     parser.add_argument("--blur", type=float, default=2.0)
     parser.add_argument("--cells", type=int, default=4)
     arguments = parser.parse_args()
@@ -93,9 +93,11 @@ def main() -> None:
         photographs = arguments.photographs or round(0.7 * len(groups))
         found = []
         for seed in range(SPLITS):
-            found.append(rate_of(views.values, groups, photographs, seed, arguments.blur, arguments.cells))
+            found.append(
+                rate_of(views.values, groups, photographs, seed, arguments.rate, arguments.blur, arguments.cells)
+            )
             print(name, *found[-1], flush=True)
-        intervals = [promised(int(judges), int(tried)) for judges, tried, _ in found]
+        intervals = [promised(int(judges), int(tried), arguments.rate) for judges, tried, _ in found]
         inside = sum(low <= rate <= high for (low, high), (*_, rate) in zip(intervals, found, strict=True))
         rates = [rate for *_, rate in found]
         low, high = intervals[0]

@@ -10,6 +10,7 @@ images cannot be compared.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -17,6 +18,39 @@ import torch.nn.functional as F
 from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import nn
+
+# Fewer scores of good images than these have no quantiles worth the name.
+FEW_SCORES = 50
+# So many scores lie above a threshold that is their quantile; beyond, a tail is fitted to at least so many.
+LEAST_ABOVE, LEAST_TAIL = 2.5, 10
+
+
+def student_quantile(above: float, freedom: int) -> float:
+    """The value that so large a part of Student's t distribution lies above.
+
+    Source: "Algorithm 396: Student's t-Quantiles" (Hill, Communications of the ACM, 1970); to some 1e-4.
+    """
+    both, n = 2 * above, freedom
+    if n == 1:
+        return float(1 / np.tan(np.pi * above))
+    if n == 2:
+        return float(np.sqrt(2 / (both * (2 - both)) - 2))
+    a = 1 / (n - 0.5)
+    b = 48 / a**2
+    c = ((20700 * a / b - 98) * a - 16) * a + 96.36
+    d = ((94.5 / (b + c) - 3) / b + 1) * np.sqrt(a * np.pi / 2) * n
+    y = (d * both) ** (2 / n)
+    if y > 0.05 + a:
+        x = NormalDist().inv_cdf(above)
+        y = x**2
+        c += 0.3 * (n - 4.5) * (x + 0.6) if n < 5 else 0
+        c += (((0.05 * d * x - 5) * x - 7) * x - 2) * x + b
+        y = (((((0.4 * y + 6.3) * y + 36) * y + 94.5) / c - y - 3) / b + 1) * x
+        y = np.expm1(a * y**2)
+    else:
+        y = 1 / (((n + 6) / (n * y) - 0.089 * d - 0.822) * (n + 2) * 3) + 0.5 / (n + 4)
+        y = (y * (d * both) ** (2 / n) - 1) * (n + 1) / (n + 2) + 1 / (d * both) ** (2 / n)
+    return float(np.sqrt(n * y))
 
 
 @dataclass(frozen=True)
@@ -61,8 +95,6 @@ class DDADCalibration(ModelMixin, ConfigMixin):
             nothing can be judged.
         threshold_quantile: the part of held-out good images that the measured threshold lets pass.
         num_top_cells: an image's score is the mean of so many of its highest cells.
-        prediction_factor: where few images are held out, how many standard deviations above their mean the threshold
-            lies at least, with any settings; see `predictive_limit`.
         region_size: height and width of the stored region, outside of which nothing decides; 0 looks everywhere.
 
     Raises:
@@ -87,7 +119,6 @@ class DDADCalibration(ModelMixin, ConfigMixin):
         statistics: dict[str, list[float]] | None = None,
         threshold_quantile: float = 0.95,  # noqa: ARG002 - kept in the config
         num_top_cells: int = 1,
-        prediction_factor: float | None = None,  # noqa: ARG002 - kept in the config
         num_changed_images: int = 0,
         region_size: int = 0,
     ):
@@ -107,6 +138,12 @@ class DDADCalibration(ModelMixin, ConfigMixin):
         self.register_parameter("region", region)
 
     # -------------------------------------------------------------------------------------------------------- region
+
+    def with_false_alarms(self, rate: float) -> "DDADCalibration":
+        """The same with another part of good images that may be called defective, in (0, 0.5]; see `limit`."""
+        new = self.with_region(self.region)
+        new.register_to_config(threshold_quantile=1 - rate)
+        return new
 
     def with_region(self, region: torch.Tensor | None) -> "DDADCalibration":
         """The same, looking at a part of the picture alone: thresholds follow from the held-out images inside it.
@@ -326,35 +363,75 @@ class DDADCalibration(ModelMixin, ConfigMixin):
         maps = self.held_out_maps(judgement)
         return None if maps is None else self.top_cells(maps)
 
+    @classmethod
+    def limit(cls, scores: np.ndarray, rate: float) -> np.ndarray:
+        """Where a threshold lies above which so large a part of new good images is expected, `[..., M]` -> `[...]`.
+
+        Of few scores it is `predictive_limit`. Of more it is their quantile where at least `LEAST_ABOVE` of them lie
+        above, and else that of an exponential tail, fitted to the highest tenth: the excesses over a high level u have
+        the distribution P(s > u + x) = P(s > u) exp(-x / mean excess) (peaks over threshold; "Statistics of Extremes",
+        Beirlant et al., 2004, chapter 5, of an index of zero).
+
+        Args:
+            scores: of held-out good images.
+            rate: the part of good images that may be called defective, in (0, 0.5].
+        """
+        count = scores.shape[-1]
+        if 1 < count < FEW_SCORES and rate > 0:
+            return cls.predictive_limit(scores, rate)
+        if rate * count >= LEAST_ABOVE or count == 1 or rate <= 0:  # a rate of nothing asks for the highest
+            return np.quantile(scores, 1 - rate, axis=-1)
+        tail = max(LEAST_TAIL, count // 10)
+        ordered = np.sort(scores, axis=-1)
+        level = ordered[..., -tail - 1]
+        excess = ordered[..., -tail:].mean(axis=-1) - level
+        beyond = level + excess * np.log(tail / count / rate)
+        return np.maximum(beyond, np.quantile(scores, 1 - LEAST_ABOVE / count, axis=-1))
+
     @staticmethod
-    def predictive_limit(scores: np.ndarray, quantile: float, factor: float) -> np.ndarray:
+    def predictive_limit(scores: np.ndarray, rate: float) -> np.ndarray:
         """Where a threshold lies by the scores of few good images, `[..., M]` -> `[...]`.
 
         Their quantile lets too many of the next ones fail. So it lies no lower than mean + factor * deviation, with a
-        factor of sqrt(1 + 1/M) t_{M-1}(quantile) Student's predictive quantile ("Statistical Intervals",
+        factor of sqrt(1 + 1/M) t_{M-1}(1 - rate) Student's predictive quantile ("Statistical Intervals",
         Meeker, Hahn and Escobar, 2017, section 4.7).
         """
-        predicted = scores.mean(axis=-1) + np.float64(factor) * scores.std(axis=-1, ddof=1)
-        return np.maximum(np.quantile(scores, quantile, axis=-1), predicted)
+        count = scores.shape[-1]
+        factor = np.sqrt(1 + 1 / count) * student_quantile(rate, count - 1)
+        predicted = scores.mean(axis=-1) + factor * scores.std(axis=-1, ddof=1)
+        return np.maximum(np.quantile(scores, 1 - rate, axis=-1), predicted)
 
-    def threshold(self, judgement: DDADJudgement) -> float | None:
-        """The quantile `threshold_quantile` of the held-out images' scores, of few `predictive_limit`; or None.
+    def threshold(self, judgement: DDADJudgement, false_alarms: float | None = None) -> float | None:
+        """The score above which a part of good images lies; None if no good images are stored.
 
         A tolerant one is never below the strict one, which half of its images have no part in.
-        """
-        if judgement.tolerance == "tolerant":
-            limits = (self._threshold(one) for one in (judgement, replace(judgement, tolerance="strict")))
-            return max((limit for limit in limits if limit is not None), default=None)
-        return self._threshold(judgement)
 
-    def _threshold(self, judgement: DDADJudgement) -> float | None:
+        Args:
+            judgement: what the score is made of.
+            false_alarms: the part, in (0, 0.5]; see `limit`. None takes what was asked for when this was calibrated,
+                1 - `threshold_quantile`.
+
+        Raises:
+            ValueError: for a part that is none.
+        """
+        if false_alarms is not None and not 0 < false_alarms <= 0.5:
+            raise ValueError(f"`false_alarms` must lie in (0, 0.5], found {false_alarms}: 0.01 is one of a hundred.")
+        if judgement.tolerance == "tolerant":
+            both = (judgement, replace(judgement, tolerance="strict"))
+            limits = (self._threshold(one, false_alarms) for one in both)
+            return max((limit for limit in limits if limit is not None), default=None)
+        return self._threshold(judgement, false_alarms)
+
+    def _threshold(self, judgement: DDADJudgement, false_alarms: float | None) -> float | None:
         scores = self.held_out_scores(judgement)
         if scores is None:
             return None
-        quantile, factor = self.config.threshold_quantile, self.config.prediction_factor
-        if factor is None:
-            return float(torch.quantile(scores, quantile))
-        return float(self.predictive_limit(scores.numpy(), quantile, factor))
+        return float(self.limit(scores.double().numpy(), self.false_alarms if false_alarms is None else false_alarms))
+
+    @property
+    def false_alarms(self) -> float:
+        """The part of good images that the threshold may call defective."""
+        return 1 - self.config.threshold_quantile
 
     def mask_level(self, judgement: DDADJudgement) -> float | None:
         """The 99 % quantile of the held-out images' cells: how low a region reaches from where it is certain."""

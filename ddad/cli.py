@@ -5,7 +5,20 @@ import logging
 import sys
 
 from ddad import __version__
-from ddad.commands import calibrate, convert, dataset, evaluate, export, fit, hub, predict, serve, train, watch
+from ddad.commands import (
+    calibrate,
+    convert,
+    dataset,
+    evaluate,
+    export,
+    fit,
+    hub,
+    predict,
+    serve,
+    threshold,
+    train,
+    watch,
+)
 from ddad.commands.errors import explain
 
 PROGRAM = "ddad"
@@ -29,7 +42,9 @@ def create_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (fit, train, calibrate, predict, evaluate, export, serve, watch, hub, convert, dataset):
+    for module in (
+        fit, train, calibrate, threshold, predict, evaluate, export, serve, watch, hub, convert, dataset,
+    ):  # fmt: skip
         module.add_commands(commands)
     return parser
 

@@ -353,6 +353,7 @@ class DDADPipeline(DiffusionPipeline):
         feature_score: FeatureScore | None = None,
         tolerance: Tolerance | None = None,
         region: ImageInput | Sequence[ImageInput] | None = None,
+        false_alarms: float | None = None,
         batch_size: int = 4,
         generator: torch.Generator | None = None,
         output_type: Literal["pil", "np", "pt"] = "pil",
@@ -383,6 +384,8 @@ class DDADPipeline(DiffusionPipeline):
                 there and black where nothing may decide, one for all or one for each. It narrows the pipeline's own
                 region, and does not change the threshold. Features see a sixteenth of the picture far, so what must
                 not decide needs a margin. What `score` gave has its region already.
+            false_alarms: the part of good images that may be called anomalous, in (0, 0.5], from which the threshold
+                follows by the held-out good images; in place of `threshold`.
             batch_size: images in one evaluation of the networks; it changes memory and speed alone.
             generator: source of the noise; None takes the same noise at every call. What `score` gave has its noise
                 already: then it is the source for denoising alone.
@@ -401,6 +404,10 @@ class DDADPipeline(DiffusionPipeline):
             raise ValueError("`region` comes too late: the scores given were measured. Give it to `score`.")
         if given is not None and generator is not None and not denoise:
             raise ValueError("`generator` has no use: the scores given have their noise, and nothing is denoised.")
+        if false_alarms is not None:
+            if threshold is not None:
+                raise ValueError("Give `threshold` or `false_alarms`: each says where the other lies.")
+            threshold = self.calibration.threshold(judgement, false_alarms)
         levels = self._judging_levels(judgement, threshold)
 
         if given is None:

@@ -12,8 +12,8 @@ import torch
 from ddad import DDADCalibration, DDADPipeline
 from ddad.app.categories import Categories
 from ddad.calibration.advice import PartReport, find_other_kind, pooled_features
-from ddad.calibration.calibration import prediction_factor
-from ddad.calibration.part import expect_false_alarms, load_base
+from ddad.calibration.part import load_base
+from ddad.calibration.promise import expect_false_alarms
 from ddad.cli import main
 from ddad.evaluation.metrics import auroc
 from ddad.images_ddad import DDADImageProcessor
@@ -143,10 +143,10 @@ def test_few_scores_make_a_cautious_threshold():
     random = np.random.default_rng(0)
     scores = random.standard_normal((3000, 8))
     further = random.standard_normal(3000)
-    limits = DDADCalibration.predictive_limit(scores, 0.95, prediction_factor(8, 0.95))
+    limits = DDADCalibration.limit(scores, 0.05)
     assert (further > limits).mean() == pytest.approx(0.05, abs=0.015)
     assert (further > np.quantile(scores, 0.95, axis=1)).mean() > 0.1
-    few, many = expect_false_alarms(8, 0.95), expect_false_alarms(100, 0.95)
+    few, many = expect_false_alarms(8, 0.05), expect_false_alarms(100, 0.05)
     assert few[0] == pytest.approx(5, abs=1) and many[0] == pytest.approx(5.5, abs=1)
     assert few[2] - few[1] > 2 * (many[2] - many[1])
 

@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "report": set(),
     "evaluation": {"datasets", "report"},
     "checkpoint": {"datasets", "evaluation", "report"},
-    "calibration": {"checkpoint", "datasets", "evaluation"},
+    "calibration": {"checkpoint", "datasets", "evaluation", "report"},
     "training": {"calibration", "checkpoint", "datasets", "evaluation"},
     "app": {"calibration", "checkpoint", "datasets", "report"},
     "commands": {"calibration", "checkpoint", "datasets", "evaluation", "report", "training"},

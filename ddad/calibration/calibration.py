@@ -10,13 +10,11 @@ images are scored in folds, each under Gaussians of all images but its own.
 import copy
 import dataclasses
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy.stats
 import torch
 from torch import nn
 from torch.utils.data import Subset
@@ -112,16 +110,6 @@ def filled(model: DDADGaussianModel, gaussian: Gaussian) -> DDADGaussianModel:
     return stored
 
 
-def predictive_quantile(count: int, quantile: float) -> float:
-    """Student's, in standard deviations above the mean of so many scores; see `DDADCalibration.predictive_limit`."""
-    return math.sqrt(1 + 1 / count) * float(scipy.stats.t.ppf(quantile, count - 1))
-
-
-def prediction_factor(count: int, quantile: float) -> float | None:
-    """How far above the mean a threshold by so many scores lies at least; None where they are many."""
-    return None if count >= FEW_IMAGES else predictive_quantile(count, quantile)
-
-
 def measured(calibration: DDADCalibration, maps: dict[str, torch.Tensor], changed: int = 0) -> DDADCalibration:
     """The units of all scores, and the cells of the held-out images in them, exact in float16.
 
@@ -140,14 +128,12 @@ def measured(calibration: DDADCalibration, maps: dict[str, torch.Tensor], change
         statistics |= {f"{name}_mean": mean.tolist(), f"{name}_std": std.tolist()}
         cells.append(calibration.pool_inside((values - mean[:, None, None]) / std[:, None, None], inside))
     settings = {name: value for name, value in calibration.config.items() if not name.startswith("_")}
-    count, quantile = len(cells[0]) - changed, calibration.config.threshold_quantile
     stored = DDADCalibration(
         **settings
         | {
-            "num_calibration_images": count,
+            "num_calibration_images": len(cells[0]) - changed,
             "num_changed_images": changed,
             "statistics": statistics,
-            "prediction_factor": prediction_factor(count, quantile) if count > 1 else None,
         }
     )
     stored.calibration_maps.copy_(torch.cat(cells, dim=1))

@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.stats
 import torch
 
 from ddad.calibration.advice import PartReport, find_other_kind, pooled_features
 from ddad.calibration.backbone import IMAGE_SIZE, create_appearance_extractor, with_settings
-from ddad.calibration.calibration import empty_components, held_out_scores, prediction_factor, recalibrate
+from ddad.calibration.calibration import empty_components, held_out_scores, recalibrate
 from ddad.calibration.observing import CalibrationConfig, shrink_to_unet
 from ddad.calibration.progress import Report, track
-from ddad.calibration_ddad import DDADCalibration
+from ddad.calibration.promise import expect_false_alarms
 from ddad.checkpoint.installed import DDADPipeline
 from ddad.checkpoint.loading import find_folder, load_weights
 from ddad.checkpoint.names import BUNDLED_BASE
@@ -77,26 +76,6 @@ def read_once(
     for image in track(images, "Reading photographs", report):
         kept.append(processor.preprocess(processor.read_image(image), size)[0])
     return kept
-
-
-def simulate_thresholds(judges: int, quantile: float) -> np.ndarray:
-    """Thresholds by so many normal scores, of 4,000 draws."""
-    scores = np.random.default_rng(0).standard_normal((4000, judges))
-    factor = prediction_factor(judges, quantile)
-    if factor is None:
-        return np.quantile(scores, quantile, axis=-1)
-    return DDADCalibration.predictive_limit(scores, quantile, factor)
-
-
-def expect_false_alarms(judges: int, quantile: float) -> tuple[float, float, float]:
-    """Mean and 90 % interval of the part of further good images above a threshold, in percent.
-
-    Simulated for normal scores: so many of them, the threshold that they give, and what lies above it.
-    """
-    limits = simulate_thresholds(judges, quantile)
-    above = 100 * scipy.stats.norm.sf(limits)
-    low, high = np.quantile(above, (0.05, 0.95))
-    return round(float(above.mean()), 1), round(float(low), 1), round(float(high), 1)
 
 
 def find_unlike(pipe: DDADPipeline, names: Sequence[str]) -> list[str]:
@@ -237,7 +216,7 @@ def fit_photographs(
         images=len(images),
         image_auroc=calibration["synthetic"]["image_auroc"],
         found=calibration["synthetic"]["found"],
-        false_alarms=expect_false_alarms(fitted.calibration.config.num_calibration_images, QUANTILE),
+        false_alarms=expect_false_alarms(fitted.calibration.config.num_calibration_images, 1 - QUANTILE),
         same_part=[group for group in members.values() if len(group) > 1],
         unlike=find_unlike(fitted, photographs.names),
         threshold=fitted.threshold,

@@ -94,7 +94,7 @@ BOUNDS: dict[str, dict[str, Any]] = {
         "statistics": dict[str, NUMBERS],
         "threshold_quantile": number(0, 1),
         "num_top_cells": whole(1, 262_144),
-        "prediction_factor": number(0, 1e3),
+        "region_size": whole(0, 4096),
     },
     "DDADRenderer": {"opacity": number(0, 1)},
     "DDADDenoiser": {

@@ -8,7 +8,7 @@ import sys
 import typing
 from pathlib import Path
 
-from ddad.commands.shared import add_region, add_tolerance, load_pipeline
+from ddad.commands.shared import add_false_alarms, add_region, add_tolerance, load_pipeline
 
 RESULTS_NAME = "results.jsonl"
 ENDINGS = ("_map.tiff", "_overlay.png", "_denoised.png")
@@ -60,7 +60,17 @@ def settings_of(arguments: argparse.Namespace) -> str:
     from ddad.checkpoint.saving import describe_state
     from ddad.runtime.inspector import METADATA_NAME
 
-    names = ("checkpoint", "alpha", "timesteps", "threshold", "tolerance", "no_denoise", "engine", "region")
+    names = (
+        "checkpoint",
+        "alpha",
+        "timesteps",
+        "threshold",
+        "false_alarms",
+        "tolerance",
+        "no_denoise",
+        "engine",
+        "region",
+    )
     folder = Path(arguments.checkpoint)
     metadata = folder / METADATA_NAME  # of an exported folder
     state = describe_state(folder) if folder.is_dir() else None
@@ -103,6 +113,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--alpha", type=float, help="weight of the pixel score in [0, 1] (default: the checkpoint's)")
     parser.add_argument("--timesteps", type=int, nargs="+", help="noise levels (default: the checkpoint's)")
     parser.add_argument("--threshold", type=float, help="score above which an image is anomalous (default: measured)")
+    add_false_alarms(parser)
     add_tolerance(parser, None)
     add_region(parser)
     parser.add_argument("--no-denoise", action="store_true", help="do not make the version without defects")
@@ -153,6 +164,7 @@ def by_pipeline(arguments: argparse.Namespace) -> Inspector:
             alpha=arguments.alpha,
             timesteps=arguments.timesteps,
             threshold=arguments.threshold,
+            false_alarms=arguments.false_alarms,
             tolerance=arguments.tolerance,
             denoise=not arguments.no_denoise,
             region=region,
@@ -185,6 +197,8 @@ def by_engine(arguments: argparse.Namespace) -> Inspector:
         said = f"leave out {' and '.join(given)}" if given else "add --no-denoise"
         raise ValueError(f"--engine gives the checkpoint's own verdict, and makes no normal version: {said}.")
     inspector = load(exported(arguments.checkpoint, arguments.engine), arguments.engine)
+    if arguments.false_alarms is not None:
+        inspector.set_false_alarms(arguments.false_alarms)
 
     def inspect(path: Path, image: typing.Any) -> tuple[dict[str, typing.Any], Pictures]:
         found = inspector.judge(image, arguments.threshold)

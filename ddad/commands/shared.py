@@ -33,6 +33,19 @@ def add_good(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_false_alarms(parser: argparse.ArgumentParser, required: bool = False) -> None:
+    """`--false-alarms`."""
+    from ddad.calibration.promise import parse_rate
+
+    parser.add_argument(
+        "--false-alarms",
+        type=parse_rate,
+        metavar="RATE",
+        required=required,
+        help="part of good parts that may be called defective, such as 1%% or 0.01, from which the threshold follows",
+    )
+
+
 def add_region(parser: argparse.ArgumentParser) -> None:
     """`--region`."""
     parser.add_argument(

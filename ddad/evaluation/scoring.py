@@ -55,7 +55,10 @@ def score_batch(
 
 
 def score_images(
-    pipe: DDADPipeline, paths: Sequence[Path], baselines: Baselines | None = None, batch_size: int = 4
+    pipe: DDADPipeline,
+    paths: Sequence[Path],
+    baselines: Baselines | None = None,
+    batch_size: int = 4,
 ) -> ScoredImages:
     """Maps and image scores of every form, and of the baselines where they are given."""
     noise: Any = pipe.get_noise(pipe.timesteps)

@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 import ddad
-from ddad.calibration.calibration import predictive_quantile
 from ddad.checkpoint.installed import DDADPipeline
 from ddad.checkpoint.saving import check_output, library_versions
 from ddad.pipeline import ImageInput
@@ -127,7 +126,10 @@ def describe(pipe: DDADPipeline, folder: Path) -> dict[str, Any]:
         "threshold": pipe.threshold,
         "tolerance": judgement.tolerance,
         "false_alarms": 1 - pipe.calibration.config.threshold_quantile,
-        "thresholds": {"rates": list(RATES), "thresholds": [threshold_at(pipe, held_out, rate) for rate in RATES]},
+        "thresholds": {
+            "rates": list(RATES),
+            "thresholds": [pipe.calibration.threshold(judgement, rate) for rate in RATES],
+        },
         "held_out_scores": [round(float(score), 4) for score in held_out],
         "judged_by": {"feature_score": judgement.feature_score, "alpha": judgement.alpha},
         "sizes": {"looked_at": pipe.appearance_extractor.config.image_size, "map": pipe.unet.config.sample_size},
@@ -141,14 +143,6 @@ def describe(pipe: DDADPipeline, folder: Path) -> dict[str, Any]:
             if path.name != METADATA_NAME
         },
     }
-
-
-def threshold_at(pipe: DDADPipeline, held_out: np.ndarray, rate: float) -> float:
-    """The threshold above which so large a part of good images is expected."""
-    if pipe.calibration.config.prediction_factor is None:
-        return float(np.quantile(held_out, 1 - rate))
-    factor = predictive_quantile(len(held_out), 1 - rate)
-    return float(pipe.calibration.predictive_limit(held_out, 1 - rate, factor))
 
 
 @dataclass(frozen=True)
