@@ -112,17 +112,18 @@ class Finding:
         )
 
 
-def verdict(finding: Finding, pipe: DDADPipeline, chosen: bool) -> str:
+def verdict(finding: Finding, pipe: DDADPipeline, chosen: bool, false_alarms: float | None = None) -> str:
     """The result in words.
 
     Args:
         finding: the result.
         pipe: what judged.
         chosen: whether the visitor chose the threshold.
+        false_alarms: the part of good parts that it lets fail; None is the pipeline's own.
     """
-    quantile = pipe.calibration.config.threshold_quantile
+    passing = 100 * (1 - (pipe.calibration.false_alarms if false_alarms is None else false_alarms))
     relation = "above" if finding.is_anomalous else "not above"
-    source = "which you chose" if chosen else f"which lets {quantile:.0%} of good parts pass"
+    source = "which you chose" if chosen else f"which lets {passing:.3g}% of good parts pass"
     lines = [
         finding.headline,
         f"Score **{finding.image_score:.1f}**, {relation} the threshold of **{finding.threshold:.1f}**, {source}. The"

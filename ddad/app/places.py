@@ -25,6 +25,8 @@ class Places:
     alpha: gr.Slider
     levels: gr.CheckboxGroup
     tolerance: gr.Radio
+    rates: gr.Radio
+    promise: Words
     film: gr.Gallery
     animation: gr.Image
     maps: gr.Gallery
@@ -52,7 +54,8 @@ class Places:
     def all(self) -> list[Any]:
         """Everything."""
         return [
-            self.image, self.truth, *self.results, self.limit, self.threshold, *self.weights, self.shown,
+            self.image, self.truth, *self.results, self.limit, self.threshold, *self.weights, self.rates, self.promise,
+            self.shown,
         ]  # fmt: skip
 
     def cleared(self, answer: str) -> dict[Any, Any]:

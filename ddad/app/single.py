@@ -11,10 +11,11 @@ from ddad.app import inspection as views
 from ddad.app.categories import Categories
 from ddad.app.examples import OPACITY, Example, Examples
 from ddad.app.places import Places
-from ddad.app.single_events import FILM, MAPS, MOMENT, TALLEST, WELCOME, SingleImage, introduce
+from ddad.app.single_events import FILM, MAPS, MOMENT, TALLEST, WELCOME, SingleImage, introduce, nearest
 from ddad.app.uploads import create_image_input
 from ddad.app.visits import Visits
 from ddad.app.words import Words, as_text
+from ddad.calibration.promise import RATES, promise
 
 KEEP_SECONDS = 3600
 PICTURE = {
@@ -140,6 +141,12 @@ def create_controls(categories: Categories) -> tuple[Any, ...]:
                 TOLERANCES, value=pipe.config.tolerance, label="The threshold has room for", elem_id="tolerance",
                 interactive=len(pipe.calibration.known_tolerances) > 1,
             )  # fmt: skip
+        rates = gr.Radio(
+            [(f"{100 * rate:g} %", rate) for rate in RATES], value=nearest(pipe.calibration.false_alarms),
+            label="Good parts that may be called defective", elem_id="rates",
+        )  # fmt: skip
+        judges = max(2, pipe.calibration.config.num_calibration_images)
+        promised = Words(promise(judges, pipe.calibration.false_alarms), elem_id="promise")
         with gr.Row():
             again = gr.Button("Make the normal version with these settings")
             reset = gr.Button("Back to the pipeline's own choice")
@@ -164,7 +171,8 @@ def create_controls(categories: Categories) -> tuple[Any, ...]:
             label="Maps", show_label=False, elem_id="maps", columns=3, height="auto", object_fit="contain",
             format="png", interactive=False,
         )  # fmt: skip
-    return limit, threshold, alpha, levels, tolerance, again, reset, film_place, film, animation, maps_place, maps
+    what_if = (limit, threshold, alpha, levels, tolerance, rates, promised, again, reset)
+    return *what_if, film_place, film, animation, maps_place, maps
 
 
 def add_single_image(categories: Categories, visits: Visits, examples: Examples, category: gr.Dropdown) -> SingleImage:
@@ -182,9 +190,10 @@ def add_single_image(categories: Categories, visits: Visits, examples: Examples,
             finished = examples.finished(categories.offered[0])
             values = {} if finished is None else work.stored_values(categories.offered[0], finished)
             answer, doubt, heatmap, slider, opacity, histogram, regions = create_results(values)
-            limit, threshold, alpha, levels, tolerance, again, reset, film_place, film, animation, maps_place, maps = (
-                create_controls(categories)
-            )
+            (
+                limit, threshold, alpha, levels, tolerance, rates, promised, again, reset,
+                film_place, film, animation, maps_place, maps,
+            ) = create_controls(categories)  # fmt: skip
             work.more = gr.Column()
     places = work.places = Places(
         image,
@@ -200,6 +209,8 @@ def add_single_image(categories: Categories, visits: Visits, examples: Examples,
         alpha,
         levels,
         tolerance,
+        rates,
+        promised,
         film,
         animation,
         maps,
@@ -237,6 +248,7 @@ def add_single_image(categories: Categories, visits: Visits, examples: Examples,
         redraw(work.redraw, views_inputs, results, **live)
     for combine in (alpha.input, levels.input, tolerance.input):
         combine(work.choose_weights, [*places.weights, *views_inputs], results, **live)
+    rates.input(work.choose_rate, [rates, *views_inputs], results, **live)
     reset.click(work.choose_default, views_inputs, results, **live)
     for place, name, target in ((film_place, FILM, film), (maps_place, MAPS, maps)):
         place.expand(bind(work.open_place, name), None, results, **run_options(target))

@@ -25,6 +25,7 @@ from ddad.app.places import Places
 from ddad.app.uploads import open_category, output_path, read_mask, refusal
 from ddad.app.visits import Judged, Run, Settings, Stopped, Visit, Visits
 from ddad.app.words import as_text
+from ddad.calibration.promise import RATES, promise
 from ddad.checkpoint.installed import DDADPipeline
 from ddad.checkpoint.saving import load_record
 from ddad.images_ddad import DDADImageProcessor, open_picture
@@ -108,6 +109,11 @@ def time_needed(path: str) -> str:
 def stem(path: str | None) -> str:
     """What the files that are made of an image are called by."""
     return Path(path).stem[:60] if path else "image"
+
+
+def nearest(rate: float) -> float | None:
+    """Of the rates that are offered that one, if it is one."""
+    return next((one for one in RATES if abs(one - rate) < 1e-6), None)
 
 
 class SingleImage:
@@ -355,7 +361,7 @@ class SingleImage:
         finding = Finding.of(result, inspection.size, inspection.shown_size)
         heatmap = self.draw_heatmap(inspection, result, finding, opacity, truth)
         chosen = settings.threshold is not None
-        words = views.verdict(finding, pipe, chosen)
+        words = views.verdict(finding, pipe, chosen, settings.false_alarms)
         with visit.lock:
             if run is visit.run and visit.path is not None:
                 visit.judged = Judged(visit.path, finding.is_anomalous, finding.image_score, finding.threshold)
@@ -409,7 +415,16 @@ class SingleImage:
             places.tolerance: gr.Radio(
                 value=settings.tolerance, interactive=len(pipe.calibration.known_tolerances) > 1
             ),
+            **self.promised(pipe, settings),
         }
+
+    def promised(self, pipe: DDADPipeline, settings: Settings) -> dict[Any, Any]:
+        """How many good parts may fail, and what is promised of it; nothing of a threshold that was typed."""
+        judges, places = pipe.calibration.config.num_calibration_images, self.places
+        if settings.threshold is not None or pipe.config.threshold is not None or judges < 2:
+            return {places.rates: gr.Radio(value=None), places.promise: ""}
+        rate = pipe.calibration.false_alarms if settings.false_alarms is None else settings.false_alarms
+        return {places.rates: gr.Radio(value=nearest(rate)), places.promise: promise(judges, rate)}
 
     def stored_values(self, category: str, example: Example) -> dict[str, Any]:
         """What was found on an example when it was made, by the name of its place; no network is evaluated."""
@@ -516,8 +531,19 @@ class SingleImage:
     ) -> dict[Any, Any]:
         """A threshold that the visitor chose, for the category from now on."""
         visit = self.visits.of(request)
-        change = replace(self.settings_of(visit, visit.category), threshold=threshold)
+        change = replace(self.settings_of(visit, visit.category), threshold=threshold, false_alarms=None)
         return self.judge(visit, change, opacity, truth, sliders=True)
+
+    def choose_rate(
+        self, rate: float | None, opacity: float, truth: str | None, request: gr.Request
+    ) -> dict[Any, Any]:
+        """How many good parts may fail, from which the threshold follows."""
+        if rate is None:
+            return self.places.nothing
+        visit = self.visits.of(request)
+        change = replace(self.settings_of(visit, visit.category), threshold=None, false_alarms=rate)
+        view = self.judge(visit, change, opacity, truth, sliders=True)
+        return {place: value for place, value in view.items() if place is not self.places.rates}
 
     def choose_weights(
         self,
@@ -533,7 +559,9 @@ class SingleImage:
             gr.Warning("Choose at least one noise level.", title="Nothing to combine")
             return self.places.nothing
         visit = self.visits.of(request)
-        view = self.judge(visit, Settings(alpha, tuple(timesteps), tolerance), opacity, truth, sliders=True)
+        rate = self.settings_of(visit, visit.category).false_alarms
+        change = Settings(alpha, tuple(timesteps), tolerance, false_alarms=rate)
+        view = self.judge(visit, change, opacity, truth, sliders=True)
         # What is under the visitor's hand stays as it is by now.
         return {place: value for place, value in view.items() if place not in self.places.weights}
 

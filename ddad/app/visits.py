@@ -57,12 +57,21 @@ class Run:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a visitor chose for a category; `threshold` None is the one measured on good parts for the others."""
+    """What a visitor chose for a category.
+
+    Attributes:
+        alpha: weight of the pixel score.
+        timesteps: noise levels.
+        tolerance: what a measured threshold has room for.
+        threshold: None is the one measured on good parts for the others.
+        false_alarms: the part of good parts that it lets fail; None is the category's own.
+    """
 
     alpha: float
     timesteps: tuple[int, ...]
     tolerance: str
     threshold: float | None = None
+    false_alarms: float | None = None
 
     @property
     def pixel_score(self) -> Literal["kl"] | None:
@@ -77,6 +86,7 @@ class Settings:
             "timesteps": list(self.timesteps),
             "tolerance": self.tolerance,
             "threshold": self.threshold,
+            "false_alarms": self.false_alarms,
         }
 
 

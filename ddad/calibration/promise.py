@@ -1,5 +1,6 @@
 """What a threshold promises: which part of good parts to come it will call defective, and how sure that is."""
 
+import functools
 import math
 
 import numpy as np
@@ -12,6 +13,7 @@ DRAWS = 4000
 RATES = (0.2, 0.1, 0.05, 0.02, 0.01, 0.005)
 
 
+@functools.cache
 def simulate_rates(judges: int, rate: float) -> np.ndarray:
     """What really lies above thresholds that so many scores of good images give, of 4,000 draws, in [0, 1].
 

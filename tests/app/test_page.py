@@ -421,6 +421,25 @@ def test_a_chosen_threshold_holds_for_the_category(open_page, defective, good):
     expect(verdict(page)).to_contain_text("lets 95% of good parts pass")
 
 
+def test_how_many_good_parts_may_fail_is_a_choice(open_page):
+    page = open_page()
+    page.get_by_role("button", name=re.compile("What if")).click()
+    expect(page.locator("#rates").get_by_label("5 %", exact=True)).to_be_checked()
+    before = score(page)[1]
+    page.locator("#rates").get_by_label("1 %", exact=True).check()
+    expect(verdict(page)).to_contain_text("lets 99% of good parts pass")
+    assert score(page)[1] > before
+    expect(page.locator("#promise")).to_contain_text(
+        re.compile(r"Of new good parts 0\.\d to \d(\.\d)? % will be called")
+    )
+    limit = page.get_by_label(re.compile("^Threshold: score above"))
+    limit.fill("0.5")
+    expect(verdict(page)).to_contain_text("threshold of 0.5, which you chose")
+    expect(page.locator("#rates").get_by_label("1 %", exact=True)).not_to_be_checked()
+    page.get_by_role("button", name=re.compile("Back to the pipeline")).click()
+    expect(page.locator("#rates").get_by_label("5 %", exact=True)).to_be_checked()
+
+
 def test_the_line_moves_by_keyboard(open_page):
     page = open_page()
     slider_images(page)
