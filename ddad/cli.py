@@ -14,6 +14,7 @@ from ddad.commands import (
     fit,
     hub,
     predict,
+    results,
     serve,
     threshold,
     train,
@@ -43,7 +44,7 @@ def create_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for module in (
-        fit, train, calibrate, threshold, predict, evaluate, export, serve, watch, hub, convert, dataset,
+        fit, train, calibrate, threshold, predict, evaluate, export, serve, watch, results, hub, convert, dataset,
     ):  # fmt: skip
         module.add_commands(commands)
     return parser

@@ -1,6 +1,7 @@
 """The tab that inspects many images: files, a folder or a zip in; a table that fills and a zip of results out."""
 
 import base64
+import datetime
 import html
 import io
 import shutil
@@ -23,7 +24,9 @@ from ddad.app.words import Words, as_text, refused
 from ddad.calibration.advice import count_of
 from ddad.pipeline import DDADPipelineOutput
 from ddad.report.export import ResultsArchive, record_of
+from ddad.runtime.html import SIDE, write_report
 from ddad.runtime.records import Record
+from ddad.runtime.results import Kept
 
 MOST_IMAGES = 200
 THUMBNAIL = 72
@@ -65,7 +68,24 @@ def inspect_source(
             result = category.pipe(scores, denoise=False, **chosen)
     except (TypeError, ValueError) as error:
         return Record(source.name, error=str(error).replace(str(source.path), "This file")), None
-    return record_of(source.name, result), result
+    pixels = (scores.images[0].permute(1, 2, 0).numpy() * 255).round().astype("uint8")
+    return record_of(source.name, result, pixels), result
+
+
+def kept_small(
+    record: Record, category: str, pictures: Sequence[PIL.Image.Image | None] = (None, None), stem: Path | None = None
+) -> Kept:
+    """A result for the report, with heatmap and normal version as small files that begin with `stem`."""
+    paths = []
+    for kind, picture in zip(("heatmap", "normal"), pictures, strict=True):
+        if picture is None or stem is None:
+            paths.append(None)
+            continue
+        small = picture.convert("RGB")
+        small.thumbnail((SIDE, SIDE))
+        paths.append(stem.with_name(f"{stem.name}_{kind}.jpg"))
+        small.save(paths[-1], quality=85)
+    return Kept(datetime.datetime.now(), record, category.partition(OWN_MARK)[0], *paths)
 
 
 def table_row(number: int, record: Record, overlay: PIL.Image.Image | None) -> list[Any]:
@@ -148,6 +168,7 @@ class ManyImages:
         visit = self.visits.of(request)
         run, settings = visit.begin_other(), visit.settings.get(category)
         visit.batch.clear()
+        visit.results.clear()
         visit.corrected.clear()
         rows: list[list[Any]] = []
         visit.rows = rows
@@ -177,6 +198,7 @@ class ManyImages:
                 record, result = self.inspect_one(opened, source, denoise, settings, run)
                 if result is None:
                     archive.add(record)
+                    visit.results.append(kept_small(record, category))
                     rows.append(table_row(number, record, None))
                 else:
                     assert source.path is not None
@@ -187,6 +209,8 @@ class ManyImages:
                     )
                     denoised = None if result.denoised_image is None else result.denoised_image[0]
                     archive.add(record, result.anomaly_map[0], result.overlay[0], denoised)
+                    pictures = (result.overlay[0], denoised) if record.is_anomalous else (None, None)
+                    visit.results.append(kept_small(record, category, pictures, kept / f"{number:04d}"))
                     rows.append(table_row(number, record, result.overlay[0]))
                 if time.monotonic() - shown > REFRESH_SECONDS:
                     shown = time.monotonic()
@@ -197,6 +221,16 @@ class ManyImages:
             yield f"**No images found.** {state or 'There is no image in what you gave.'}", rows, None
             return
         yield summary(archive.records, others, state, category), sort_rows(rows, order), str(archive.close())
+
+    def report(self, category: str, request: gr.Request) -> gr.File:
+        """The batch as one file of HTML, for who was not there."""
+        results = list(self.visits.of(request).results)
+        if not results:
+            gr.Warning("Inspect some images first.", title="Nothing to report")
+            return gr.File(visible=False)
+        path = output_path("report.html")
+        write_report(results, path, f"{readable(category)}: {len(results)} images")
+        return gr.File(str(path), visible=True)
 
     def stop(self, request: gr.Request) -> None:
         """Ends the batch after the image under way; what is done is kept."""
@@ -257,6 +291,9 @@ def add_many_images(
     download = gr.File(
         label="Results: heatmaps, maps, normal versions, tables of images and regions in one zip", interactive=False
     )
+    with gr.Row():
+        reporting = gr.Button("Report for who was not there: one page to send or print", size="sm")
+        report = gr.File(visible=False, label="The report", interactive=False)
     chosen, folder_names = gr.State(None), gr.Textbox("", visible=False)
 
     def inspect_given(
@@ -279,6 +316,7 @@ def add_many_images(
     gr.on([files.upload, files.clear], lambda: "", None, folder_names, **hidden)
     order.input(work.sort, order, table, **hidden)
     stop.click(work.stop, None, None, queue=False, **hidden)
+    reporting.click(work.report, category, report, **hidden)
     places = single.places
     start.click(lambda: (correct_button(0), ""), None, [correct, corrected], queue=False, **hidden)
     selected = table.select(work.choose_row, order, [tabs, chosen, table, correct], show_progress="hidden", **hidden)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import gradio as gr
 
 from ddad.app.inspection import Inspection
+from ddad.runtime.results import Kept
 
 MOST_VISITS = 1000
 MOST_HELD = 20
@@ -140,6 +141,7 @@ class Visit:
         judged: what was said of the newest run's image, once it was.
         note: what stands below the verdict on it.
         batch, rows: what was said of the images of the last batch by the number of their row, and its table's rows.
+        results: of the same images, for a report.
         corrected: verdicts on several images that the visitor marked as wrong, by the image.
         line: what the line view has seen.
         originals: by the name of its preview, a file that browsers cannot show.
@@ -158,6 +160,7 @@ class Visit:
     note: str = ""
     batch: dict[int, Judged] = field(default_factory=dict)
     rows: list[list[Any]] = field(default_factory=list)
+    results: list[Kept] = field(default_factory=list)
     corrected: dict[str, Judged] = field(default_factory=dict)
     line: LineCounts = field(default_factory=LineCounts)
     originals: dict[str, str] = field(default_factory=dict)

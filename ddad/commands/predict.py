@@ -171,7 +171,7 @@ def by_pipeline(arguments: argparse.Namespace) -> Inspector:
         )
         small = far_too_small((original.shape[2], original.shape[1]), pipe)
         line = {
-            **record_of(str(path), result).to_dict(),
+            **record_of(str(path), result, original.permute(1, 2, 0).numpy()).to_dict(),
             **({} if small is None else {"warning": " ".join(small)}),
             **({} if white is None else {"white": white}),  # of files of more than 8 bits
         }

@@ -12,12 +12,21 @@ import numpy as np
 import PIL.Image
 
 from ddad.report.regions import regions_of
+from ddad.runtime.condition import measure_condition
 from ddad.runtime.records import Record, regions_to_csv, to_csv
 
 
-def record_of(image: str, result: Any) -> Record:
-    """What a pipeline found on the first image, under that image's name."""
-    return Record(image, result.is_anomalous[0], result.image_score[0], result.threshold, tuple(regions_of(result)))
+def record_of(image: str, result: Any, pixels: np.ndarray | None = None) -> Record:
+    """What a pipeline found on the first image, under that image's name.
+
+    Args:
+        image: the name.
+        result: what the pipeline gave.
+        pixels: the image, `[H, W, 3]` in [0, 1], where its condition is to be measured.
+    """
+    verdict = result.is_anomalous[0], result.image_score[0], result.threshold
+    condition = None if pixels is None else measure_condition(pixels, result.anomaly_map[0])
+    return Record(image, *verdict, tuple(regions_of(result)), condition=condition)
 
 
 LONGEST_NAME = 180  # bytes; file systems take 255, and endings and numbers follow

@@ -1,4 +1,4 @@
-"""The command `ddad-runtime`, on machines without PyTorch: `inspect`, `serve` and `watch`."""
+"""The command `ddad-runtime`, on machines without PyTorch: `inspect`, `serve`, `watch`, `monitor` and `report`."""
 
 import argparse
 import json
@@ -106,6 +106,63 @@ def run_watch(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def add_monitoring(commands: argparse._SubParsersAction) -> None:
+    """`monitor` and `report`, which need nothing but results."""
+    what = "results: the --output of a watch or of `ddad predict`, or the --results of a service"
+    periods = "hour, day, or how many pictures make a period (default: what gives some dozen)"
+    monitor = commands.add_parser(
+        "monitor",
+        help="say what has changed on a line: parts, light, focus or material",
+        description="Says in a sentence whether more parts fail than before and why, as far as pictures tell: whether"
+        " they have become darker, less sharp or different all over; and prints what was found by hour or day.",
+    )
+    monitor.add_argument("results", metavar="RESULTS", help=what)
+    monitor.add_argument("--by", default="auto", metavar="PERIOD", help=periods)
+    monitor.add_argument("--output", type=Path, metavar="FILE", help="an HTML file with the same drawn")
+    monitor.set_defaults(run=run_monitor)
+    report = commands.add_parser(
+        "report",
+        help="results as one HTML file for people who were not there",
+        description="Writes counts, what has changed, and every image that was called defective under its heatmap and"
+        " without its defect, into one file that opens anywhere and prints.",
+    )
+    report.add_argument("results", metavar="RESULTS", help=what)
+    report.add_argument("--output", type=Path, required=True, metavar="FILE", help="the file, report.html say")
+    report.add_argument("--title", default="Inspection", help="(default: %(default)s)")
+    report.add_argument("--by", default="auto", metavar="PERIOD", help=periods)
+    report.set_defaults(run=run_report)
+
+
+def run_monitor(arguments: argparse.Namespace) -> int:
+    """Prints what has changed; with `--output` draws it."""
+    from ddad.runtime.html import write_report
+    from ddad.runtime.monitor import by_period, describe_changes
+    from ddad.runtime.results import read_results
+
+    results = read_results(arguments.results)
+    print("\n".join(describe_changes(results)))
+    heads = ("period", "pictures", "fail %", "median", "95 %", "bright", "sharp", "distance")
+    print("{:<20} {:>9} {:>7} {:>7} {:>7} {:>7} {:>7} {:>9}".format(*heads))
+    for period in by_period(results, arguments.by):
+        scores = f"{period.scores[0]:>7.2f} {period.scores[1]:>7.2f}"
+        known = period.condition
+        taken = "" if known is None else f"{known[0]:>7.3f} {known[1]:>7.3f} {known[2]:>9.3f}"
+        print(f"{period.name:<20} {period.count:>9,} {100 * period.failing:>7.1f} {scores} {taken}")
+    if arguments.output is not None:
+        write_report(results, arguments.output, "What has changed", arguments.by)
+    return 0
+
+
+def run_report(arguments: argparse.Namespace) -> int:
+    """Writes the file."""
+    from ddad.runtime.html import write_report
+    from ddad.runtime.results import read_results
+
+    write_report(read_results(arguments.results), arguments.output, arguments.title, arguments.by)
+    print(f"Written to {arguments.output}.", file=sys.stderr)
+    return 0
+
+
 def run_inspect(arguments: argparse.Namespace) -> int:
     """A line of JSON an image; the exit status is 1 if one could not be read."""
     from ddad.runtime.inspector import load
@@ -144,6 +201,7 @@ def create_parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="inspect images over HTTP")
     add_serving(serve, "exported folders")
     serve.set_defaults(run=run_service)
+    add_monitoring(commands)
     return parser
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import PIL.Image
 
 from ddad.runtime import pictures
+from ddad.runtime.condition import measure_condition
 from ddad.runtime.engines import Evaluate, create
 from ddad.runtime.records import Record
 from ddad.runtime.regions import Region, find_regions
@@ -58,7 +59,9 @@ class Inspection:
 
     def record(self, name: str) -> Record:
         """For tables and JSON, under the image's name."""
-        return Record(name, self.is_anomalous, self.image_score, self.threshold, tuple(self.regions))
+        verdict = self.is_anomalous, self.image_score, self.threshold
+        condition = measure_condition(self.image, self.small_map)
+        return Record(name, *verdict, tuple(self.regions), condition=condition)
 
     @cached_property
     def overlay(self) -> PIL.Image.Image:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from ddad.runtime.condition import Condition
 from ddad.runtime.regions import Region
 
 
@@ -21,6 +22,7 @@ class Record:
         image_score, threshold: in standard deviations of normal images.
         regions: the defect regions, the strongest first.
         error: why the image could not be inspected, or None.
+        condition: how the picture was taken, where that was measured.
     """
 
     image: str
@@ -29,12 +31,20 @@ class Record:
     threshold: float | None = None
     regions: tuple[Region, ...] = ()
     error: str | None = None
+    condition: Condition | None = None
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Record":
         """From `to_dict`, whatever else stands there."""
-        own = {field.name: values[field.name] for field in fields(cls)}
-        return cls(**own | {"regions": tuple(Region(**region) for region in own["regions"])})
+        own = {field.name: values[field.name] for field in fields(cls) if field.name in values}
+        condition = own.get("condition")
+        return cls(
+            **own
+            | {
+                "regions": tuple(Region(**region) for region in own["regions"]),
+                "condition": None if condition is None else Condition(**condition),
+            }
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The record in plain types; numbers with four digits after the point."""

@@ -58,6 +58,11 @@ def test_a_batch_fills_the_table_and_can_be_downloaded(open_page, batch, good, t
     assert (lines[0]["overlay"], lines[1]["map"]) == ("line 1/part_overlay.png", "line 2/part_map.tiff")
     assert all(line["category"] == "solar_cell_mono" and line["date"] for line in lines)
     assert sum(line["is_anomalous"] is True for line in lines) == 1
+    page.get_by_role("button", name=re.compile("Report for who was not there")).click()
+    with page.expect_download() as download:
+        page.get_by_role("row", name=re.compile(r"report\.html")).get_by_role("link").click()
+    content = download.value.path().read_text()
+    assert content.count("<img") == 2 and "3 inspected, 1 with defects" in content and "damaged or cut off" in content
 
 
 @pytest.mark.slow
