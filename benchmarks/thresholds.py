@@ -70,7 +70,7 @@ def rate_of(
     fine = {name: calibration.standardise(name, one, (20,)) for name, one in others.items()}
     scores = calibration.image_score(calibration.combine("appearance", fine)[:, 0])
     assert threshold is not None
-    return [len(trained), len(tried), 100 * float((scores > threshold).float().mean())]
+    return [len(trained), len(tried), 100 * int((scores > threshold).sum()) / len(tried)]
 
 
 def main() -> None:

@@ -93,6 +93,5 @@ def kept_of(entry: dict[str, Any], folder: Path) -> Kept:
 
     date = datetime.datetime.fromisoformat(entry["date"])
     record = Record.from_dict(entry)
-    return Kept(
-        date, record, entry.get("category", ""), picture("overlay"), picture("denoised") or picture("normal_version")
-    )
+    normal = picture("denoised") or picture("normal_version")
+    return Kept(date, record, entry.get("category", ""), picture("overlay"), normal)
