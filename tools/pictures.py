@@ -79,6 +79,34 @@ def make_screenshots() -> None:
         browser.close()
 
 
+def make_painting() -> None:
+    """Where to look, painted on the page, for docs/line.md: the heatmap, and the picture that was painted on."""
+    browser_path = shutil.which("chromium") or shutil.which("google-chrome")
+    with running_page() as url, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1280, "height": 2200})
+        page.goto(f"{url}?category=bottle")
+        page.wait_for_selector("body[data-ready]")
+        page.locator("#examples button").nth(4).click()
+        page.wait_for_timeout(2000)
+        page.get_by_text("Where to look: paint").click()
+        page.wait_for_timeout(4000)
+        box = page.locator("#painting canvas").first.bounding_box()
+        assert box is not None
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        page.mouse.move(x - 60, y)
+        page.mouse.down()
+        page.mouse.move(x + 60, y, steps=12)
+        page.mouse.up()
+        page.wait_for_timeout(500)
+        page.get_by_role("button", name="Look so").click()
+        page.get_by_text("is looked at now").wait_for()
+        page.wait_for_timeout(15_000)
+        shot = PIL.Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+        browser.close()
+    shot.save(SCREENSHOTS / "where_to_look.webp", quality=80, method=6)
+
+
 def make_guide(good: Path) -> None:
     """The way to a part of one's own, for docs/your_part.md: photographs given, and the first verdict."""
     browser_path = shutil.which("chromium") or shutil.which("google-chrome")
@@ -118,3 +146,4 @@ if __name__ == "__main__":
     SCREENSHOTS.mkdir(exist_ok=True)
     make_about_pictures(photographs(ROOT / "checkpoints" / EXPLAINED)[0])
     make_screenshots()
+    make_painting()

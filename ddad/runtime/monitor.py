@@ -46,6 +46,8 @@ class Change:
 def find_step(values: np.ndarray, least: int = LEAST_PICTURES) -> tuple[int, float]:
     """Where the mean of a series steps most clearly, and by how many standard errors; (0, 0) of too few values.
 
+    Of zeros and ones it is their share that steps.
+
     Args:
         values: `[N]`, in order.
         least: values on either side.
@@ -53,14 +55,24 @@ def find_step(values: np.ndarray, least: int = LEAST_PICTURES) -> tuple[int, flo
     count = len(values)
     if count < 2 * least:
         return 0, 0.0
-    # From one to the next they differ by noise alone, whatever steps there are.
-    noise = float(np.diff(values).std()) / np.sqrt(2)
     places = np.arange(least, count - least + 1)
     sums = np.cumsum(values)
     before, after = sums[places - 1] / places, (sums[-1] - sums[places - 1]) / (count - places)
+    if set(np.unique(values)) <= {0.0, 1.0}:  # shares: the root of twice the gain in log likelihood
+        gain = count * entropy(sums[-1] / count) - places * entropy(before) - (count - places) * entropy(after)
+        clear = np.sqrt(2 * np.maximum(gain, 0))
+        return int(places[clear.argmax()]), float(clear.max())
+    # From one to the next they differ by noise alone, whatever steps there are.
+    noise = float(np.diff(values).std()) / np.sqrt(2)
     clear = np.abs(after - before) / (max(noise, 1e-9) * np.sqrt(1 / places + 1 / (count - places)))
     best = int(clear.argmax())
     return int(places[best]), float(clear[best])
+
+
+def entropy(share: np.ndarray) -> np.ndarray:
+    """Of a yes or no, in nats."""
+    share = np.clip(share, 1e-12, 1 - 1e-12)
+    return -share * np.log(share) - (1 - share) * np.log(1 - share)
 
 
 def find_changes(results: Sequence[Kept]) -> dict[str, Change]:
