@@ -1,6 +1,7 @@
 """How fast ddad is beside others, as ratios taken in one process: `python -m benchmarks.speed --checkpoint C`."""
 
 import argparse
+import functools
 import statistics
 import sys
 import tempfile
@@ -133,7 +134,7 @@ def time_normal_versions(pipe: DDADPipeline) -> dict[str, float]:
 
 def time_training(pipe: DDADPipeline) -> dict[str, float]:
     """Seconds of one training step of eight images, and of forward and backward of its U-Net alone."""
-    config = TrainConfig(data="", output="", image_size=pipe.unet.config.sample_size)
+    config = TrainConfig(data="", output="", base="none", image_size=pipe.unet.config.sample_size)
     features, scheduler = pipe.feature_extractor, create_scheduler(config).training_process()
     unet = create_unet(config, features.feature_channels).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(unet.parameters(), fused=True)
@@ -171,7 +172,9 @@ def main(argv: list[str] | None = None) -> int:
     pipe = DDADPipeline.from_pretrained(checkpoint)
     pipe.set_progress_bar_config(disable=True)
     print(f"| {torch.get_num_threads()} threads | ms | ratio |\n|---|---|---|")
-    for times in (time_maps(pipe), time_normal_versions(pipe), time_training(pipe), time_loading(checkpoint)):
+    groups = (time_maps, time_normal_versions, time_training)
+    for group in (*(functools.partial(group, pipe) for group in groups), functools.partial(time_loading, checkpoint)):
+        times = group()
         unit = next(iter(times.values()))
         for name, seconds in times.items():
             print(f"| {name} | {1000 * seconds:,.0f} | {seconds / unit:.2f} |", flush=True)
