@@ -134,7 +134,7 @@ def time_normal_versions(pipe: DDADPipeline) -> dict[str, float]:
 
 def time_training(pipe: DDADPipeline) -> dict[str, float]:
     """Seconds of one training step of eight images, and of forward and backward of its U-Net alone."""
-    config = TrainConfig(data="", output="", base="none", image_size=pipe.unet.config.sample_size)
+    config = TrainConfig(data="", output="", base="", image_size=pipe.unet.config.sample_size)
     features, scheduler = pipe.feature_extractor, create_scheduler(config).training_process()
     unet = create_unet(config, features.feature_channels).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(unet.parameters(), fused=True)
