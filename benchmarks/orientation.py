@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.density import figures
-from benchmarks.evidence import read_category
+from benchmarks.evidence import figures, read_category
 from ddad import DDADDenoiser, DDADImageProcessor, DDADPipeline, DDADRenderer
 from ddad.calibration.backbone import create_appearance_extractor
 from ddad.calibration.calibration import empty_components, round_to_half

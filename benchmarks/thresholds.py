@@ -19,7 +19,8 @@ from ddad.calibration.factors import Views
 from ddad.calibration.fitting import assign_folds, fit_statistics
 from ddad.calibration.observing import CalibrationConfig
 from ddad.calibration.patches import distances_by_others, remember
-from ddad.calibration.promise import parse_rate, simulate_rates
+from ddad.calibration.promise import simulate_rates
+from ddad.commands.shared import parse_rate
 from ddad.datasets.lookalikes import group_lookalikes, shrink_image, split_images
 from ddad.report.markdown import table
 

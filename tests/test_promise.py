@@ -7,9 +7,10 @@ import pytest
 import scipy.stats
 
 from ddad import DDADCalibration, DDADPipeline
-from ddad.calibration.promise import expect_false_alarms, parse_rate, photographs_missing, promise
+from ddad.calibration.promise import expect_false_alarms, photographs_missing, promise
 from ddad.calibration_ddad import student_quantile
 from ddad.cli import main
+from ddad.commands.shared import parse_rate
 from tests.conftest import create_tiny_pipeline
 
 

@@ -45,19 +45,3 @@ def promise(judges: int, rate: float) -> str:
     if missing:
         return f"{words}; {missing} more good photographs are needed for {100 * rate:g} %."
     return f"{words}."
-
-
-def parse_rate(text: str) -> float:
-    """`1%`, `1 %` or `0.01` -> 0.01.
-
-    Raises:
-        ValueError: for what is no part between 0 and a half.
-    """
-    number = text.strip().removesuffix("%").strip()
-    try:
-        rate = float(number) / (100 if "%" in text else 1)
-    except ValueError:
-        rate = math.nan
-    if not 0 < rate <= 0.5:
-        raise ValueError(f"{text!r} is no part of good parts that may fail: give 1% or 0.01, at most 50%.")
-    return rate

@@ -1,6 +1,7 @@
 """What commands share: the data that they are given, and loading a checkpoint."""
 
 import argparse
+import math
 import sys
 import typing
 from pathlib import Path
@@ -33,10 +34,24 @@ def add_good(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def parse_rate(text: str) -> float:
+    """`1%`, `1 %` or `0.01` -> 0.01.
+
+    Raises:
+        ValueError: for what is no part between 0 and a half.
+    """
+    number = text.strip().removesuffix("%").strip()
+    try:
+        rate = float(number) / (100 if "%" in text else 1)
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate <= 0.5:
+        raise ValueError(f"{text!r} is no part of good parts that may fail: give 1% or 0.01, at most 50%.")
+    return rate
+
+
 def add_false_alarms(parser: argparse.ArgumentParser, required: bool = False) -> None:
     """`--false-alarms`."""
-    from ddad.calibration.promise import parse_rate
-
     parser.add_argument(
         "--false-alarms",
         type=parse_rate,
