@@ -334,7 +334,11 @@ class DDADPipeline(DiffusionPipeline):
         if region is not None:
             inside = self.image_processor.read_region(region)
             mask = self.image_processor.read_regions(inside, [tuple(inside.shape)], size)[0, 0]
-        pipe = type(self).from_pipe(self, calibration=self.calibration.with_region(mask))
+        components = {**self.components, "calibration": self.calibration.with_region(mask)}
+        settings = {
+            name: value for name, value in self.config.items() if not name.startswith("_") and name not in components
+        }
+        pipe = type(self)(**components, **settings)  # `from_pipe` does not know components of remote code
         pipe.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
         return pipe
 

@@ -78,6 +78,9 @@ WITHOUT_PACKAGE = """
         output = pipe(np.load(sys.argv[1]), threshold=0.0)
         total = float(np.abs(output.anomaly_map[0]).sum())
         results.append([output.image_score[0], total, output.denoised_image[0].size])
+        half = pipe.with_region(np.arange(64)[None].repeat(64, 0) < 32)
+        looked = half(np.load(sys.argv[1]), denoise=False, false_alarms=0.1)
+        assert 0.4 < looked.region[0].mean() < 0.6 and half.config.category == pipe.config.category
         pipe.save_pretrained(folder + "_again")
     assert type(pipe).__module__.startswith("diffusers_modules.")
     print(json.dumps(results))
