@@ -178,8 +178,8 @@ class Agreement:
     def __str__(self) -> str:
         return (
             f"{self.images} images: maps differ by {self.map_difference:.2g} (99 % of pixels; at one place"
-            f" {self.place_difference:.2g}) and scores by {self.score_difference:.2g} at most, in standard deviations of"
-            f" good images; {self.changed_verdicts} verdicts changed."
+            f" {self.place_difference:.2g}) and scores by {self.score_difference:.2g} at most, in standard deviations"
+            f" of good images; {self.changed_verdicts} verdicts changed."
         )
 
 
