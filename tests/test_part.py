@@ -220,3 +220,22 @@ def test_parts_in_any_position_are_said_to_be_too_few(base):
     spread = [(image - image.min()) / (image.max() - image.min()) for image in smooth]
     _, report = DDADPipeline.fit(spread, base=base, image_size=64)
     assert not report.works
+
+
+@pytest.mark.slow
+def test_a_fit_and_a_training_look_where_a_mask_says(base, photographs, tmp_path, capsys):
+    width, height = PIL.Image.open(photographs[0]).size
+    mask = np.zeros((height, width), np.uint8)
+    mask[:, : width // 2] = 255
+    PIL.Image.fromarray(mask).save(tmp_path / "mask.png")
+    PIL.Image.fromarray(mask[: height // 2]).save(tmp_path / "flat.png")
+    data, output = str(photographs[0].parent), str(tmp_path / "stripes")
+    fit = ["fit", data, "--output", output, "--base", str(base), "--region"]
+    assert main([*fit, str(tmp_path / "flat.png")]) == 2 and "another aspect ratio" in capsys.readouterr().err
+    assert main([*fit, str(tmp_path / "mask.png")]) == 0
+    assert float(DDADPipeline.from_pretrained(output).inside.mean()) == pytest.approx(0.5, abs=0.02)
+    train = ["train", "--data", data, "--output", output, "--steps", "2", "--batch-size", "2", "--image-size", "64"]
+    small = ["--base", "none", "--appearance-size", "64", "--calibration-fraction", "0.4"]
+    assert main([*train, *small, "--region", str(tmp_path / "mask.png")]) == 0
+    assert float(DDADPipeline.from_pretrained(output).inside.mean()) == pytest.approx(0.5, abs=0.02)
+    assert json.loads((tmp_path / "stripes" / "training.json").read_text())["config"]["region"] == "mask.png"
