@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from benchmarks.evidence import appearance_of, figures, read_category
-from ddad import DDADImageProcessor
+from benchmarks.thresholds import smoothed
 from ddad.calibration.factors import Views
 from ddad.calibration.fitting import assign_folds, fit_statistics
 from ddad.calibration.growth import standardised
@@ -20,7 +20,7 @@ from ddad.calibration.part import UNLIKE, deviations
 from ddad.calibration.patches import distances_by_others, remember
 from ddad.report.markdown import table
 
-DRAWS, SIZE, TOP = 3, 256, 4
+DRAWS, TOP, BLUR = 3, 4, 2.0
 
 
 def mixed_views(good: Views, copies: int, added: torch.Tensor, seed: int) -> Views:
@@ -49,10 +49,10 @@ def scores_of(views: Views, test: torch.Tensor) -> tuple[np.ndarray, list[torch.
     }
     side = round(own.shape[1] ** 0.5)
     maps = {name: one.view(-1, 1, side, side) for name, one in distances.items()}
-    fine = 0.0
-    for name, weight in (("gaussians", 2 / 3), ("memory", 1 / 3)):
-        blurred = DDADImageProcessor.blur(DDADImageProcessor.resize(maps[name], (SIZE, SIZE)), 2.0)
-        fine = fine + weight * standardised(blurred, len(own))
+    fine = sum(
+        weight * standardised(smoothed(distances[name], BLUR), len(own))
+        for name, weight in (("gaussians", 2 / 3), ("memory", 1 / 3))
+    )
     cells = torch.nn.functional.adaptive_avg_pool2d(fine[: len(own)], 32).flatten(1)
     scores = cells.topk(TOP, dim=1).values.mean(dim=1).numpy()
     return scores, [maps["gaussians"], maps["gaussians"], maps["memory"]], len(own)

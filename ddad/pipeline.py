@@ -334,11 +334,15 @@ class DDADPipeline(DiffusionPipeline):
         if region is not None:
             inside = self.image_processor.read_region(region)
             mask = self.image_processor.read_regions(inside, [tuple(inside.shape)], size)[0, 0]
-        components = {**self.components, "calibration": self.calibration.with_region(mask)}
+        return self.with_components(calibration=self.calibration.with_region(mask))
+
+    def with_components(self, **changed: Any) -> "DDADPipeline":
+        """A pipeline of the same components and settings but those given; `from_pipe` knows none of remote code."""
+        components = {**self.components, **changed}
         settings = {
             name: value for name, value in self.config.items() if not name.startswith("_") and name not in components
         }
-        pipe = type(self)(**components, **settings)  # `from_pipe` does not know components of remote code
+        pipe = type(self)(**components, **settings)
         pipe.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
         return pipe
 

@@ -158,6 +158,9 @@ def test_the_command_line_takes_masks_beside_images_and_one_for_all(fitted, tmp_
     assert [json.loads(line)["is_anomalous"] for line in capsys.readouterr().out.splitlines()] == [True, False]
     assert main([*flags, str(tmp_path / "all"), "--region", str(tmp_path / "right.png")]) == 0
     assert [json.loads(line)["is_anomalous"] for line in capsys.readouterr().out.splitlines()] == [False, False]
+    PIL.Image.new("L", (64, 64), 255).save(tmp_path / "right.png")  # another mask, so nothing is kept
+    assert main([*flags, str(tmp_path / "all"), "--region", str(tmp_path / "right.png")]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["is_anomalous"] is True
 
 
 def test_an_exported_category_looks_at_the_same(fitted, tmp_path):

@@ -194,11 +194,7 @@ class Categories:
         Returns:
             The name; once the category is forgotten to make room for others, it cannot be had again.
         """
-        category = self._hold(DDADPipeline.from_pretrained(checkpoint))
-        own = f"{name.partition(OWN_MARK)[0]}{OWN_MARK}{secrets.token_hex(16)}"
-        with self._lock:
-            self._loaded[own] = category
-        return own
+        return self._keep_own(name, "", self._hold(DDADPipeline.from_pretrained(checkpoint)))
 
     def add_region(self, name: str, region: ImageInput | None) -> str:
         """Takes in a visitor's own version of a category that looks at a part of the picture alone.
@@ -217,9 +213,13 @@ class Categories:
         category = self.get(name)
         judge = category.judge.with_region(region)
         pipe = judge if category.pipe is category.judge else category.pipe.with_region(region)
-        own = f"{name.partition(OWN_MARK)[0]}{OWN_MARK}{REGION_MARK}{secrets.token_hex(16)}"
+        return self._keep_own(name, REGION_MARK, Category(pipe, judge, judge.calibration.calibration_maps.nbytes))
+
+    def _keep_own(self, name: str, mark: str, category: Category) -> str:
+        """Keeps a visitor's own category; its name, after the one that it was made from."""
+        own = f"{name.partition(OWN_MARK)[0]}{OWN_MARK}{mark}{secrets.token_hex(16)}"
         with self._lock:
-            self._loaded[own] = Category(pipe, judge, judge.calibration.calibration_maps.nbytes)
+            self._loaded[own] = category
         return own
 
     def load_offered(self, load: Callable[[str], Category]) -> None:
@@ -278,17 +278,9 @@ class Categories:
         size = sum(value.nbytes for network in networks for value in network.state_dict().values())
         judge = pipe
         if self.device != "cpu":
-            judge = DDADPipeline(
-                **{**pipe.components, "calibration": copy.deepcopy(pipe.calibration)}, **self._settings(pipe)
-            )
+            judge = pipe.with_components(calibration=copy.deepcopy(pipe.calibration))
             pipe.to(self.device)
         return Category(pipe, judge, size)
-
-    @staticmethod
-    def _settings(pipe: DDADPipeline) -> dict:
-        return {
-            key: value for key, value in pipe.config.items() if not key.startswith("_") and key not in pipe.components
-        }
 
     def search(self) -> list[str]:
         """Repositories on the Hub that carry the tag `ddad`, the most downloaded first; none where no Hub answers.

@@ -139,8 +139,7 @@ class Corrections:
         changed = part.photographs.with_changes(keep_good(good, len(part.photographs.files)), unfit)
         new, facts, _ = self.part.learn(changed, part.category, part.name, run, progress)
         if (inside := self.part.categories.get(category).judge.inside) is not None:  # it looks where it looked
-            learnt, new = new, self.part.categories.add_region(new, inside[0, 0].numpy() > 0)
-            self.part.parts.keep(new, self.part.parts.get(learnt) or part)
+            new = self.part.look_where(new, inside[0, 0].numpy() > 0)
         done = [f"{count_of(len(good), 'photograph')} added as good"] if good else []
         done += [f"{as_text(', '.join(unfit))} left out"] if unfit else []
         words = (

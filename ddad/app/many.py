@@ -68,8 +68,7 @@ def inspect_source(
             result = category.pipe(scores, denoise=False, **chosen)
     except (TypeError, ValueError) as error:
         return Record(source.name, error=str(error).replace(str(source.path), "This file")), None
-    pixels = (scores.images[0].permute(1, 2, 0).numpy() * 255).round().astype("uint8")
-    return record_of(source.name, result, pixels), result
+    return record_of(source.name, result, scores.images[0]), result
 
 
 def kept_small(

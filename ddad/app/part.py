@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import numpy as np
 
 from ddad.app.categories import OWN_MARK, Categories, label_choices, readable
 from ddad.app.compute import LONG, evaluates_networks, give_way, needs_gpu
@@ -126,6 +127,19 @@ class YourPart:
         examples = read_examples(Path(folders.examples), facts.pop("examples"))
         self.parts.keep(own, OwnPart(photographs, category, name, examples))
         return own, facts, archive
+
+    def look_where(self, category: str, inside: np.ndarray | None) -> str:
+        """A version of a category that looks at a part of the picture, `[H, W]` bool, or everywhere; its name.
+
+        What a visitor's own category was learnt from is known of the version too.
+
+        Raises:
+            ValueError: if the region is too small.
+        """
+        new = self.categories.add_region(category, inside)
+        if (part := self.parts.get(category)) is not None:
+            self.parts.keep(new, part)
+        return new
 
     def take(self, path: str) -> str:
         """Opens a checkpoint's zip as a category of the visitor alone; returns its name.

@@ -15,6 +15,7 @@ from ddad.app.corrections import Lists
 from ddad.app.inspection import shrink
 from ddad.app.learning import read_record
 from ddad.app.part import YourPart
+from ddad.app.places import Places
 from ddad.app.single_events import MOMENT, SingleImage, unless_overtaken
 from ddad.app.uploads import output_path, refusal
 from ddad.app.words import Words, refused
@@ -65,18 +66,24 @@ class WhereToLook:
 
     def __init__(self, part: YourPart, single: SingleImage, lists: Lists):
         self.part, self.single, self.lists = part, single, lists
+        self.words: Words
+
+    @property
+    def places(self) -> Places:
+        """The components that show an inspection."""
+        return self.single.places
 
     def show_picture(self, request: gr.Request) -> Any:
         """The visitor's image, to paint on."""
         visit = self.single.visits.of(request)
         if visit.path is None:
             return None
-        processor = self.single.open(visit.category).judge.image_processor
+        judge = self.single.open(visit.category).judge
         try:
-            image = shrink(processor.read_image(visit.path))
+            image = shrink(judge.image_processor.read_image(visit.path))
         except ValueError:  # the inspection has said what is wrong with it
             return None
-        picture = self.single.open(visit.category).judge.renderer.to_image(image, "pil")
+        picture = judge.renderer.to_image(image, "pil")
         picture.thumbnail((LONGEST, LONGEST))
         return picture
 
@@ -88,9 +95,8 @@ class WhereToLook:
         """
         if painted is None:
             raise refusal("Paint on the picture first.", TITLE)
-        opened = self.single.open(category)
         inside = painted if mode == ONLY else ~painted
-        before = opened.judge.inside
+        before = self.single.open(category).judge.inside
         if mode == IGNORE and before is not None:
             kept = torch.nn.functional.interpolate(before, size=inside.shape, mode="bilinear")[0, 0].numpy() > 0.5
             inside = inside & kept
@@ -103,14 +109,11 @@ class WhereToLook:
             gr.Error: if too little of the picture is left.
         """
         try:
-            new = self.single.categories.add_region(category, inside)
+            return self.part.look_where(category, inside)
         except ValueError as error:
             raise refusal(str(error), TITLE) from None
-        part = self.part.parts.get(category)
-        if part is not None:
-            self.part.parts.keep(new, part)
-        return new
 
+    @unless_overtaken
     def look_where(
         self,
         painted: np.ndarray | None,
@@ -124,7 +127,7 @@ class WhereToLook:
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> Iterator[dict[Any, Any]]:
         """Looks at the visitor's image by the category with another region; a `mode` of None looks everywhere."""
-        single, places, lists = self.single, self.single.places, self.lists
+        single, places, lists = self.single, self.places, self.lists
         visit = single.visits.of(request)
         try:
             new = self.version(category, None) if mode is None else self.narrow(category, painted, mode)
@@ -158,12 +161,10 @@ class WhereToLook:
             save_checkpoint(pipe, read_record(self.single.categories, category), str(Path(scratch) / name))
             return gr.File(shutil.make_archive(str(output_path(name)), "zip", scratch, name), visible=True)
 
-    words: Words
-
 
 def add_where_to_look(work: WhereToLook) -> None:
     """Builds the place in the tab for one image."""
-    single, places, lists = work.single, work.single.places, work.lists
+    single, places, lists = work.single, work.places, work.lists
     with gr.Accordion("Where to look: paint what must not decide", open=False, elem_id="where") as place:
         gr.Markdown(EXPLAINED)
         editor = Painting(
@@ -184,12 +185,13 @@ def add_where_to_look(work: WhereToLook) -> None:
     nothing = gr.State(None)
     for button, inputs in ((use, [editor, mode, *shared]), (everywhere, [nothing, nothing, *shared])):
         looked = button.click(
-            look(work), inputs, outputs, js=MOMENT, show_progress_on=places.heatmap, trigger_mode="multiple", **hidden
+            work.look_where,
+            inputs,
+            outputs,
+            js=MOMENT,
+            show_progress_on=places.heatmap,
+            trigger_mode="multiple",
+            **hidden,
         )
         looked.then(single.settle, places.shown, places.all, show_progress="hidden", **hidden)
     download.click(work.download, lists.category, archive, **hidden)
-
-
-def look(work: WhereToLook) -> Any:
-    """The event, which shows nothing where the browser has asked for something newer meanwhile."""
-    return unless_overtaken(WhereToLook.look_where).__get__(work)

@@ -36,7 +36,7 @@ from ddad.calibration.observing import (
 )
 from ddad.calibration.patches import distances_by_others, remember
 from ddad.calibration.progress import Report
-from ddad.calibration_ddad import DDADCalibration
+from ddad.calibration_ddad import FEW_SCORES, DDADCalibration
 from ddad.checkpoint.installed import DDADPipeline
 from ddad.checkpoint.saving import check_output, save_checkpoint, update_record
 from ddad.datasets.folder import ImageFolder, measure_max_value
@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 RESIDUAL_GRID = 16
 NUM_COMPONENTS = 64
-FEW_IMAGES = 50
+FEW_IMAGES = FEW_SCORES
 # What decides: how the part looks, without the U-Net. Blur in pixels, and how many cells make an image score.
 RULE = {"alpha": 0.0, "blur_sigma": 2.0, "feature_score": "appearance"}
 NUM_TOP_CELLS = 4

@@ -7,6 +7,7 @@ import numpy as np
 from ddad.calibration.progress import track
 from ddad.calibration.promise import RATES, expect_false_alarms, photographs_missing
 from ddad.datasets.layouts import Dataset
+from ddad.evaluation.evaluate import labelled
 from ddad.evaluation.metrics import judge
 from ddad.pipeline import DDADPipeline
 from ddad.report.markdown import table
@@ -29,12 +30,7 @@ def score_dataset(pipe: DDADPipeline, dataset: Dataset) -> LabelledScores:
     Raises:
         ValueError: if there are no good or no defective ones.
     """
-    samples = dataset.select("test")
-    defective = np.array([sample.defective for sample in samples], dtype=bool)
-    if not defective.any() or defective.all():
-        raise ValueError(
-            f"Good and defective test images are needed, found {int((~defective).sum())} and {int(defective.sum())}."
-        )
+    samples, defective = labelled(dataset)
     paths = [sample.path for sample in samples]
     scores = np.array([pipe(path, denoise=False).image_score[0] for path in track(paths, "Scoring", None)])
     return LabelledScores(scores[~defective], scores[defective])

@@ -76,6 +76,8 @@ def settings_of(arguments: argparse.Namespace) -> str:
     state = describe_state(folder) if folder.is_dir() else None
     state = metadata.read_text(encoding="utf-8") if metadata.is_file() else state
     values = [*(getattr(arguments, name) for name in names), state]
+    if arguments.region is not None:  # another mask under the same name is another setting
+        values.append(hashlib.sha256(Path(arguments.region).read_bytes()).hexdigest())
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
@@ -171,7 +173,7 @@ def by_pipeline(arguments: argparse.Namespace) -> Inspector:
         )
         small = far_too_small((original.shape[2], original.shape[1]), pipe)
         line = {
-            **record_of(str(path), result, original.permute(1, 2, 0).numpy()).to_dict(),
+            **record_of(str(path), result, original).to_dict(),
             **({} if small is None else {"warning": " ".join(small)}),
             **({} if white is None else {"white": white}),  # of files of more than 8 bits
         }

@@ -71,7 +71,7 @@ def run_threshold(arguments: argparse.Namespace) -> int:
     if arguments.miss_costs is not None:
         print(choose_by_cost(pipe, scores, arguments.miss_costs, arguments.defects))
     if arguments.output is not None:
-        chosen = type(pipe).from_pipe(pipe, calibration=pipe.calibration.with_false_alarms(arguments.false_alarms))
+        chosen = pipe.with_components(calibration=pipe.calibration.with_false_alarms(arguments.false_alarms))
         save_checkpoint(chosen, load_record(find_folder(arguments.checkpoint, {})), arguments.output)
         print(f"Saved to {arguments.output}, threshold {chosen.threshold:.2f}.", file=sys.stderr)
     return 0

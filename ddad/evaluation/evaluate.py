@@ -96,11 +96,8 @@ def leave_out_broken(pipe: DDADPipeline, dataset: Dataset) -> tuple[Dataset, dic
     return replace(dataset, samples=kept), {path.name: text for path, text in errors.items()}
 
 
-def evaluate(pipe: DDADPipeline, dataset: Dataset) -> tuple[dict[str, Any], ScoredImages, np.ndarray | None]:
-    """Measures every form of score on the test images of a data set, and the baselines where good images train.
-
-    Returns:
-        The measurements, in percent where they are parts; maps and scores of all test images; their masks.
+def labelled(dataset: Dataset) -> tuple[list[Sample], np.ndarray]:
+    """A data set's test images, and which of them are defective, `[N]` bool.
 
     Raises:
         ValueError: if there are no good or no defective images.
@@ -111,6 +108,19 @@ def evaluate(pipe: DDADPipeline, dataset: Dataset) -> tuple[dict[str, Any], Scor
         raise ValueError(
             f"Good and defective test images are needed, found {int((~defective).sum())} and {int(defective.sum())}."
         )
+    return samples, defective
+
+
+def evaluate(pipe: DDADPipeline, dataset: Dataset) -> tuple[dict[str, Any], ScoredImages, np.ndarray | None]:
+    """Measures every form of score on the test images of a data set, and the baselines where good images train.
+
+    Returns:
+        The measurements, in percent where they are parts; maps and scores of all test images; their masks.
+
+    Raises:
+        ValueError: if there are no good or no defective images.
+    """
+    samples, defective = labelled(dataset)
     masks, own = read_masks(samples, pipe.unet.config.sample_size), pipe.inside
     inside = None if own is None else own[0, 0].numpy() > 0
     if masks is not None and inside is not None:

@@ -67,9 +67,14 @@ def draw_sheet(pipe: DDADPipeline, samples: list[Sample], scores: np.ndarray) ->
 
 
 def draw_curves(
-    scored: ScoredImages, samples: list[Sample], masks: np.ndarray | None, threshold: float, folder: Path
+    scored: ScoredImages,
+    samples: list[Sample],
+    masks: np.ndarray | None,
+    threshold: float,
+    folder: Path,
+    inside: np.ndarray | None = None,
 ) -> None:
-    """Writes `histogram.png` and `curves.png`.
+    """Writes `histogram.png` and `curves.png`; of pixels those `inside` count, `[S, S]` bool.
 
     Raises:
         ImportError: if matplotlib is not installed.
@@ -99,7 +104,7 @@ def draw_curves(
         panels[0].plot(rates, recall, label=form, color=colour)
         if masks is not None:
             known = ~defective | masks.any(axis=(1, 2))
-            curves = pixel_curves(scored.maps[form][known], masks[known])
+            curves = pixel_curves(scored.maps[form][known], masks[known], inside)
             shown = np.linspace(0, 0.3, 301)
             panels[1].plot(
                 shown, np.interp(shown, curves.false_positive_rate, curves.overlap), label=form, color=colour
@@ -118,6 +123,7 @@ def write_figures(
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     threshold: Any = pipe.threshold
-    draw_curves(scored, samples, masks, threshold, target)
+    inside = None if pipe.inside is None else pipe.inside[0, 0].numpy() > 0
+    draw_curves(scored, samples, masks, threshold, target, inside)
     draw_sheet(pipe, samples, scored.scores["combined"]).save(target / "cases.webp", quality=88)
     return [target / name for name in ("cases.webp", "histogram.png", "curves.png")]

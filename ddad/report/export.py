@@ -10,22 +10,25 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import torch
 
 from ddad.report.regions import regions_of
 from ddad.runtime.condition import measure_condition
 from ddad.runtime.records import Record, regions_to_csv, to_csv
 
 
-def record_of(image: str, result: Any, pixels: np.ndarray | None = None) -> Record:
+def record_of(image: str, result: Any, picture: torch.Tensor | None = None) -> Record:
     """What a pipeline found on the first image, under that image's name.
 
     Args:
         image: the name.
         result: what the pipeline gave.
-        pixels: the image, `[H, W, 3]` in [0, 1], where its condition is to be measured.
+        picture: the image, `[3, H, W]` in [0, 1], where its condition is to be measured.
     """
     verdict = result.is_anomalous[0], result.image_score[0], result.threshold
-    condition = None if pixels is None else measure_condition(pixels, result.anomaly_map[0])
+    condition = None
+    if picture is not None:
+        condition = measure_condition(picture.permute(1, 2, 0).numpy(), result.anomaly_map[0])
     return Record(image, *verdict, tuple(regions_of(result)), condition=condition)
 
 

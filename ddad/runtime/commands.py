@@ -106,18 +106,30 @@ def run_watch(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def add_results(parser: argparse.ArgumentParser) -> None:
+    """What was found, and by which periods it is told."""
+    parser.add_argument(
+        "results",
+        metavar="RESULTS",
+        help="results: the --output of a watch or of `ddad predict`, or the --results of a service",
+    )
+    parser.add_argument(
+        "--by",
+        default="auto",
+        metavar="PERIOD",
+        help="hour, day, or how many pictures make a period (default: what gives some dozen)",
+    )
+
+
 def add_monitoring(commands: argparse._SubParsersAction) -> None:
     """`monitor` and `report`, which need nothing but results."""
-    what = "results: the --output of a watch or of `ddad predict`, or the --results of a service"
-    periods = "hour, day, or how many pictures make a period (default: what gives some dozen)"
     monitor = commands.add_parser(
         "monitor",
         help="say what has changed on a line: parts, light, focus or material",
         description="Says in a sentence whether more parts fail than before and why, as far as pictures tell: whether"
         " they have become darker, less sharp or different all over; and prints what was found by hour or day.",
     )
-    monitor.add_argument("results", metavar="RESULTS", help=what)
-    monitor.add_argument("--by", default="auto", metavar="PERIOD", help=periods)
+    add_results(monitor)
     monitor.add_argument("--output", type=Path, metavar="FILE", help="an HTML file with the same drawn")
     monitor.set_defaults(run=run_monitor)
     report = commands.add_parser(
@@ -126,10 +138,9 @@ def add_monitoring(commands: argparse._SubParsersAction) -> None:
         description="Writes counts, what has changed, and every image that was called defective under its heatmap and"
         " without its defect, into one file that opens anywhere and prints.",
     )
-    report.add_argument("results", metavar="RESULTS", help=what)
+    add_results(report)
     report.add_argument("--output", type=Path, required=True, metavar="FILE", help="the file, report.html say")
     report.add_argument("--title", default="Inspection", help="(default: %(default)s)")
-    report.add_argument("--by", default="auto", metavar="PERIOD", help=periods)
     report.set_defaults(run=run_report)
 
 

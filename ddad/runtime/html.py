@@ -5,7 +5,7 @@ import datetime
 import html
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -101,7 +101,7 @@ def table_of(periods: Sequence[Period]) -> str:
     return f"<table><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>{cells}</table>"
 
 
-def gallery(results: Sequence[Kept], open_picture: Callable[[Path], PIL.Image.Image] = PIL.Image.open) -> str:
+def gallery(results: Sequence[Kept]) -> str:
     """The images that were called defective, the strongest first, under their heatmaps and without their defects."""
     found = sorted(
         (one for one in results if one.record.is_anomalous), key=lambda one: -(one.record.image_score or 0.0)
@@ -111,7 +111,7 @@ def gallery(results: Sequence[Kept], open_picture: Callable[[Path], PIL.Image.Im
         pictures = []
         for path, what in ((one.overlay, "under its heatmap"), (one.normal, "without its defect")):
             if path is not None:
-                with open_picture(path) as source:
+                with PIL.Image.open(path) as source:
                     pictures.append(picture(source, f"{one.record.image} {what}"))
         regions = len(one.record.regions)
         said = f"score {one.record.image_score:.1f}, {regions} region{'s' * (regions != 1)}, {one.date:%Y-%m-%d %H:%M}"

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import ddad
+from ddad.calibration.promise import RATES
 from ddad.checkpoint.installed import DDADPipeline
 from ddad.checkpoint.saving import check_output, library_versions
 from ddad.pipeline import ImageInput
@@ -24,8 +25,6 @@ from ddad.serving.graphs import NoisyToClean, Verdict
 
 Format = Literal["onnx", "openvino"]
 OPSET = 18
-# False-alarm rates whose thresholds are stored.
-RATES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 # By how much 99 % of a map may differ, in standard deviations of good images: two orders below what anybody sees.
 # Where two remembered patches lie equally near, rounding decides which is taken, and their radii differ: so a place
 # may differ by more, and a score by its share of that.
@@ -127,10 +126,10 @@ def describe(pipe: DDADPipeline, folder: Path) -> dict[str, Any]:
         "category": pipe.config.category,
         "threshold": pipe.threshold,
         "tolerance": judgement.tolerance,
-        "false_alarms": 1 - pipe.calibration.config.threshold_quantile,
+        "false_alarms": pipe.calibration.false_alarms,
         "thresholds": {
-            "rates": list(RATES),
-            "thresholds": [pipe.calibration.threshold(judgement, rate) for rate in RATES],
+            "rates": sorted(RATES),
+            "thresholds": [pipe.calibration.threshold(judgement, rate) for rate in sorted(RATES)],
         },
         "held_out_scores": [round(float(score), 4) for score in held_out],
         "judged_by": {"feature_score": judgement.feature_score, "alpha": judgement.alpha},

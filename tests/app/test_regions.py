@@ -1,6 +1,7 @@
 """Where to look, painted on the page."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -16,7 +17,7 @@ from ddad.app.own_parts import OwnParts
 from ddad.app.part import YourPart
 from ddad.app.regions import IGNORE, ONLY, Painting, WhereToLook
 from ddad.app.single_events import SingleImage
-from ddad.app.visits import Visits
+from ddad.app.visits import Visit, Visits
 from tests.app.conftest import give
 from tests.conftest import create_tiny_pipeline
 from tests.helpers import png
@@ -53,6 +54,14 @@ def test_what_is_painted_makes_a_version_of_the_category(work):
         work.narrow("tiny", np.ones((60, 80), bool), IGNORE)
     with pytest.raises(CategoryError):
         work.single.categories.get("tiny~look-guessed")
+
+
+def test_a_look_that_was_overtaken_changes_nothing(work):
+    visit = Visit(moment=5.0)
+    work.single.visits = SimpleNamespace(of=lambda _: visit)
+    work.single.places = SimpleNamespace(nothing={"shown": "as it is"}, shown="shown")
+    arguments = (LEFT, ONLY, "tiny", ["tiny"], [], 0.7, 1.0, None, None)  # asked for before what the page did last
+    assert list(work.look_where(*arguments)) == [{"shown": "as it is"}] and visit.category == ""
 
 
 def test_it_can_be_taken_home(work, tmp_path):
